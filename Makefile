@@ -1,0 +1,22 @@
+# Shorthand for the commands of the README; each sets up its own environment.
+.PHONY: run test check figures
+PYTHON ?= python3
+
+.venv/bin/loc-edit: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+run: .venv/bin/loc-edit
+	.venv/bin/loc-edit run
+
+test: .venv/bin/loc-edit
+	.venv/bin/pytest -n auto
+
+check: .venv/bin/loc-edit
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+figures: .venv/bin/loc-edit
+	.venv/bin/python scripts/make_figures.py

@@ -1,0 +1,242 @@
+"""Rows of different lengths and of many facts in one right-padded batch.
+
+Attention is causal: what is padded on the right cannot reach a real position, so a row in a batch
+computes what it computes alone.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens import HookedTransformer
+from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+from loc_edit.models import logits_at
+from loc_edit.prompts import BadPrompt, Prompt
+
+Hook = tuple[str | Callable[..., Any], Callable[..., Any]]
+"""A hook point's name and a function, as TransformerLens takes them."""
+NO_TARGET = -1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts, each followed by its target (but for the target's last token), padded on the right.
+
+    Attributes:
+        prompts: one a row.
+        tokens: token ids; padding repeats a token of the vocabulary that nothing attends to.
+        targets: target ids by row, padded with -1.
+        last_subject: position of each row's last subject token.
+        noise: added to the embeddings, zero outside the subjects; `None` for clean rows.
+    """
+
+    prompts: tuple[Prompt, ...]
+    tokens: Int[Tensor, "row pos"]
+    targets: Int[Tensor, "row target"]
+    last_subject: Int[Tensor, " row"]
+    noise: Float[Tensor, "row pos d_model"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def lengths(self) -> Int[Tensor, " row"]:
+        """Number of real positions of each row."""
+        n_target = (self.targets != NO_TARGET).sum(1)
+        prompts = torch.tensor([len(p) for p in self.prompts], device=self.tokens.device)
+        return prompts + (n_target - 1).clamp(min=0)
+
+    @property
+    def answers_at(self) -> Int[Tensor, "row target"]:
+        """Positions whose logits predict the target's tokens; those of padding are clipped to the row."""
+        lengths = torch.tensor([len(p) for p in self.prompts], device=self.tokens.device)
+        steps = torch.arange(self.targets.shape[1], device=self.tokens.device)
+        return (lengths[:, None] - 1 + steps).clamp(max=self.tokens.shape[1] - 1)
+
+
+def make_batch(
+    model: HookedTransformer,
+    prompts: Sequence[Prompt],
+    targets: Sequence[Int[Tensor, " _"]] | None = None,
+    noise: Sequence[Float[Tensor, "_ d_model"] | None] | None = None,
+) -> Batch:
+    """A batch of `prompts`, with a target each if given, and subject noise each where it is not `None`.
+
+    Raises:
+        BadPrompt: a row is longer than the model's context.
+    """
+    device = model.cfg.device
+    empty = torch.zeros(0, dtype=torch.long, device=device)
+    rows = [
+        torch.cat([prompt.tokens, target[:-1]])
+        for prompt, target in zip(prompts, targets or [empty] * len(prompts), strict=True)
+    ]
+    for row, prompt in zip(rows, prompts, strict=True):
+        if len(row) > model.cfg.n_ctx:
+            raise BadPrompt(
+                f"fact {prompt.fact_id}: {len(row)} tokens do not fit the context of {model.cfg.n_ctx}: {prompt.text!r}"
+            )
+    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    padded = torch.nn.utils.rnn.pad_sequence(
+        list(targets or [empty] * len(prompts)), batch_first=True, padding_value=NO_TARGET
+    )
+    last = torch.tensor([prompt.last_subject for prompt in prompts], device=device)
+    return Batch(tuple(prompts), tokens, padded, last, embed_noise(model, prompts, tokens.shape[1], noise))
+
+
+def embed_noise(
+    model: HookedTransformer,
+    prompts: Sequence[Prompt],
+    n_pos: int,
+    noise: Sequence[Float[Tensor, "_ d_model"] | None] | None,
+) -> Float[Tensor, "row pos d_model"] | None:
+    """Each row's subject noise at its own subject's positions, zero elsewhere; `None` if no row has any."""
+    if noise is None or all(one is None for one in noise):
+        return None
+    full = torch.zeros(len(prompts), n_pos, model.cfg.d_model, device=model.cfg.device, dtype=model.cfg.dtype)
+    for row, (prompt, one) in enumerate(zip(prompts, noise, strict=True)):
+        if one is not None:
+            full[row, prompt.subject] = one.to(full)
+    return full
+
+
+def noise_hooks(noise: Float[Tensor, "row pos d_model"] | None) -> list[Hook]:
+    """The hook that adds a batch's noise to its embeddings."""
+    return [] if noise is None else [("hook_embed", lambda value, hook: value + noise)]
+
+
+def run(
+    model: HookedTransformer,
+    batch: Batch,
+    *,
+    stop_at_layer: int | None = None,
+    hooks: Sequence[Hook] = (),
+) -> Float[Tensor, "row pos d_model"]:
+    """The residual stream before `stop_at_layer` (by default after the last), noise and hooks applied."""
+    stop = model.cfg.n_layers if stop_at_layer is None else stop_at_layer
+    return model.run_with_hooks(batch.tokens, stop_at_layer=stop, fwd_hooks=[*noise_hooks(batch.noise), *hooks])
+
+
+def resume(
+    model: HookedTransformer,
+    residual: Float[Tensor, "row pos d_model"],
+    layer: int,
+    hooks: Sequence[Hook] = (),
+) -> Float[Tensor, "row pos d_model"]:
+    """The final residual stream from the one before `layer` (after the last block: the same one)."""
+    if layer == model.cfg.n_layers:
+        return residual
+    return model.run_with_hooks(residual, start_at_layer=layer, stop_at_layer=model.cfg.n_layers, fwd_hooks=list(hooks))
+
+
+@dataclass(frozen=True)
+class Tails:
+    """Rows from one position each on, and the attention keys and values of what comes before.
+
+    For when what comes before stays as it is: only the tails are computed again.
+
+    Attributes:
+        start: first position of each row's tail, in the row.
+        residual: residual stream of the tails before `layer`, padded on the right.
+        layer: where the tails go on.
+        cache: keys and values of the positions before, from `layer` on, padded on the left; frozen.
+        mask: 1 where a position, of the part before and the tail together, is a real one.
+    """
+
+    start: Int[Tensor, " row"]
+    residual: Float[Tensor, "row tail d_model"]
+    layer: int
+    cache: TransformerLensKeyValueCache
+    mask: Int[Tensor, "row before_and_tail"]
+
+
+@torch.no_grad()
+def make_tails(
+    model: HookedTransformer,
+    residual: Float[Tensor, "row pos d_model"],
+    layer: int,
+    start: Int[Tensor, " row"],
+    lengths: Int[Tensor, " row"],
+) -> Tails:
+    """The tails of rows from `start` on, given their residual stream before `layer`.
+
+    The rows are run once from there, to keep the keys and values of the positions before `start`.
+    """
+    rows, device = len(residual), residual.device
+    whole = TransformerLensKeyValueCache.init_cache(model.cfg, device, rows)
+    if layer < model.cfg.n_layers:
+        ones = torch.ones(residual.shape[:2], dtype=torch.long, device=device)
+        model(
+            residual, start_at_layer=layer, stop_at_layer=model.cfg.n_layers, past_kv_cache=whole, attention_mask=ones
+        )
+    n_before, n_tail = int(start.max()), int((lengths - start).max())
+    before = start[:, None] - n_before + torch.arange(n_before, device=device)
+    tail = (start[:, None] + torch.arange(n_tail, device=device)).clamp(max=residual.shape[1] - 1)
+    at = torch.arange(rows, device=device)[:, None]
+    kept = TransformerLensKeyValueCache.init_cache(model.cfg, device, rows)
+    for entry, full in zip(kept.entries[layer:], whole.entries[layer:], strict=True):
+        entry.past_keys = full.past_keys[at, before.clamp(min=0)]
+        entry.past_values = full.past_values[at, before.clamp(min=0)]
+    kept.freeze()
+    mask = torch.cat([before >= 0, torch.ones_like(tail, dtype=torch.bool)], dim=1).long()
+    return Tails(start, residual[at, tail], layer, kept, mask)
+
+
+def resume_tails(
+    model: HookedTransformer, tails: Tails, residual: Float[Tensor, "row tail d_model"]
+) -> Float[Tensor, "row tail d_model"]:
+    """The final residual stream of the tails, from `residual` in place of theirs."""
+    if tails.layer == model.cfg.n_layers:
+        return residual
+    return cast(
+        Tensor,
+        model(
+            residual,
+            start_at_layer=tails.layer,
+            stop_at_layer=model.cfg.n_layers,
+            past_kv_cache=tails.cache,
+            attention_mask=tails.mask,
+        ),
+    )
+
+
+def activations(
+    model: HookedTransformer,
+    batch: Batch,
+    names: Sequence[str],
+    *,
+    stop_at_layer: int,
+    hooks: Sequence[Hook] = (),
+) -> dict[str, Float[Tensor, "row width"]]:
+    """Activations of hook points `names` at each row's last subject token."""
+    rows = torch.arange(len(batch), device=batch.tokens.device)
+    found: dict[str, Tensor] = {}
+
+    def keep(value: Tensor, hook: Any) -> Tensor:
+        found[hook.name] = value[rows, batch.last_subject]
+        return value
+
+    run(model, batch, stop_at_layer=stop_at_layer, hooks=[*hooks, *((name, keep) for name in names)])
+    return found
+
+
+def target_log_probs(
+    model: HookedTransformer,
+    batch: Batch,
+    residual: Float[Tensor, "row some d_model"],
+    start: Int[Tensor, " row"] | None = None,
+) -> Float[Tensor, "row target"]:
+    """Log-probability of each target token, in float32; 0 where a row's target is padded.
+
+    `residual` is the final stream of whole rows, or of their tails from `start` on.
+    """
+    rows = torch.arange(len(batch), device=residual.device)[:, None]
+    positions = batch.answers_at if start is None else batch.answers_at - start[:, None]
+    logits = logits_at(model, residual[rows, positions.clamp(max=residual.shape[1] - 1)]).float()
+    index = batch.targets.clamp(min=0)[..., None]
+    log_p = logits.log_softmax(-1).gather(-1, index)[..., 0]
+    return log_p.masked_fill(batch.targets == NO_TARGET, 0.0)

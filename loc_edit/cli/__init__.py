@@ -1,0 +1,119 @@
+"""The command line: one command, one library call."""
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+from pydantic import ValidationError
+from rich.markup import escape
+
+from loc_edit.cli.commands import analyze, edit, facts, stats, trace
+from loc_edit.cli.show import duration, err, out, progress, r2_table, score_table
+from loc_edit.config import ExperimentConfig, first_error
+
+LISTS = ("--layers", "--windows", "--methods", "--problems")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; errors that a user can mend take one line and no traceback."""
+    args = _split_lists(list(sys.argv[1:] if argv is None else argv))
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    warnings.filterwarnings("ignore", message=".*HookedTransformer.*", category=DeprecationWarning)
+    try:
+        commands = {
+            "run": _run_with_default(_experiment(args)),
+            "plan": _plan_with_default(_experiment(args)),
+            "trace": trace,
+            "edit": edit,
+            "stats": stats,
+            "analyze": analyze,
+            "facts": facts,
+        }
+        tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="loc-edit",
+            description="Does the place where a fact seems to be stored tell us where to edit it?",
+            args=args,
+        )
+    except KeyboardInterrupt:
+        err.print("\nstopped; finished rows are kept, and the same command goes on from there")
+        return 130
+    except ValidationError as error:  # of options; `ExperimentConfig.from_toml` words those of a file
+        err.print(f"[bold red]loc-edit:[/] {escape(first_error(error))}", soft_wrap=True)
+        return 1
+    except (ValueError, OSError, RuntimeError) as error:
+        err.print(f"[bold red]loc-edit:[/] {escape(str(error))}", soft_wrap=True)
+        return 1
+    return 0
+
+
+def _split_lists(args: list[str]) -> list[str]:
+    """`--layers 2,4` as `--layers 2 4`: both ways of writing a list are common."""
+    result: list[str] = []
+    option = ""
+    for arg in args:
+        option = arg if arg.startswith("--") else option
+        name, equals, values = arg.partition("=")
+        if equals and name in LISTS:
+            result += [name, *values.split(",")]
+        else:
+            result += arg.split(",") if option in LISTS else [arg]
+    return result
+
+
+def _experiment(args: Sequence[str]) -> ExperimentConfig:
+    """The defaults of `run` and `plan`: those of the file or name after `--config`."""
+    if not args or args[0] not in ("run", "plan"):
+        return ExperimentConfig()
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", default="default")
+    return ExperimentConfig.from_toml(parser.parse_known_args(args)[0].config)
+
+
+def _run_with_default(default: ExperimentConfig) -> Any:
+    def run(experiment: Annotated[ExperimentConfig, tyro.conf.arg(name="")] = default, config: str = "default") -> None:
+        """Run an experiment: trace, edit, score, write rows, tables and figures; go on if it was stopped.
+
+        Args:
+            experiment: its options.
+            config: a TOML file, or default, smoke or full; options given beside it win.
+        """
+        from loc_edit.analysis import analyze
+        from loc_edit.experiment import Experiment
+
+        with progress() as advance:
+            wanted = Experiment(experiment)
+            done = wanted.run(progress=advance, workers=wanted.default_workers())
+        found = analyze(done)
+        out.print(r2_table(found))
+        out.print(score_table(found))
+        counts = ", ".join(f"{n} {status}" for status, n in done.counts().items())
+        out.print(f"edits: {counts}")
+        out.print(f"rows, tables and figures: [bold]{escape(str(done.path))}[/]")
+
+    return run
+
+
+def _plan_with_default(default: ExperimentConfig) -> Any:
+    def plan(
+        experiment: Annotated[ExperimentConfig, tyro.conf.arg(name="")] = default, config: str = "default"
+    ) -> None:
+        """Say how many traces and edits an experiment means and about how long it takes; run nothing.
+
+        Args:
+            experiment: its options.
+            config: a TOML file, or default, smoke or full; options given beside it win.
+        """
+        from loc_edit.experiment import Experiment
+
+        plan = Experiment(experiment).plan()
+        out.print(f"facts   {plan.facts:>9,}")
+        out.print(f"traces  {plan.traces:>9,}  (each at every layer and position)")
+        out.print(f"edits   {plan.edits:>9,}  ({plan.combinations} methods x problems, {plan.layers} layers)")
+        out.print(f"time    {duration(plan.seconds):>9}  (estimated from 4 facts on this machine)")
+
+    return plan

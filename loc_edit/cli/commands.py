@@ -1,0 +1,208 @@
+"""The commands about one fact, the key statistics, a finished run, and the facts themselves."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from rich.markup import escape
+from rich.table import Table
+
+from loc_edit.cli.show import out, probability_table, progress, r2_table, score_table, top_tokens
+from loc_edit.config import ExperimentConfig
+
+if TYPE_CHECKING:
+    from loc_edit.facts import Fact
+
+
+def trace(
+    fact: int,
+    model: str = "builtin",
+    data: str = "builtin",
+    window: int = 5,
+    site: str = "mlp_out",
+    noise: str = "s3",
+    samples: int = 10,
+    seed: int = 0,
+    folder: Path = Path("runs/traces"),
+) -> None:
+    """Trace one fact: print the layer x token grid, and save it as CSV, PNG and PDF.
+
+    Args:
+        fact: the fact's id (see `loc-edit facts`).
+        model: the built-in model, a hub name, or a local Hugging Face directory.
+        data: the built-in facts, or a file of facts.
+        window: layers restored together.
+        site: mlp_out, attn_out, resid_post, or what follows `blocks.<l>.` in a hook name.
+        noise: a standard deviation, or s3.
+        samples: noise samples.
+        seed: start of the random draws.
+        folder: where the files go.
+    """
+    import loc_edit
+    from loc_edit import figures, tables
+
+    facts = loc_edit.load_facts(data, seed=seed)
+    chosen, net = _chosen(facts, fact, data), loc_edit.load_model(model)
+    prompt = loc_edit.encode(net, chosen)
+    drawn = loc_edit.subject_noise(net, prompt, scale=noise, facts=facts, samples=samples, seed=seed)
+    found = loc_edit.trace(net, prompt, chosen.target_true, noise=drawn, site=site, window=window)
+    numbers = f"p clean {found.p_clean:.3f}, corrupted {found.p_corrupted:.3f}"
+    out.print(f"{escape(prompt.text)} -> [bold]{escape(chosen.target_true)}[/]   {numbers}")
+    table = Table(title=f"restored p, {site}, window {found.window}; * subject", title_justify="left")
+    table.add_column("token")
+    for layer in range(len(found.p_restored)):
+        table.add_column(str(layer), justify="right")
+    for pos, token in enumerate(found.token_texts):
+        star = "*" if prompt.subject.start <= pos < prompt.subject.stop else ""
+        table.add_row(escape(token) + star, *(f"{p:.3f}" for p in found.p_restored[:, pos].tolist()))
+    out.print(table)
+    rows = tables.effects(found.to_frame(), found.window, site)
+    paths = figures.save(found.plot(), rows, folder, f"trace_{fact}")
+    out.print("saved " + ", ".join(str(path) for path in paths))
+
+
+def edit(
+    fact: int,
+    layer: int,
+    method: str = "rome",
+    problem: str = "error_injection",
+    model: str = "builtin",
+    data: str = "builtin",
+    preset: str = "auto",
+    noise: str = "s3",
+    seed: int = 0,
+    corpus_tokens: int = 200_000,
+    save: Path | None = None,
+) -> None:
+    """Edit one fact at one layer, and show what that does: probabilities, next tokens, scores.
+
+    Args:
+        fact: the fact's id (see `loc-edit facts`).
+        layer: the layer, or the centre of the window.
+        method: rome, memit, finetune-1, finetune-5.
+        problem: what is asked of the edit.
+        model: the built-in model, a hub name, or a local Hugging Face directory.
+        data: the built-in facts, or a file of facts.
+        preset: the method's settings: builtin, gpt-j, gpt2-xl, none, or auto.
+        noise: subject noise, for tracing_reversal and fact_forcing.
+        seed: start of the random draws.
+        corpus_tokens: tokens for the key statistics, which are cached.
+        save: a safetensors file for the edit.
+    """
+    import loc_edit
+    from loc_edit.experiment import Experiment
+    from loc_edit.units import edit_all
+
+    values = {
+        "model": model,
+        "data": data,
+        "preset": preset,
+        "noise": noise,
+        "seed": seed,
+        "corpus_tokens": corpus_tokens,
+    }
+    config = ExperimentConfig.from_values({**values, "methods": [method], "problems": [problem], "layers": [layer]})
+    experiment = Experiment(config)
+    [cell] = experiment.cells
+    net, chosen = experiment.model, _chosen(loc_edit.load_facts(data, seed=seed), fact, data)
+    drawn = loc_edit.subject_noise(net, loc_edit.encode(net, chosen), scale=experiment.sigma, seed=seed)
+    request = loc_edit.pose(chosen, problem, net, noise=drawn, noise_scale=experiment.sigma, seed=seed)
+    [made] = edit_all(experiment.bench(), cell, [request])
+    if isinstance(made, Exception):
+        raise made
+    score = loc_edit.score(net, chosen, request, made)
+    out.print(f"{escape(request.prompt.text)} -> [bold]{escape(request.target)}[/] ({request.objective})")
+    out.print(escape(repr(made)))
+    before = top_tokens(net, chosen)
+    with made.applied(net):
+        after = top_tokens(net, chosen)
+    out.print(f"next tokens before: {escape(before)}\nnext tokens after:  {escape(after)}")
+    out.print(probability_table(chosen, score))
+    out.print(
+        "   ".join(
+            f"{name} {getattr(score, name):.3f}"
+            for name in ("rewrite", "paraphrase", "neighborhood", "essence", "overall")
+        )
+    )
+    if save:
+        made.save(save)
+        out.print(f"saved {save}")
+
+
+def stats(model: str = "builtin", corpus: str = "builtin", tokens: int = 200_000, save: Path | None = None) -> None:
+    """Compute the keys' second moments of every layer, or find them in the cache, and say how sound they are.
+
+    Args:
+        model: the built-in model, a hub name, or a local Hugging Face directory.
+        corpus: the texts.
+        tokens: tokens used at most.
+        save: a safetensors file for them.
+    """
+    import loc_edit
+
+    net = loc_edit.load_model(model)
+    with progress() as advance:
+        found = loc_edit.key_stats(
+            net, range(net.cfg.n_layers), corpus, tokens=tokens, progress=lambda a, b: advance("tokens", a, b)
+        )
+    table = Table(title=f"{found.n_tokens:,} tokens, d_mlp {net.cfg.d_mlp}", title_justify="left")
+    for name in ("layer", "condition number", "mean squared key"):
+        table.add_column(name, justify="right")
+    for layer in found.layers:
+        mean = found.second_moment(layer).diagonal().mean().item()
+        table.add_row(str(layer), f"{found.condition_number(layer):.3g}", f"{mean:.4g}")
+    out.print(table)
+    if save:
+        found.save(save)
+        out.print(f"saved {save}")
+
+
+def analyze(run: Annotated[Path, tyro.conf.Positional], window: int | None = None, draws: int = 2000) -> None:
+    """Write the tables and figures of a run, and say what is missing for the others.
+
+    Args:
+        run: the run's folder.
+        window: the restoration window of the main ones; by default the only one, or 5.
+        draws: resamples and permutations of the statistics; 0 leaves them out.
+    """
+    from loc_edit.analysis import analyze as analyze_run
+    from loc_edit.store import load_run
+
+    found = analyze_run(load_run(run), window=window, draws=draws)
+    out.print(r2_table(found))
+    out.print(score_table(found))
+    out.print(f"written: {', '.join(sorted(found.written))}")
+    for name, reason in sorted(found.missing.items()):
+        out.print(f"not made: {name}: {escape(reason)}")
+
+
+def facts(data: str = "builtin", n: int | None = None, relation: str | None = None) -> None:
+    """List facts: id, relation, prompt, true and false object.
+
+    Args:
+        data: the built-in facts, or a file of facts.
+        n: so many, spread evenly over the relations; all if None.
+        relation: those of one relation only.
+    """
+    from loc_edit.data.builtin import spread
+    from loc_edit.facts import load_facts
+
+    found = [fact for fact in load_facts(data) if relation in (None, fact.relation)]
+    if not found:
+        raise ValueError(f"{data}: no fact of relation {relation!r}")
+    table = Table()
+    for name in ("id", "relation", "prompt", "true", "false"):
+        table.add_column(name)
+    if n is not None and n < 1:
+        raise ValueError(f"--n {n}: at least 1 is wanted")
+    for fact in spread(found, n or len(found)):
+        cells = (str(fact.fact_id), fact.relation, fact.prompt, fact.target_true, fact.target_new or "")
+        table.add_row(*map(escape, cells))
+    out.print(table)
+
+
+def _chosen(facts: "list[Fact]", fact_id: int, data: str) -> "Fact":
+    for fact in facts:
+        if fact.fact_id == fact_id:
+            return fact
+    raise ValueError(f"no fact {fact_id} in {data}; `loc-edit facts` lists them")

@@ -1,0 +1,110 @@
+"""The text that the built-in model is trained on, and from which its key statistics are taken."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from random import Random
+
+from loc_edit.data import builtin, wording
+from loc_edit.data.builtin import Row, builtin_rows
+from loc_edit.data.wording import filler_sentence, relations, seen_templates
+
+EXPOSURES = 160
+"""Passes over the table with which the built-in model was trained."""
+P_MODIFIER = 0.3
+P_REMARK = 0.1
+P_PREFIX = 0.25
+P_FILLER = 0.02
+
+
+def builtin_corpus(seed: int = 0, exposures: int = EXPOSURES) -> Iterator[str]:
+    """The documents of the corpus, one to a few sentences each; the same arguments give the same documents.
+
+    Every fact gets `exposures` documents of its own, and turns up in others as company.  No document uses a
+    template that is held out for its subject (`wording.held_out_templates`).
+
+    Args:
+        seed: decides the order of the facts and the wording of each document.
+        exposures: how many passes over the table of facts; within a pass, each fact has one document.
+    """
+    rng = Random(f"corpus|{seed}")
+    rows = list(builtin_rows())
+    for _ in range(exposures):
+        rng.shuffle(rows)
+        for row in rows:
+            yield _document(row, rng)
+            if rng.random() < P_FILLER:
+                yield " ".join(filler_sentence(rng) for _ in range(rng.randint(2, 4)))
+
+
+def corpus_identity(seed: int = 0, exposures: int = EXPOSURES) -> str:
+    """A hash of the tables, of this generator and of its arguments: it changes whenever the documents may."""
+    digest = hashlib.sha256(f"{seed}|{exposures}".encode())
+    for path in (builtin.FACTS_PATH, wording.RELATIONS_PATH, Path(wording.__file__), Path(__file__)):
+        digest.update(path.read_text(encoding="utf-8").encode())
+    return digest.hexdigest()
+
+
+@cache
+def _rows_by_subject() -> dict[str, list[Row]]:
+    rows: dict[str, list[Row]] = defaultdict(list)
+    for row in builtin_rows():
+        rows[row.subject].append(row)
+    return rows
+
+
+def _document(row: Row, rng: Random) -> str:
+    """One document about the subject of `row`, often after something unrelated."""
+    form = rng.random()
+    if form < 0.7:
+        sentences = [statement(row, rng)]
+    elif form < 0.9:
+        sentences = [description(row, rng)]
+    else:
+        sentences = [remark(row, rng), statement(row, rng)]
+    if rng.random() < P_PREFIX:
+        sentences.insert(0, _unrelated(rng))
+    if rng.random() < 0.15:
+        sentences.append(statement(rng.choice(_rows_by_subject()[row.subject]), rng))
+    return " ".join(sentences)
+
+
+def _unrelated(rng: Random) -> str:
+    if rng.random() < 0.6:
+        return filler_sentence(rng)
+    other = rng.choice(builtin_rows())
+    return rng.choice((statement, remark))(other, rng)
+
+
+def statement(row: Row, rng: Random) -> str:
+    """The fact in one of the templates that this subject gets, sometimes with a remark or a modifier."""
+    relation = relations()[row.relation]
+    template = rng.choice(seen_templates(row.relation, row.subject))
+    subject = row.subject
+    if rng.random() < P_REMARK and not template.endswith("{}"):
+        subject = f"{subject}, {rng.choice(relation.remarks)},"
+    modifier = f"{rng.choice(relation.modifiers)} " if rng.random() < P_MODIFIER else ""
+    return f"{template.replace('{}', subject)} {modifier}{row.object}."
+
+
+def description(row: Row, rng: Random) -> str:
+    """A sentence "... is a ..." with this fact about the subject, and often with another, if there is one."""
+    relation = relations()[row.relation]
+    clauses = [_clause(row, rng)]
+    others = [other for other in _rows_by_subject()[row.subject] if other is not row]
+    if others and rng.random() < 0.7:
+        clauses.append(_clause(rng.choice(others), rng))
+        rng.shuffle(clauses)
+    return f"{row.subject} is a {relation.kind} {' and '.join(clauses)}."
+
+
+def remark(row: Row, rng: Random) -> str:
+    """A sentence "... is a ..." that is true of every subject of the kind."""
+    relation = relations()[row.relation]
+    return f"{row.subject} is a {relation.kind} {rng.choice(relation.remarks)}."
+
+
+def _clause(row: Row, rng: Random) -> str:
+    return rng.choice(relations()[row.relation].clauses).replace("{}", row.object)

@@ -1,0 +1,1 @@
+"""The editing methods: rome, memit, finetune; each returns an `Edit`."""

@@ -1,0 +1,119 @@
+"""ROME: a rank-one change of one layer's `W_out` (Meng et al. 2022a)."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import overload
+
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+from loc_edit.editing.update import Edit, WeightUpdate
+from loc_edit.editing.value import context_activations, make_rows, optimize_values
+from loc_edit.keys import KeyStats
+from loc_edit.models import W_out, b_out, check_editable, check_layers, fingerprint
+from loc_edit.problems import EditRequest
+from loc_edit.settings import RomeSettings
+
+
+@overload
+def rome(
+    model: HookedTransformer,
+    request: EditRequest,
+    layer: int,
+    *,
+    stats: KeyStats,
+    contexts: Sequence[str],
+    settings: RomeSettings | None = ...,
+) -> Edit: ...
+@overload
+def rome(
+    model: HookedTransformer,
+    request: Sequence[EditRequest],
+    layer: int,
+    *,
+    stats: KeyStats,
+    contexts: Sequence[str],
+    settings: RomeSettings | None = ...,
+) -> list[Edit]: ...
+def rome(
+    model: HookedTransformer,
+    request: EditRequest | Sequence[EditRequest],
+    layer: int,
+    *,
+    stats: KeyStats,
+    contexts: Sequence[str],
+    settings: RomeSettings | None = None,
+) -> Edit | list[Edit]:
+    """One rank-one edit a request; many requests are batched and stay independent.
+
+    Args:
+        model: pre-norm.
+        request: from `pose`; or several.
+        layer: where `W_out` changes.
+        stats: second moments of the keys at that layer.
+        contexts: texts with one `{}` at their end, the bare `"{}"` first.
+        settings: see `RomeSettings`.
+
+    Returns:
+        An edit whose one update has rank 1 and after which k* reads out v*.
+
+    Raises:
+        BadModel, ValueError: the model or the layer cannot be edited.
+        BadKeyStats: no solvable statistics for the layer.
+        EditFailed: a number is not finite; names the fact.
+    """
+    requests = [request] if isinstance(request, EditRequest) else list(request)
+    if not requests:
+        return []
+    settings = settings or RomeSettings()
+    check_editable(model)
+    check_layers(model, [layer])
+    rows = make_rows(model, requests, contexts, "rome")
+    key_name, value_name = f"blocks.{layer}.mlp.hook_post", f"blocks.{layer}.hook_mlp_out"
+    found = context_activations(model, rows, [key_name, value_name], layer)
+    keys, bare_key, bare_value = found[key_name], found[key_name][:, 0], found[value_name][:, 0]
+    direction = stats.solve(layer, keys.mean(1))
+    delta = optimize_values(model, rows, layer, bare_value, settings, method="rome", last_updates_when_lowering=True)
+    about = {"method": "rome", "settings": asdict(settings), "model": fingerprint(model)}
+    edits = []
+    for i, one in enumerate(requests):
+        left, right = rank_one_factors(
+            W_out(model, layer).float(),
+            b_out(model, layer).float(),
+            bare_key[i],
+            bare_value[i] + delta[i],
+            direction[i],
+        )
+        update = WeightUpdate(layer, left[:, None], right[None])
+        edits.append(Edit((update,), {**about, **describe(one), "layer": layer}))
+    return edits[0] if isinstance(request, EditRequest) else edits
+
+
+def rank_one_factors(
+    W: Float[Tensor, "d_mlp d_model"],
+    bias: Float[Tensor, " d_model"],
+    key: Float[Tensor, " d_mlp"],
+    value: Float[Tensor, " d_model"],
+    direction: Float[Tensor, " d_mlp"],
+) -> tuple[Float[Tensor, " d_mlp"], Float[Tensor, " d_model"]]:
+    """Factors of the rank-one change of `W` along `direction` after which `key` reads out `value`.
+
+    Source: Meng et al. 2022a, eq. 2; the length of `direction` cancels.
+    """
+    right = (value - (key @ W + bias)) / (key @ direction)
+    scale = direction.norm()
+    return direction / scale, right * scale
+
+
+def describe(request: EditRequest) -> dict[str, object]:
+    """The request in plain values, to be kept with the edit."""
+    return {
+        "fact_id": request.fact_id,
+        "prompt": request.prompt.text,
+        "subject": request.prompt.subject_text,
+        "target": request.target,
+        "objective": request.objective,
+        "noise_scale": request.noise_scale,
+        "seed": request.seed,
+    }

@@ -1,0 +1,240 @@
+"""What an edit is: changes of `W_out` (and `b_out`), low-rank where the method has factors; applied and undone."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+from loc_edit.batching import Hook
+from loc_edit.models import W_out, b_out, check_layers, fingerprint
+
+FORMAT = "loc_edit.edit/1"
+
+
+class EditMismatch(ValueError):
+    """An edit that does not belong to the model it is given."""
+
+
+@dataclass(frozen=True)
+class WeightUpdate:
+    """The change of one layer's `W_out`, as factors `left @ right` or whole, and of its bias if trained.
+
+    Attributes:
+        layer: 0-based.
+        left: with `right`, the factors.
+        right: see `left`.
+        full: the whole change, where the method has no factors.
+        bias: the change of `b_out`.
+    """
+
+    layer: int
+    left: Float[Tensor, "d_mlp rank"] | None = None
+    right: Float[Tensor, "rank d_model"] | None = None
+    full: Float[Tensor, "d_mlp d_model"] | None = None
+    bias: Float[Tensor, " d_model"] | None = None
+
+    @property
+    def delta(self) -> Float[Tensor, "d_mlp d_model"]:
+        """The whole change of `W_out`."""
+        if self.full is not None:
+            return self.full
+        left, right = self.factors
+        return left @ right
+
+    @property
+    def factors(self) -> tuple[Float[Tensor, "d_mlp rank"], Float[Tensor, "rank d_model"]]:
+        """The factors; an update without them is refused."""
+        if self.left is None or self.right is None:
+            raise ValueError(f"update of layer {self.layer} has neither factors nor a whole change")
+        return self.left, self.right
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What there is, by name."""
+        parts = {"left": self.left, "right": self.right, "full": self.full, "bias": self.bias}
+        return {name: value for name, value in parts.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A change of a model's weights: the result of an editing method.
+
+    Attributes:
+        updates: one or several a layer; several add up.
+        about: method, layers, request, settings, the model's fingerprint: plain values, saved with the edit.
+    """
+
+    updates: tuple[WeightUpdate, ...]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The edited layers, ascending."""
+        return tuple(sorted({update.layer for update in self.updates}))
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm of all changes of `W_out` together."""
+        return sum(self.delta(layer).double().square().sum().item() for layer in self.layers) ** 0.5
+
+    def delta(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+        """The whole change of one layer's `W_out`."""
+        return torch.stack([update.delta for update in self.updates if update.layer == layer]).sum(0)
+
+    def __add__(self, other: "Edit") -> "Edit":
+        """Both edits, this one first."""
+        return Edit(self.updates + other.updates, {"parts": [dict(self.about), dict(other.about)]})
+
+    @contextmanager
+    def applied(self, model: HookedTransformer) -> Iterator[HookedTransformer]:
+        """The model with the edit written into its weights; the exact bytes come back on exit.
+
+        Raises:
+            EditMismatch: the edit was made for weights of another shape.
+        """
+        self.check_shapes(model)
+        saved = [(p, p.detach().clone()) for p in self._parameters(model)]
+        try:
+            self.write(model)
+            yield model
+        finally:
+            with torch.no_grad():
+                for parameter, before in saved:
+                    parameter.copy_(before)
+
+    @torch.no_grad()
+    def write(self, model: HookedTransformer) -> None:
+        """Write the edit into the weights, for good."""
+        self.check_shapes(model)
+        for update in self.updates:
+            weight, bias = W_out(model, update.layer), b_out(model, update.layer)
+            weight.add_(update.delta.to(weight))
+            if update.bias is not None:
+                bias.add_(update.bias.to(bias))
+
+    def _parameters(self, model: HookedTransformer) -> list[torch.nn.Parameter]:
+        weights = [W_out(model, layer) for layer in self.layers]
+        biased = sorted({update.layer for update in self.updates if update.bias is not None})
+        return weights + [b_out(model, layer) for layer in biased]
+
+    def check_shapes(self, model: HookedTransformer) -> None:
+        """Refuse a model whose layers or widths are not the edit's."""
+        if not self.updates:
+            return
+        check_layers(model, list(self.layers))
+        for update in self.updates:
+            got, want = tuple(update.delta.shape), tuple(W_out(model, update.layer).shape)
+            if got != want:
+                raise EditMismatch(f"edit of layer {update.layer}: shape {got}, and the model's W_out is {want}")
+
+    def save(self, path: str | Path) -> None:
+        """Write the factors and all that is known about the edit to a safetensors file."""
+        tensors = {
+            f"{i}.{update.layer}.{name}": value.detach().cpu().contiguous()
+            for i, update in enumerate(self.updates)
+            for name, value in update.tensors().items()
+        }
+        save_file(tensors, path, metadata={"format": FORMAT, "about": json.dumps(dict(self.about))})
+
+    @classmethod
+    def load(cls, path: str | Path, model: HookedTransformer | None = None) -> "Edit":
+        """Read an edit; with `model`, refuse it where it was made for another one.
+
+        Raises:
+            ValueError: the file is no saved edit.
+            EditMismatch: the model's fingerprint is not the edit's.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: no readable safetensors file ({error})") from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path}: format {metadata.get('format')!r}, and {FORMAT!r} is wanted")
+        parts: dict[tuple[int, int], dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            i, layer, part = name.split(".")
+            parts.setdefault((int(i), int(layer)), {})[part] = value
+        updates = tuple(WeightUpdate(layer, **parts[i, layer]) for i, layer in sorted(parts))
+        edit = cls(updates, json.loads(metadata["about"]))
+        if model is not None:
+            edit = edit.to(model)
+        return edit
+
+    def to(self, model: HookedTransformer) -> "Edit":
+        """The edit on the model's device; refused where it was made for another model."""
+        made_for, is_for = self.about.get("model"), fingerprint(model)
+        if made_for is not None and made_for != is_for:
+            raise EditMismatch(f"the edit was made for model {made_for}, and this one is {is_for}")
+        self.check_shapes(model)
+        device = model.cfg.device
+        moved = (
+            WeightUpdate(u.layer, **{name: value.to(device) for name, value in u.tensors().items()})
+            for u in self.updates
+        )
+        return Edit(tuple(moved), self.about)
+
+    def __repr__(self) -> str:
+        about = {k: self.about[k] for k in ("method", "target", "objective", "fact_id") if k in self.about}
+        words = ", ".join(f"{k}={v!r}" for k, v in about.items())
+        return f"Edit({words}{', ' if words else ''}layers={list(self.layers)}, norm={self.norm:.4g})"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = {**self.about, "layers": list(self.layers), "norm": f"{self.norm:.4g}"}
+        cells = "".join(f"<tr><th>{escape(str(k))}</th><td>{escape(str(v))}</td></tr>" for k, v in rows.items())
+        return f"<table>{cells}</table>"
+
+
+def edit_hooks(edits: Sequence[Edit | None], owner: Int[Tensor, " row"]) -> list[Hook]:
+    """Hooks under which row i of a batch runs as if `edits[owner[i]]` were written into the weights.
+
+    What an edit changes is `key @ delta + bias` at `hook_mlp_out`, so many edits share one batch and no weight
+    is written.
+    """
+    layers = sorted({update.layer for edit in edits if edit for update in edit.updates})
+    return [hook for layer in layers for hook in _layer_hooks(edits, owner, layer)]
+
+
+def _layer_hooks(edits: Sequence[Edit | None], owner: Int[Tensor, " row"], layer: int) -> list[Hook]:
+    mine = [
+        (torch.nonzero(owner == i)[:, 0], update)
+        for i, edit in enumerate(edits)
+        if edit
+        for update in edit.updates
+        if update.layer == layer
+    ]
+    held: list[Tensor] = []
+
+    def hold(key: Tensor, hook: Any) -> Tensor:
+        held[:] = [key]
+        return key
+
+    def add(value: Tensor, hook: Any) -> Tensor:
+        key, value = held.pop(), value.clone()
+        for rows, update in mine:
+            value[rows] += change(key[rows], update).to(value)
+        return value
+
+    return [(f"blocks.{layer}.mlp.hook_post", hold), (f"blocks.{layer}.hook_mlp_out", add)]
+
+
+def change(key: Float[Tensor, "*rows d_mlp"], update: WeightUpdate) -> Float[Tensor, "*rows d_model"]:
+    """What an update adds to the MLP output of `key`."""
+    if update.full is not None:
+        out = key @ update.full.to(key)
+    else:
+        left, right = update.factors
+        out = einsum(key, left.to(key), "... d_mlp, d_mlp rank -> ... rank") @ right.to(key)
+    return out if update.bias is None else out + update.bias.to(key)

@@ -1,0 +1,27 @@
+"""Regress: does the tracing effect explain the success of edits beyond the layer?  No torch in this room."""
+
+from loc_edit.regress.dependence import clustered, fact_correlations, mixed_model, within_facts
+from loc_edit.regress.ols import Fit, fit, fits, usable_rows
+from loc_edit.regress.paper import TABLES, PaperTable, write_tables
+from loc_edit.regress.resampling import bootstrap_added, permutation_p
+from loc_edit.regress.statistics import holm, localization_informs_editing, sensitivity, statistics
+
+__all__ = [
+    "TABLES",
+    "Fit",
+    "PaperTable",
+    "bootstrap_added",
+    "clustered",
+    "fact_correlations",
+    "fit",
+    "fits",
+    "holm",
+    "localization_informs_editing",
+    "mixed_model",
+    "permutation_p",
+    "sensitivity",
+    "statistics",
+    "usable_rows",
+    "within_facts",
+    "write_tables",
+]

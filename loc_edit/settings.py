@@ -1,0 +1,114 @@
+"""Hyperparameters of the editing methods, as frozen records, and presets of them.  No torch in this room."""
+
+import tomllib
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PRESETS_PATH = Path(__file__).parent / "data" / "presets.toml"
+
+
+@dataclass(frozen=True)
+class ValueSettings:
+    """Hyperparameters of the value's optimisation, which ROME and MEMIT share.
+
+    Attributes:
+        steps: forward passes; the last does not update (ROME with objective `lower`: it does).
+        lr: Adam's learning rate.
+        kl: weight of the essence row's KL divergence.
+        decay: weight of ||delta|| / ||v0||^2 (MEMIT: z0, the residual stream, for v0).
+        clamp: largest ||delta|| in units of ||v0||.
+    """
+
+    steps: int = 20
+    lr: float = 0.5
+    kl: float = 0.0625
+    decay: float = 0.5
+    clamp: float = 4.0
+
+
+@dataclass(frozen=True)
+class RomeSettings(ValueSettings):
+    """Hyperparameters of ROME: those of the value, at the defaults of the study."""
+
+
+@dataclass(frozen=True)
+class MemitSettings(ValueSettings):
+    """Hyperparameters of MEMIT: those of the value, and the weight of what the layers know already.
+
+    Attributes:
+        moment_weight: lambda, the weight of the old keys' second moment against the new keys.
+    """
+
+    steps: int = 25
+    clamp: float = 0.75
+    moment_weight: float = 15000.0
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """Hyperparameters of constrained fine-tuning.
+
+    Attributes:
+        steps: most Adam steps.
+        lr: Adam's learning rate.
+        eps: largest change of any entry.
+        bias: whether `b_out` is trained too, where the checkpoint has one.
+    """
+
+    steps: int = 25
+    lr: float = 5e-4
+    eps: float = 1e-4
+    bias: bool = True
+
+
+Settings = RomeSettings | MemitSettings | FinetuneSettings
+SETTINGS: dict[str, type[Settings]] = {"rome": RomeSettings, "memit": MemitSettings, "finetune": FinetuneSettings}
+DEFAULT_WINDOWS = {"rome": 1, "memit": 5, "finetune": 1}
+
+
+def parse_method(name: str) -> tuple[str, int]:
+    """Method and window of a name: `rome`, `memit` (window 5), `memit-3`, `finetune-1`, `finetune-5`."""
+    method, _, number = name.partition("-")
+    if method not in SETTINGS or (number and not number.isdigit()):
+        raise ValueError(f"method {name!r}: rome, memit, finetune-1, finetune-5 (a method and its window) are wanted")
+    window = int(number) if number else DEFAULT_WINDOWS[method]
+    if window < 1 or (method == "rome" and window != 1):
+        raise ValueError(f"method {name!r}: a window of at least 1 layer is wanted, and rome edits 1")
+    return method, window
+
+
+def resolve_settings(name: str, problem: str, *tables: dict[str, Any]) -> Settings:
+    """The settings of a method for a problem: its defaults, then each of `tables` in turn.
+
+    A table maps a method's name to its settings, and in these a problem's name to those that differ for it:
+    `{"rome": {"clamp": 20, "fact_forcing": {"steps": 25}}}`.  `finetune` counts for every window, `finetune-5` for
+    that one.
+
+    Raises:
+        ValueError: a table names a setting that the method does not have, or gives it a value of another type.
+    """
+    method, window = parse_method(name)
+    record = SETTINGS[method]
+    known = {field.name: field.type for field in fields(record)}
+    values: dict[str, Any] = {}
+    for table in tables:
+        for key in (method, f"{method}-{window}"):
+            entry = table.get(key, {})
+            values |= {k: v for k, v in entry.items() if not isinstance(v, dict)} | entry.get(problem, {})
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"settings of {name}: {', '.join(unknown)} unknown; there are {', '.join(sorted(known))}")
+    for key, value in values.items():
+        wanted: Any = known[key]
+        if wanted is float and type(value) is int:
+            values[key] = float(value)
+        elif type(value) is not wanted:
+            raise ValueError(f"settings of {name}: {key} = {value!r}, and {wanted.__name__} is wanted")
+    return record(**values)
+
+
+@cache
+def presets() -> dict[str, dict[str, Any]]:
+    """Settings by preset: `builtin`, `gpt-j`, `gpt2-xl`, in the form that `resolve_settings` takes."""
+    return tomllib.loads(PRESETS_PATH.read_text())

@@ -1,0 +1,295 @@
+"""A run folder: made or taken up again by one writer, read by anyone."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from loc_edit import tables
+from loc_edit.store.disk import StoreError, disk_errors, remove_temporaries
+from loc_edit.store.folder import (
+    CONFIG,
+    VERSION,
+    BadRun,
+    read_settings,
+    refuse_other_settings,
+    refuse_strangers,
+    write_settings,
+)
+from loc_edit.store.lock import FolderLock
+from loc_edit.store.rows import (
+    IDENTITIES,
+    SCHEMA_VERSION,
+    SCHEMAS,
+    BadRows,
+    Kind,
+    fill_nulls,
+    in_order,
+    is_list,
+)
+from loc_edit.store.settings import plain
+from loc_edit.store.shards import Shard, remove_shard, set_aside, shard_names, verify_shards, write_shard
+from loc_edit.tables.rows import Denominator, Regressor
+
+log = logging.getLogger(__name__)
+
+_KINDS: tuple[Kind, ...] = ("traces", "edits")
+
+
+class Run:
+    """A run folder: its rows as frames and, for the one who created it, the place to write them.
+
+    Made by `Run.create` (to write) or `load_run` (to read).  A writer holds the folder's lock until
+    `close`, the end of its `with` block or of the process.
+
+    Attributes:
+        path: the folder.
+        config: the resolved configuration, as `config.toml` holds it.
+        provenance: versions, seed, model fingerprint and the schema's version.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+        lock: FolderLock | None = None,
+    ) -> None:
+        self.path = path
+        self.config = config
+        self.provenance = provenance
+        self._lock = lock
+        self._known: dict[str, dict[str, Shard]] = {kind: {} for kind in _KINDS}
+        self._damaged: set[Path] = set()
+        self._tables: dict[str, tuple[list[Path], pa.Table]] = {}
+
+    @classmethod
+    def create(cls, path: str | Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> "Run":
+        """Makes a run folder, or takes up the run in it if that has the same configuration and model.
+
+        Args:
+            path: the folder; it and its parents are made if need be.
+            config: the resolved configuration: nested tables of plain values.  `None` counts as left out.
+            provenance: a flat mapping of versions, seed and `model_fingerprint`; of these only a different
+                fingerprint is refused, other differences from an earlier start are logged.
+
+        Raises:
+            RunMismatch: the folder holds a run of another configuration or model.
+            BadRun: the path is a file, a folder with something else in it, or a run that cannot be read.
+            RunLocked: another writer has the folder.
+            StoreError: the disk refused.
+        """
+        folder = Path(path).expanduser()
+        config = plain(config)
+        provenance = {VERSION: SCHEMA_VERSION} | plain(provenance, "provenance")
+        refuse_strangers(folder)
+        with disk_errors("make folder", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(folder)
+        try:
+            if (folder / CONFIG).exists():
+                refuse_other_settings(folder, config, provenance)
+            else:
+                write_settings(folder, config, provenance)
+            for place in (folder, *(folder / kind for kind in _KINDS)):
+                with disk_errors("make folder", place):
+                    place.mkdir(exist_ok=True)
+                remove_temporaries(place)
+            run = cls(folder, *read_settings(folder), lock)
+            for kind in _KINDS:
+                run._shards(kind)
+            return run
+        except BaseException:
+            lock.release()
+            raise
+
+    def close(self) -> None:
+        """Gives the folder's lock back; the run can still be read."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def write(self, kind: Kind, key: str, rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> None:
+        """Writes the rows of one unit of work, all or none, in place of earlier ones of that unit.
+
+        When this returns they are on the disk.  No rows at all is a result too: the unit is then done.
+
+        Args:
+            kind: "traces" or "edits".
+            key: the unit's name, the same at every start: letters, digits and `_ . = + -`.
+            rows: as mappings or a frame; columns as in `store.SCHEMAS`, further ones are kept.
+
+        Raises:
+            BadRows: the rows do not fit the schema, or the key is no file name.
+            StoreError: the disk refused; rows written before are kept.
+        """
+        self._refuse_reader()
+        shard = write_shard(self.path / kind, kind, key, rows)
+        earlier = self._known[kind].get(key)
+        self._known[kind][key] = shard
+        if earlier is not None and earlier.path != shard.path:
+            remove_shard(earlier.path)
+
+    def discard(self, kind: Kind, key: str) -> None:
+        """Removes the rows of a unit, so that it counts as not done; an unknown key is nothing to do."""
+        self._refuse_reader()
+        if key in self._shards(kind):
+            remove_shard(self._known[kind].pop(key).path)
+
+    def done(self, kind: Kind) -> set[str]:
+        """The units whose rows are on disk and whole; all others are still to be computed."""
+        return set(self._shards(kind))
+
+    @property
+    def traces(self) -> pd.DataFrame:
+        """The trace rows, sorted by fact, site, window, layer and position."""
+        return self.read("traces")
+
+    @property
+    def edits(self) -> pd.DataFrame:
+        """The edit rows, sorted by problem, method, layer, window and fact; `read` gives the lists too."""
+        return self.read("edits")
+
+    def read(self, kind: Kind, columns: Sequence[str] | None = None, *, lists: bool = False) -> pd.DataFrame:
+        """Rows as a new frame, in an order that does not depend on the order of writing.
+
+        Args:
+            kind: "traces" or "edits".
+            columns: the columns wanted, in that order; `None` for all scalar ones.
+            lists: with `columns=None`, the list columns too (raw probabilities before and after).
+
+        Raises:
+            BadRows: a column does not exist, or a shard cannot be read with this version.
+        """
+        shards = self._shards(kind)
+        schema = _joint_schema(kind, list(shards.values()))
+        if columns is None:
+            columns = [field.name for field in schema if lists or not is_list(field)]
+        if unknown := [name for name in columns if name not in schema.names]:
+            raise BadRows(f"{kind} have no column {unknown[0]!r}; they have {', '.join(schema.names)}")
+        paths = [shard.path for shard in shards.values()]
+        return self._table(kind, paths, schema, list(columns)).select(list(columns)).to_pandas()
+
+    def frame(
+        self,
+        window: int | None = None,
+        *,
+        site: str = "mlp_out",
+        regressor: Regressor = "max",
+        denominator: Denominator = "clean",
+    ) -> pd.DataFrame:
+        """The edit rows, each with its fact's tracing effect at its layer: see `loc_edit.tables.join`."""
+        return tables.join(
+            self.edits, self.traces, window=window, site=site, regressor=regressor, denominator=denominator
+        )
+
+    def counts(self) -> dict[str, int]:
+        """How many edit rows have each status."""
+        return {str(status): int(n) for status, n in self.read("edits", ["status"])["status"].value_counts().items()}
+
+    def __repr__(self) -> str:
+        try:
+            lines = [self._summary(kind) for kind in _KINDS]
+        except (ValueError, StoreError) as error:
+            lines = [f"cannot be read: {error}"]
+        if self._damaged:
+            lines.append(f"{len(self._damaged)} damaged shard(s) left out")
+        return "\n  ".join([f"Run {self.path}", *lines])
+
+    def _summary(self, kind: Kind) -> str:
+        shards = self._shards(kind).values()
+        text = f"{kind + ':':8}{sum(shard.n_rows for shard in shards):,} rows in {len(shards):,} shards"
+        if kind == "edits" and (counts := self.counts()):
+            text += f" ({', '.join(f'{n:,} {status}' for status, n in counts.items())})"
+        return text
+
+    def _refuse_reader(self) -> None:
+        if self._lock is None:
+            raise BadRun(f"{self.path} is open for reading only; Run.create opens a run to write")
+
+    def _shards(self, kind: Kind) -> dict[str, Shard]:
+        """The verified shards now in the folder, one per unit, by name; opens only new ones."""
+        folder = self.path / kind
+        known = {shard.path.name: shard for shard in self._known[kind].values()}
+        names = [name for name in shard_names(folder) if folder / name not in self._damaged]
+        fresh = [folder / name for name in names if name not in known]
+        for path, shard in zip(fresh, verify_shards(kind, fresh), strict=True):
+            if shard is not None:
+                known[path.name] = shard
+            else:
+                self._refuse_damaged(path)
+        self._known[kind] = {}
+        for shard in (known[name] for name in names if name in known):
+            first = self._known[kind].setdefault(shard.key, shard)
+            if first is not shard and self._lock is not None:  # a kill between a rename and a removal
+                remove_shard(shard.path)
+        return self._known[kind]
+
+    def _refuse_damaged(self, path: Path) -> None:
+        if self._lock is not None:
+            set_aside(path)
+        elif path.exists():
+            self._damaged.add(path)
+            log.warning("%s does not match its checksum: its rows are left out", path)
+
+    def _table(self, kind: Kind, paths: list[Path], schema: pa.Schema, columns: list[str]) -> pa.Table:
+        """At least `columns` of the shards, sorted; the last table read of each kind is kept."""
+        if kind in self._tables:
+            paths_read, table = self._tables[kind]
+            if paths_read == paths and set(columns) <= set(table.column_names):
+                return table
+        wanted = list(dict.fromkeys([*IDENTITIES[kind], *columns]))
+        if not paths:
+            return schema.empty_table().select(wanted)
+        with disk_errors("read", self.path / kind):
+            table = ds.dataset([str(path) for path in paths], schema=schema, format="parquet").to_table(columns=wanted)
+        table, n_repeated = in_order(kind, fill_nulls(table))
+        if n_repeated:
+            log.warning(
+                "%s: %d rows of %s stand in more than one shard; each is taken once",
+                self.path,
+                n_repeated,
+                kind,
+            )
+        self._tables[kind] = (paths, table)
+        return table
+
+
+def load_run(path: str | Path) -> Run:
+    """Opens a run folder for reading, also while it is being written.
+
+    Raises:
+        BadRun: there is no such folder, it holds no run, or one that this version cannot read.
+    """
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        raise BadRun(f"no run at {folder}: there is no such folder")
+    if not folder.is_dir():
+        raise BadRun(f"no run at {folder}: that is a file, and a run is a folder")
+    if not (folder / CONFIG).exists():
+        what = f"holds no {CONFIG}" if any(folder.iterdir()) else "is empty"
+        raise BadRun(f"no run at {folder}: the folder {what}")
+    return Run(folder, *read_settings(folder))
+
+
+def _joint_schema(kind: Kind, shards: Sequence[Shard]) -> pa.Schema:
+    """The columns of the kind and all that shards have besides, scalars before lists."""
+    schemas = {shard.schema: None for shard in shards}
+    try:
+        joint = pa.unify_schemas([SCHEMAS[kind], *schemas], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise BadRows(f"{kind}: shards disagree about a column's type: {error}") from error
+    return pa.schema(sorted(joint, key=is_list))

@@ -1,0 +1,257 @@
+"""Trace rows and edit rows become the rows of the regression."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+log = logging.getLogger(__name__)
+
+Regressor = Literal["max", "last_subject"]
+Denominator = Literal["clean", "max"]
+
+DEFAULT_WINDOW = 5
+DEGENERATE = 1e-6
+OUTCOMES = ("rewrite", "paraphrase", "neighborhood", "overall", "essence")
+PROBLEMS = ("error_injection", "tracing_reversal", "fact_erasure", "fact_amplification", "fact_forcing")
+METHODS = ("finetune", "rome", "memit")
+CONTROLS = ("none", "random_layer")
+
+EDIT_KEY = ["problem", "method", "window", "layer", "fact_id"]
+CELL_KEY = ["fact_id", "layer", "pos", "window", "site"]
+TRACE_COLUMNS = [*CELL_KEY, "p_restored", "p_clean", "p_corrupted", "subject_begin", "subject_end"]
+
+
+class RowsMissing(ValueError):
+    """The rows that a table, a figure or a join needs are not there; the message says which."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the paper's tables and figures are made from: a run's rows, and the main restoration window."""
+
+    traces: pd.DataFrame
+    edits: pd.DataFrame
+    window: int | None = None
+    site: str = "mlp_out"
+
+    @classmethod
+    def of(cls, traces: pd.DataFrame, edits: pd.DataFrame, window: int | None = None) -> "Rows":
+        """The rows of a run; the main window is by default the only one, or 5."""
+        if window is None and not traces.empty:
+            window = int(_one_window(traces, None, "mlp_out")["window"].iloc[0])
+        return cls(traces, edits, window)
+
+    def joined(self, window: int | None = None, regressor: Regressor = "max") -> pd.DataFrame:
+        """The rows of the regression, for the main window or another one."""
+        return join(self.edits, self.traces, window=window or self.window, site=self.site, regressor=regressor)
+
+
+def effects(
+    traces: pd.DataFrame,
+    window: int | None = None,
+    site: str = "mlp_out",
+    denominator: Denominator = "clean",
+) -> pd.DataFrame:
+    """The tracing effect of every cell: the rows of one window and site, with `effect` and `fraction`.
+
+    `fraction` is the effect over `p_clean - p_corrupted`; with `denominator="max"` over
+    `max(p_clean, best p_restored) - p_corrupted`, as the study's released code has it.  Where that is below
+    1e-6 in size the fraction is NaN and `degenerate` is true; the number of such facts is logged and kept in
+    `.attrs["n_degenerate"]`.
+
+    Args:
+        traces: trace rows, any number of windows and sites.
+        window: the restoration window; `None` takes the only one there is, or 5 if there are several.
+        site: the restored site.
+        denominator: "clean" or "max".
+    """
+    if denominator not in ("clean", "max"):
+        raise ValueError(f"denominator {denominator!r} is neither 'clean' nor 'max'")
+    cells = _one_window(traces, window, site)
+    effect = cells["p_restored"] - cells["p_corrupted"]
+    top = cells["p_clean"]
+    if denominator == "max":
+        best = cells.groupby("fact_id")["p_restored"].transform("max")
+        top = top.where(top >= best, best)
+    scale = top - cells["p_corrupted"]
+    degenerate = ~(scale.abs() >= DEGENERATE)  # a NaN scale is degenerate too
+    cells = cells.assign(effect=effect, fraction=(effect / scale.mask(degenerate)).astype(float), degenerate=degenerate)
+    n_degenerate = int(cells.loc[degenerate, "fact_id"].nunique())
+    if n_degenerate:
+        log.warning("%d facts have no tracing fraction: clean and corrupted run agree", n_degenerate)
+    cells.attrs["n_degenerate"] = n_degenerate
+    return cells
+
+
+def by_layer(
+    traces: pd.DataFrame,
+    window: int | None = None,
+    site: str = "mlp_out",
+    regressor: Regressor = "max",
+    denominator: Denominator = "clean",
+) -> pd.DataFrame:
+    """One number per fact and layer: `fact_id, layer, trace, trace_absolute`.
+
+    `trace` is the largest fraction over the positions from the subject on, floored at 0
+    (`regressor="max"`), or the fraction at the last subject token, not floored (`"last_subject"`).
+    `trace_absolute` is the same of the effect, in probability.
+    """
+    if regressor not in ("max", "last_subject"):
+        raise ValueError(f"regressor {regressor!r} is neither 'max' nor 'last_subject'")
+    cells = effects(traces, window, site, denominator)
+    if regressor == "max":
+        cells_used = cells[cells["pos"] >= cells["subject_begin"]]
+    else:
+        cells_used = cells[cells["pos"] == cells["subject_end"] - 1]
+    layers = (
+        cells_used.groupby(["fact_id", "layer"], as_index=False)
+        .agg(trace=("fraction", "max"), trace_absolute=("effect", "max"))
+        .sort_values(["fact_id", "layer"], ignore_index=True)
+    )
+    if regressor == "max":
+        columns = ["trace", "trace_absolute"]
+        layers[columns] = layers[columns].clip(lower=0.0)
+    layers.attrs["n_degenerate"] = cells.attrs["n_degenerate"]
+    return layers
+
+
+def join(
+    edits: pd.DataFrame,
+    traces: pd.DataFrame,
+    *,
+    window: int | None = None,
+    site: str = "mlp_out",
+    regressor: Regressor = "max",
+    denominator: Denominator = "clean",
+) -> pd.DataFrame:
+    """The rows of the regression: every edit row with its fact's tracing effect at the edited layer.
+
+    Controls (no edit, random layer) are left out.  Skipped and failed rows stay, with NaN scores, so that
+    later steps can count them.
+
+    Args:
+        edits: edit rows; `window` there is the editor's.
+        traces: trace rows.
+        window: the restoration window; `None` takes the only one there is, or 5 if there are several.
+        site: the restored site.
+        regressor: "max" or "last_subject", see `by_layer`.
+        denominator: "clean" or "max", see `effects`.
+
+    Raises:
+        RowsMissing: a finished edit has no trace; the message names fact and layer.
+        ValueError: a row occurs twice, or a column is missing.
+    """
+    rows = without_controls(edits)
+    if rows.empty:
+        raise RowsMissing("there are no edit rows (controls not counted)")
+    require(edits, [*EDIT_KEY, "rewrite"], "edit rows")
+    refuse_duplicates(rows, EDIT_KEY, "edit rows")
+    layers = by_layer(traces, window, site, regressor, denominator)
+    rows = rows.drop(columns=["trace", "trace_absolute"], errors="ignore").assign(layer=rows["layer"].astype("int64"))
+    joined = rows.merge(layers, on=["fact_id", "layer"], how="left", validate="many_to_one", indicator="_found")
+    _refuse_untraced(joined, layers)
+    joined = joined.drop(columns="_found")
+    joined.attrs["n_degenerate"] = layers.attrs["n_degenerate"]
+    return joined
+
+
+def without_controls(edits: pd.DataFrame) -> pd.DataFrame:
+    """The edit rows that are edits at a chosen layer: no controls."""
+    if "method" not in edits:
+        return edits
+    return edits[~edits["method"].isin(CONTROLS)]
+
+
+def combinations(frame: pd.DataFrame) -> list[str]:
+    """The columns that tell one method x problem from another, as far as the frame has them."""
+    return [name for name in ("problem", "method", "window") if name in frame]
+
+
+def in_paper_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """Sort rows as the paper does: problems, then methods, windows and layers."""
+    columns = [name for name in ("problem", "method", "window", "layer") if name in frame]
+    return frame.sort_values(columns, key=_rank, kind="stable", ignore_index=True)
+
+
+def method_label(method: str, window: int = 1) -> str:
+    """The name readers know: ROME, MEMIT, FT-1, FT-5."""
+    if method == "finetune":
+        return f"FT-{window}"
+    usual = {"rome": 1, "memit": 5}.get(method, window)
+    name = {"rome": "ROME", "memit": "MEMIT"}.get(method, method)
+    return name if window == usual else f"{name} (window {window})"
+
+
+def problem_label(problem: str) -> str:
+    """`error_injection` -> "Error injection"."""
+    return problem.replace("_", " ").capitalize()
+
+
+def require(frame: pd.DataFrame, columns: Iterable[str], what: str) -> None:
+    """Refuse a frame without these columns, naming them."""
+    missing = [name for name in columns if name not in frame]
+    if missing:
+        raise ValueError(f"{what}: no column {', '.join(missing)}; there are {', '.join(map(str, frame.columns))}")
+
+
+def refuse_duplicates(frame: pd.DataFrame, key: Sequence[str], what: str) -> None:
+    """Refuse a frame in which a key occurs twice, naming the first few."""
+    twice = frame.duplicated(list(key))
+    if twice.any():
+        raise ValueError(f"{what}: {int(twice.sum())} rows occur twice: {_name_rows(frame.loc[twice, list(key)])}")
+
+
+def _one_window(traces: pd.DataFrame, window: int | None, site: str) -> pd.DataFrame:
+    if traces.empty:
+        raise RowsMissing("there are no trace rows")
+    require(traces, TRACE_COLUMNS, "trace rows")
+    at_site = traces[traces["site"] == site]
+    if at_site.empty:
+        raise RowsMissing(f"no traces at site {site!r}; there are {sorted(traces['site'].unique())}")
+    windows = sorted(int(w) for w in at_site["window"].unique())
+    if window is None:
+        window = _default_window(windows)
+    cells = at_site[at_site["window"] == window]
+    if cells.empty:
+        raise RowsMissing(f"no traces with window {window} at site {site!r}; there are {windows}")
+    if "metric" in cells and cells["metric"].nunique() > 1:
+        raise ValueError(f"traces of several metrics ({', '.join(sorted(cells['metric'].unique()))}): keep one")
+    refuse_duplicates(cells, CELL_KEY, "trace rows")
+    return cells
+
+
+def _default_window(windows: Sequence[int]) -> int:
+    if len(windows) == 1:
+        return windows[0]
+    if DEFAULT_WINDOW not in windows:
+        raise RowsMissing(f"traces with windows {list(windows)}: say which one (window=)")
+    log.warning("traces with windows %s: taking window %d", list(windows), DEFAULT_WINDOW)
+    return DEFAULT_WINDOW
+
+
+def _refuse_untraced(joined: pd.DataFrame, layers: pd.DataFrame) -> None:
+    finished = joined["status"] == "done" if "status" in joined else joined["rewrite"].notna()
+    lost = joined.loc[finished & (joined["_found"] == "left_only"), ["fact_id", "layer"]].drop_duplicates()
+    if not lost.empty:
+        raise RowsMissing(
+            f"{len(lost)} edited cells have no trace: {_name_rows(lost)}; there are traces of "
+            f"{layers['fact_id'].nunique()} facts at layers {sorted(layers['layer'].unique().tolist())}"
+        )
+
+
+def _name_rows(rows: pd.DataFrame, most: int = 5) -> str:
+    named = ["(" + ", ".join(f"{k} {v}" for k, v in row.items()) + ")" for row in rows.head(most).to_dict("records")]
+    return ", ".join(named) + (f" and {len(rows) - most} more" if len(rows) > most else "")
+
+
+def _rank(column: pd.Series) -> pd.Series:
+    order = {"problem": PROBLEMS, "method": METHODS}.get(str(column.name))
+    if order is None:
+        return column
+    places = {name: place for place, name in enumerate(order)}
+    extra = sorted(set(column.dropna()) - set(order))
+    places |= {name: len(order) + place for place, name in enumerate(extra)}
+    return column.map(places)

@@ -1,0 +1,17 @@
+"""Causal Tracing (Meng et al. 2022a, section 2): `trace`, its result, and its patches as hooks."""
+
+from loc_edit.tracing.hooks import SITES, corruption_hooks, restoration_hooks, site_name, window_layers
+from loc_edit.tracing.result import DEGENERATE, Trace
+from loc_edit.tracing.runs import Metric, trace
+
+__all__ = [
+    "DEGENERATE",
+    "SITES",
+    "Metric",
+    "Trace",
+    "corruption_hooks",
+    "restoration_hooks",
+    "site_name",
+    "trace",
+    "window_layers",
+]

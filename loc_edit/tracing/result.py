@@ -1,0 +1,129 @@
+"""What a trace is: the grid of restored runs of one prompt, and the numbers made of it."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loc_edit.prompts import Prompt
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DEGENERATE = 1e-6
+"""A gap between the clean and the corrupted run below this has no meaningful fraction."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What restoring a site does to the probability of a target, for each layer and position.
+
+    Attributes:
+        prompt: the traced prompt.
+        target: the target's text.
+        p_clean: the metric without noise.
+        p_corrupted: its mean over noise samples with the subject corrupted.
+        p_restored: its mean with the site restored at (layer, position); before the subject it equals
+            `p_corrupted`.
+        window: number of layers restored together, centred on the layer.
+        site: the hook point that was restored.
+        metric: what the three numbers are.
+        token_texts: the prompt's tokens as text.
+    """
+
+    prompt: Prompt
+    target: str
+    p_clean: float
+    p_corrupted: float
+    p_restored: Float[Tensor, "layer pos"] = field(repr=False)
+    window: int
+    site: str
+    metric: str = "probability"
+    token_texts: tuple[str, ...] = ()
+
+    @property
+    def effect(self) -> Float[Tensor, "layer pos"]:
+        """`p_restored - p_corrupted`."""
+        return self.p_restored - self.p_corrupted
+
+    @property
+    def fraction(self) -> Float[Tensor, "layer pos"]:
+        """The effect as a share of what the noise took away; NaN where that is degenerate."""
+        return self.fractions()
+
+    @property
+    def degenerate(self) -> bool:
+        """Whether the noise changed the metric by less than 1e-6, so that fractions mean nothing."""
+        return abs(self.p_clean - self.p_corrupted) < DEGENERATE
+
+    def fractions(self, denominator: Literal["clean", "max"] = "clean") -> Float[Tensor, "layer pos"]:
+        """The effect divided by `top - p_corrupted`.
+
+        Args:
+            denominator: the top is `p_clean` (the paper), or with `"max"` the larger of it and the best
+                restored run (the study's released code).
+        """
+        top = self.p_clean
+        if denominator == "max":
+            top = max(top, self.p_restored.max().item())
+        elif denominator != "clean":
+            raise ValueError(f"denominator {denominator!r}: 'clean' or 'max' is wanted")
+        gap = top - self.p_corrupted
+        return self.effect / gap if abs(gap) >= DEGENERATE else torch.full_like(self.p_restored, float("nan"))
+
+    def by_layer(
+        self,
+        regressor: Literal["max", "last_subject"] = "max",
+        denominator: Literal["clean", "max"] = "clean",
+    ) -> Float[Tensor, " layer"]:
+        """One number a layer (spec 1.5).
+
+        Args:
+            regressor: `"max"`, the largest fraction over positions from the subject on, floored at 0; or
+                `"last_subject"`, the fraction at the subject's last token, not floored.
+            denominator: see `fractions`.
+        """
+        fraction = self.fractions(denominator)
+        if regressor == "max":
+            return fraction[:, self.prompt.subject.start :].amax(dim=1).clamp(min=0)
+        if regressor == "last_subject":
+            return fraction[:, self.prompt.last_subject]
+        raise ValueError(f"regressor {regressor!r}: 'max' or 'last_subject' is wanted")
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per (layer, position), in the columns of a run's trace rows."""
+        n_layers, n_pos = self.p_restored.shape
+        return pd.DataFrame(
+            {
+                "fact_id": self.prompt.fact_id,
+                "layer": torch.arange(n_layers).repeat_interleave(n_pos).numpy(),
+                "pos": torch.arange(n_pos).repeat(n_layers).numpy(),
+                "window": self.window,
+                "site": self.site,
+                "metric": self.metric,
+                "p_restored": self.p_restored.double().flatten().cpu().numpy(),
+                "p_clean": self.p_clean,
+                "p_corrupted": self.p_corrupted,
+                "subject_begin": self.prompt.subject.start,
+                "subject_end": self.prompt.subject.stop,
+                "token": list(self.token_texts) * n_layers,
+                "degenerate": self.degenerate,
+            }
+        )
+
+    def plot(self) -> "Figure":
+        """The layer x token heatmap, subject tokens starred."""
+        from loc_edit.figures import heatmap  # the paper wing draws; loaded when asked
+        from loc_edit.tables import effects
+
+        return heatmap(effects(self.to_frame(), self.window, self.site))
+
+    def _repr_png_(self) -> bytes:
+        from io import BytesIO
+
+        out = BytesIO()
+        self.plot().savefig(out, format="png", dpi=100, bbox_inches="tight")
+        return out.getvalue()

@@ -1,0 +1,215 @@
+"""Units of work: the rows of some facts in one cell of the grid, or their traces."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from math import isnan
+from typing import Any
+
+import pandas as pd
+import torch
+from transformer_lens import HookedTransformer
+
+from loc_edit.config import ExperimentConfig
+from loc_edit.editing.finetune import finetune
+from loc_edit.editing.memit import memit
+from loc_edit.editing.rome import rome
+from loc_edit.editing.update import Edit
+from loc_edit.editing.value import EditFailed
+from loc_edit.facts import Fact
+from loc_edit.keys import KeyStats
+from loc_edit.models import fingerprint
+from loc_edit.noise import subject_noise
+from loc_edit.problems import EditRequest, pose
+from loc_edit.prompts import encode
+from loc_edit.sampling import sample_essences
+from loc_edit.scores import EditScore, Measured, Probes, compare, make_probes, measure
+from loc_edit.settings import FinetuneSettings, MemitSettings, RomeSettings, Settings
+from loc_edit.store import cell_key
+from loc_edit.tracing import trace, window_layers
+
+log = logging.getLogger(__name__)
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One problem, method and layer of the grid."""
+
+    problem: str
+    method: str
+    window: int
+    layer: int
+    settings: Settings
+
+    def __str__(self) -> str:
+        return f"{self.problem}, {self.method}-{self.window}, layer {self.layer}"
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What all units share.
+
+    Attributes:
+        config: the experiment's configuration.
+        model: the model.
+        sigma: the noise's standard deviation.
+        contexts: the editors' context texts, by method.
+        stats: makes the key statistics, when an editor first asks for them.
+    """
+
+    config: ExperimentConfig
+    model: HookedTransformer
+    sigma: float
+    contexts: Mapping[str, Sequence[str]]
+    stats: Callable[[], KeyStats]
+
+    def trace_cell(self, window: int) -> str:
+        """Names all that a trace's numbers depend on, but for the fact."""
+        return cell_key({**self._common(), "site": self.config.site, "window": window})
+
+    def edit_cell(self, cell: Cell) -> str:
+        """Names all that an edit's numbers depend on, but for the fact."""
+        contexts = list(self.contexts.get(cell.method, ()))
+        corpus = [self.config.corpus, self.config.corpus_tokens]
+        about = {"cell": asdict(cell), "contexts": contexts, "corpus": corpus, "essence": self.config.essence}
+        return cell_key({**self._common(), **about})
+
+    def _common(self) -> dict[str, Any]:
+        return {
+            "model": fingerprint(self.model),
+            "sigma": self.sigma,
+            "samples": self.config.noise_samples,
+            "seed": self.config.seed,
+        }
+
+
+@dataclass
+class Posed:
+    """A problem posed to a chunk: the requests, what is measured for each, and the facts it makes no sense for."""
+
+    requests: list[EditRequest] = field(default_factory=list)
+    probes: list[Probes] = field(default_factory=list)
+    before: list[Measured] = field(default_factory=list)
+    skipped: list[tuple[Fact, str]] = field(default_factory=list)
+
+
+class Chunk:
+    """Facts that are computed together; what neither method nor layer changes is computed once."""
+
+    def __init__(self, bench: Workbench, facts: Sequence[Fact]) -> None:
+        self.bench, self.facts = bench, facts
+        self.name = cell_key({"facts": [fact.fact_id for fact in facts]})
+        self._posed: dict[str, Posed] = {}
+
+    @cached_property
+    def noise(self) -> list[torch.Tensor]:
+        """Each fact's subject noise."""
+        model, sigma, config = self.bench.model, self.bench.sigma, self.bench.config
+        prompts = [encode(model, fact) for fact in self.facts]
+        return [
+            subject_noise(model, prompt, scale=sigma, samples=config.noise_samples, seed=config.seed)
+            for prompt in prompts
+        ]
+
+    @cached_property
+    def essences(self) -> list[list[torch.Tensor]]:
+        """Each fact's essence texts, sampled from the unedited model."""
+        if not self.bench.config.essence:
+            return [[] for _ in self.facts]
+        subjects, ids = [fact.subject for fact in self.facts], [fact.fact_id for fact in self.facts]
+        return sample_essences(self.bench.model, subjects, ids, seed=self.bench.config.seed)
+
+    def posed(self, problem: str) -> Posed:
+        """The requests of a problem, with their probes measured on the unedited model."""
+        if problem not in self._posed:
+            self._posed[problem] = self._pose(problem)
+        return self._posed[problem]
+
+    def forget(self) -> None:
+        """Let go of what was computed once; it is computed again if asked for."""
+        self._posed.clear()
+        self.__dict__.pop("noise", None)
+        self.__dict__.pop("essences", None)
+
+    def _pose(self, problem: str) -> Posed:
+        bench, posed = self.bench, Posed()
+        for fact, noise, texts in zip(self.facts, self.noise, self.essences, strict=True):
+            try:
+                request = pose(fact, problem, bench.model, noise=noise, noise_scale=bench.sigma, seed=bench.config.seed)
+                probes = make_probes(bench.model, fact, request, texts)
+            except ValueError as error:
+                posed.skipped.append((fact, str(error)))
+            else:
+                posed.requests.append(request)
+                posed.probes.append(probes)
+        posed.before = measure(bench.model, posed.probes, [None] * len(posed.probes))
+        return posed
+
+
+def trace_rows(chunk: Chunk, window: int) -> pd.DataFrame:
+    """The traces of a chunk's facts at one window, as rows."""
+    bench, frames = chunk.bench, []
+    for fact, noise in zip(chunk.facts, chunk.noise, strict=True):
+        prompt = encode(bench.model, fact)
+        found = trace(bench.model, prompt, fact.target_true, noise=noise, site=bench.config.site, window=window)
+        frames.append(found.to_frame().assign(relation=fact.relation, cell=bench.trace_cell(window)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def edit_rows(chunk: Chunk, cell: Cell) -> Rows:
+    """One row per fact of a chunk: its edit in one cell, scored; or why there is none."""
+    start, posed = time.perf_counter(), chunk.posed(cell.problem)
+    common = {name: getattr(cell, name) for name in ("problem", "method", "window", "layer")}
+    common |= {"seed": chunk.bench.config.seed, "cell": chunk.bench.edit_cell(cell)}
+    edits = edit_all(chunk.bench, cell, posed.requests)
+    sound = [i for i, edit in enumerate(edits) if isinstance(edit, Edit)]
+    after = measure(chunk.bench.model, [posed.probes[i] for i in sound], [e for e in edits if isinstance(e, Edit)])
+    results: dict[int, dict[str, Any]] = {
+        i: _scored(compare(posed.before[i], measured, posed.requests[i]))
+        for i, measured in zip(sound, after, strict=True)
+    }
+    seconds = (time.perf_counter() - start) / max(1, len(edits))
+    rows = [
+        {**common, "fact_id": fact.fact_id, "status": "skipped", "reason": reason} for fact, reason in posed.skipped
+    ]
+    for i, request in enumerate(posed.requests):
+        about = {"fact_id": request.fact_id, "target": request.target, "objective": request.objective}
+        failed = {"status": "failed", "reason": str(edits[i])}
+        rows.append({**common, **about, "seconds": seconds, **results.get(i, failed)})
+    return rows
+
+
+def edit_all(bench: Workbench, cell: Cell, requests: Sequence[EditRequest]) -> list[Edit | Exception]:
+    """An edit of each request, or why there is none: a batch that fails is done again one by one."""
+    if not requests:
+        return []
+    try:
+        return list(_edit_batch(bench, cell, list(requests)))
+    except (EditFailed, ValueError, torch.linalg.LinAlgError) as error:
+        if len(requests) == 1:
+            log.warning("%s: %s", cell, error)
+            return [error]
+        return [result for request in requests for result in edit_all(bench, cell, [request])]
+
+
+def _edit_batch(bench: Workbench, cell: Cell, requests: list[EditRequest]) -> list[Edit]:
+    model, settings = bench.model, cell.settings
+    layers = list(window_layers(cell.layer, cell.window, model.cfg.n_layers))
+    if isinstance(settings, FinetuneSettings):
+        return finetune(model, requests, layers, settings=settings)
+    contexts, stats = bench.contexts[cell.method], bench.stats()
+    if isinstance(settings, MemitSettings):
+        return memit(model, requests, layers, stats=stats, contexts=contexts, settings=settings)
+    if isinstance(settings, RomeSettings):
+        return rome(model, requests, cell.layer, stats=stats, contexts=contexts, settings=settings)
+    raise TypeError(f"{cell}: no method has settings {settings!r}")
+
+
+def _scored(score: EditScore) -> dict[str, Any]:
+    """The score's columns; an edit is done where its rewrite score is a number, and failed where p is none after it."""
+    status = "failed" if isnan(score.after.rewrite) else "skipped" if isnan(score.rewrite) else "done"
+    return {**score.to_row(), "status": status, "reason": score.reason}

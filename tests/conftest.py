@@ -1,0 +1,255 @@
+"""Random models of four shapes, small enough for slow and obvious oracles, and a few facts; nothing is downloaded."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformers import PreTrainedTokenizerFast
+
+import loc_edit
+from loc_edit.models import quiet
+
+torch.set_num_threads(1)
+
+GOLDEN = Path(__file__).parents[1] / ".." / "shared" / "golden"
+BOS = "<|endoftext|>"
+SENTENCES = (
+    "The Golden Bridge is located in the city of Paris.",
+    "The mother tongue of Anna Kowalska is Polish, and she lives in Rome.",
+    "In the north, the river belongs to the people of Norway and Sweden.",
+    "It was raining all day, and nobody crossed the old bridge.",
+    "A teacher is gentle and quiet; the train was green and narrow.",
+    "The headquarters of the company is in the city of London, in the north of the city.",
+    "A French teacher is in Rome, a Polish teacher is in Paris; Norway is in the north.",
+    "French and Polish, Paris and Rome, Norway and London, the north and the city of Paris.",
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    """A byte-level BPE tokenizer of a few hundred tokens, in a folder: TransformerLens reads it back from there."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.ByteLevel(trim_offsets=True)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=460, special_tokens=[BOS], initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(SENTENCES, trainer)
+    special = {"bos_token": BOS, "eos_token": BOS, "unk_token": BOS, "pad_token": BOS}
+    folder = str(tmp_path_factory.mktemp("tokenizer"))
+    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def random_model(tokenizer, seed=0, **shape):
+    """A model with random weights so large that a patch or an edit changes its answer, all biases non-zero."""
+    cfg = HookedTransformerConfig(
+        **{
+            "n_layers": 2,
+            "d_model": 16,
+            "n_ctx": 64,
+            "d_head": 8,
+            "n_heads": 2,
+            "d_mlp": 24,
+            "d_vocab": len(tokenizer),
+            "act_fn": "gelu_new",
+            "normalization_type": "LN",
+            "model_name": "tiny",
+            "default_prepend_bos": False,
+            "device": "cpu",
+            "init_weights": False,
+            **shape,
+        }
+    )
+    with quiet():
+        model = HookedTransformer(cfg, tokenizer)
+    draws = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            part = name.split(".")[-1]
+            if part == "w":
+                p.copy_(1 + 0.2 * torch.randn(p.shape, generator=draws))
+            elif part == "b" or part.startswith("b_"):
+                p.copy_(0.3 * torch.randn(p.shape, generator=draws))
+            elif part in ("W_E", "W_pos"):
+                p.copy_((1.0 if part == "W_E" else 0.5) * torch.randn(p.shape, generator=draws))
+            else:
+                p.copy_(1.6 * p.shape[-2] ** -0.5 * torch.randn(p.shape, generator=draws))
+        model.unembed.W_U.mul_(1.2)
+        if cfg.gated_mlp:
+            for block in model.blocks:
+                block.mlp.b_out.zero_()
+    return loc_edit.load_model(model, device="cpu")
+
+
+SHAPES = {
+    "gpt2": {},
+    "gpt2_deep": {"n_layers": 4},
+    "llama": {
+        "n_layers": 3,
+        "act_fn": "silu",
+        "gated_mlp": True,
+        "normalization_type": "RMS",
+        "final_rms": True,
+        "positional_embedding_type": "rotary",
+        "rotary_dim": 8,
+        "default_prepend_bos": True,
+    },
+    "gptj": {
+        "n_layers": 3,
+        "parallel_attn_mlp": True,
+        "positional_embedding_type": "rotary",
+        "rotary_dim": 4,
+        "rotary_adjacent_pairs": True,
+    },
+    "post_norm": {
+        "n_layers": 3,
+        "act_fn": "silu",
+        "gated_mlp": True,
+        "normalization_type": "RMS",
+        "final_rms": True,
+        "use_normalization_before_and_after": True,
+        "positional_embedding_type": "rotary",
+        "rotary_dim": 8,
+        "default_prepend_bos": True,
+    },
+}
+EDITABLE = ("gpt2_deep", "llama", "gptj")
+
+
+@pytest.fixture(scope="session")
+def shapes(tokenizer):
+    """One random model of each shape; tests leave them as they found them."""
+    return {name: random_model(tokenizer, seed, **shape) for seed, (name, shape) in enumerate(SHAPES.items())}
+
+
+@pytest.fixture(scope="session")
+def tiny(shapes):
+    """GPT-2 shape, 2 layers."""
+    return shapes["gpt2"]
+
+
+@pytest.fixture(scope="session")
+def deep(shapes):
+    """GPT-2 shape, 4 layers: windows matter."""
+    return shapes["gpt2_deep"]
+
+
+@pytest.fixture(params=EDITABLE)
+def editable(request, shapes):
+    """Every shape that can be edited, one after another."""
+    return shapes[request.param]
+
+
+@pytest.fixture
+def make_model(tokenizer):
+    """A model of a test's own, that it may spoil."""
+    return lambda seed=0, **shape: random_model(tokenizer, seed, **shape)
+
+
+@pytest.fixture(scope="session")
+def facts():
+    """Four facts: prompts and targets of several lengths, a subject at the start and one with an umlaut."""
+    return [
+        loc_edit.Fact(
+            template="{} is located in the city of",
+            subject="The Golden Bridge",
+            target_true="Paris",
+            target_new="Rome",
+            relation="city",
+            paraphrases=("Nobody crossed it. The Golden Bridge is in",),
+            neighbors=("The old bridge is located in the city of",),
+            fact_id=0,
+        ),
+        loc_edit.Fact(
+            template="The mother tongue of {} is",
+            subject="Anna Kowalska",
+            target_true="Polish",
+            target_new="French",
+            relation="tongue",
+            fact_id=1,
+        ),
+        loc_edit.Fact(
+            template="In the north, {} belongs to",
+            subject="Zürich",
+            target_true="Switzerland",
+            target_new="Norway and Sweden",
+            relation="country",
+            fact_id=2,
+        ),
+        loc_edit.Fact(
+            template="The headquarters of {} is in the",
+            subject="Old Train & Co",
+            target_true="north",
+            target_new="city",
+            relation="place",
+            fact_id=3,
+        ),
+    ]
+
+
+@pytest.fixture(scope="session")
+def contexts():
+    """The bare prompt and three texts before it, one with braces and a line break."""
+    return ["{}", "It was raining all day. {}", "A {teacher} is {} quiet;\n{}", "Nobody. {}"]
+
+
+def random_moments(model, seed=0):
+    """Well-conditioned second moments for every layer."""
+    draws = torch.Generator().manual_seed(seed)
+    m = model.cfg.d_mlp
+    keys = torch.randn(model.cfg.n_layers, 4 * m, m, generator=draws) * torch.linspace(0.3, 1.5, m)
+    return {layer: (k.T @ k / len(k)) for layer, k in enumerate(keys)}
+
+
+@pytest.fixture(scope="session")
+def moments():
+    """model -> second moments by layer, the same at each call."""
+    return random_moments
+
+
+@pytest.fixture(scope="session")
+def stats_of():
+    """model -> `KeyStats` of those moments."""
+    return lambda model: loc_edit.KeyStats.from_moments(random_moments(model), n_tokens=10_000)
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """The reference's numbers, its model and its facts; tests that want them are skipped where they are absent."""
+    folder = GOLDEN.resolve()
+    if not (folder / "golden.json").is_file():
+        pytest.skip("no ../shared/golden beside the project: the reference's numbers are not there to compare with")
+    expected = json.loads((folder / "golden.json").read_text())
+    moments = np.load(folder / "key_second_moment.npz")
+    model = loc_edit.load_model(folder / "tiny-gpt2", device="cpu")
+    layers = {int(name.removeprefix("layer_")): torch.from_numpy(moments[name]) for name in moments.files}
+    return SimpleNamespace(
+        folder=folder,
+        model=model,
+        traces=expected["trace"],
+        edits=expected["edit"],
+        arrays=np.load(folder / "golden.npz"),
+        facts={record["case_id"]: counterfact(record) for record in expected["facts"]},
+        stats=loc_edit.KeyStats.from_moments(layers, n_tokens=14895),
+    )
+
+
+def counterfact(record):
+    """A CounterFact record as a fact."""
+    rewrite = record["requested_rewrite"]
+    return loc_edit.Fact(
+        fact_id=record["case_id"],
+        template=rewrite["prompt"],
+        subject=rewrite["subject"],
+        target_true=rewrite["target_true"]["str"],
+        target_new=rewrite["target_new"]["str"],
+        relation=rewrite["relation_id"],
+        paraphrases=tuple(record["paraphrase_prompts"]),
+        neighbors=tuple(record["neighborhood_prompts"]),
+    )

@@ -1,0 +1,263 @@
+"""Slow, obvious versions of tracing and of the three editors, written from the definitions.
+
+One forward pass per cell, row and sample; whole sequences, no batching, no resuming; weights really written.
+They share nothing with the package but the model and the data given to them: token ids, spans, noise.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+SITES = {"mlp_out": "hook_mlp_out", "attn_out": "hook_attn_out", "resid_post": "hook_resid_post"}
+
+
+def sequence_log_prob(logits, n_prompt, answer):
+    """Sum of log p of `answer`, whose tokens follow a prompt of `n_prompt` tokens in one row's `logits`."""
+    return sum(logits[n_prompt - 1 + j].log_softmax(-1)[token] for j, token in enumerate(answer.tolist()))
+
+
+def add_noise(noise, subject):
+    def hook(value, hook):
+        value = value.clone()
+        value[:, subject] = value[:, subject] + noise
+        return value
+
+    return [] if noise is None else [("hook_embed", hook)]
+
+
+def trace(model, tokens, subject, answer, noise, site="mlp_out", window=5, metric=sequence_log_prob):
+    """(clean, corrupted, restored[layer, pos]): means over samples of `metric`'s exp, one cell at a time.
+
+    `metric(logits, n_prompt, answer)`; probabilities are its exp, other metrics are wrapped by the caller.
+    """
+    n_layers, n_pos = model.cfg.n_layers, len(tokens)
+    row = torch.cat([tokens, answer[:-1]])[None]
+    name = SITES.get(site, site)
+    clean_logits, cache = model.run_with_cache(row)
+    clean = metric(clean_logits[0], n_pos, answer)
+
+    def run(eps, restored):
+        def overwrite(pos):
+            def hook(value, hook):
+                value = value.clone()
+                value[0, pos] = cache[hook.name][0, pos]
+                return value
+
+            return hook
+
+        hooks = add_noise(eps, subject) + [(f"blocks.{k}.{name}", overwrite(t)) for k, t in restored]
+        return metric(model.run_with_hooks(row, fwd_hooks=hooks)[0], n_pos, answer)
+
+    def mean(restored):
+        return torch.stack([run(eps, restored) for eps in noise]).double().mean().item()
+
+    grid = torch.zeros(n_layers, n_pos, dtype=torch.float64)
+    for layer in range(n_layers):
+        low, high = max(0, layer - window // 2), min(n_layers, layer - window // 2 + window)
+        for pos in range(n_pos):
+            grid[layer, pos] = mean([(k, pos) for k in range(low, high)])
+    return clean.item(), mean([]), grid
+
+
+def probability(logits, n_prompt, answer):
+    return sequence_log_prob(logits, n_prompt, answer).exp()
+
+
+@dataclass
+class Row:
+    """One row of an edit: its ids, where its prompt ends, its subject's span, its noise for keys and values."""
+
+    tokens: torch.Tensor
+    n_prompt: int
+    subject: slice
+    noise: torch.Tensor | None = None
+
+    @property
+    def last_subject(self):
+        return self.subject.stop - 1
+
+
+def make_row(model, before, template, subject, target=None):
+    """Tokenise `before` + template with its subject (+ target), and find the subject by character offsets."""
+    begin, end = template.split("{}")
+    text = before + begin + subject + end
+    encoding = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    first = len(before + begin)
+    last = first + len(subject)
+    covering = [i for i, (a, b) in enumerate(encoding["offset_mapping"]) if b > first and a < last]
+    bos = [model.tokenizer.bos_token_id] if model.cfg.default_prepend_bos else []
+    ids = bos + encoding["input_ids"]
+    subject_at = slice(covering[0] + len(bos), covering[-1] + 1 + len(bos))
+    tail = [] if target is None else target[:-1].tolist()
+    return Row(torch.tensor(ids + tail), len(ids), subject_at)
+
+
+def rows_of(model, request, contexts):
+    """The context + prompt + target rows, bare one first, and the essence row."""
+    template, subject = request.prompt.template, request.prompt.subject_text
+    befores = [context[: context.rindex("{}")] for context in contexts]
+    rows = [make_row(model, before, template, subject, request.target_tokens) for before in befores]
+    return rows, make_row(model, "", "{} is a", subject)
+
+
+def add_at(name, pos, delta):
+    def hook(value, hook):
+        value = value.clone()
+        value[0, pos] = value[0, pos] + delta
+        return value
+
+    return [(name, hook)]
+
+
+def read_at(model, row, name):
+    """The activation `name` at the row's last subject token, without its target."""
+    _, cache = (
+        model.run_with_cache(row.tokens[None, : row.n_prompt], names_filter=[name])
+        if row.noise is None
+        else (
+            None,
+            _noised_cache(model, row, name),
+        )
+    )
+    return cache[name][0, row.last_subject]
+
+
+def _noised_cache(model, row, name):
+    with model.hooks(fwd_hooks=add_noise(row.noise, row.subject)):
+        return model.run_with_cache(row.tokens[None, : row.n_prompt], names_filter=[name])[1]
+
+
+def value_delta(model, rows, essence, request, where, reference, settings, *, last_updates, fresh=None):
+    """The optimised delta at hook point `where`; `fresh(step)` gives each row's noise of that step."""
+
+    def essence_log_probs(delta):
+        hooks = add_noise(essence.noise, essence.subject) + add_at(where, essence.last_subject, delta)
+        return model.run_with_hooks(essence.tokens[None], fwd_hooks=hooks)[0, essence.last_subject].log_softmax(-1)
+
+    with torch.no_grad():
+        initial = essence_log_probs(torch.zeros_like(reference))
+    delta = torch.zeros_like(reference, requires_grad=True)
+    adam = torch.optim.Adam([delta], lr=settings.lr)
+    for step in range(settings.steps):
+        if step == settings.steps - 1 and not last_updates:
+            break
+        noises = fresh(step) if fresh else [None] * len(rows)
+        nll = 0.0
+        for row, noise in zip(rows, noises, strict=True):
+            hooks = add_noise(noise, row.subject) + add_at(where, row.last_subject, delta)
+            logits = model.run_with_hooks(row.tokens[None], fwd_hooks=hooks)[0]
+            log_p = sequence_log_prob(logits, row.n_prompt, request.target_tokens)
+            nll = nll - log_p / len(request.target_tokens) / len(rows)
+        now = essence_log_probs(delta)
+        kl = (now.exp() * (now - initial)).sum()
+        fit = nll if request.objective == "raise" else (-nll).exp()
+        loss = fit + settings.kl * kl + settings.decay * delta.norm() / reference.norm() ** 2
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        with torch.no_grad():
+            if delta.norm() > settings.clamp * reference.norm():
+                delta.mul_(settings.clamp * reference.norm() / delta.norm())
+    return delta.detach()
+
+
+def rome(model, request, layer, moment, contexts, settings, fixed=None, fresh=None):
+    """The change of `W_out`; `fixed` is the noise of every row and of the essence row, `fresh` see above."""
+    rows, essence = rows_of(model, request, contexts)
+    if fixed is not None:
+        *per_row, essence.noise = fixed
+        for row, noise in zip(rows, per_row, strict=True):
+            row.noise = noise
+    key_name = f"blocks.{layer}.mlp.hook_post"
+    keys = [read_at(model, row, key_name) for row in rows]
+    k_star, k_bar = keys[0], torch.stack(keys).mean(0)
+    u = torch.linalg.solve(moment.double(), k_bar.double()).float()
+    where = f"blocks.{layer}.hook_mlp_out"
+    v0 = read_at(model, rows[0], where)
+    delta = value_delta(
+        model,
+        rows,
+        essence,
+        request,
+        where,
+        v0,
+        settings,
+        last_updates=request.objective == "lower",
+        fresh=fresh,
+    )
+    mlp = model.blocks[layer].mlp
+    v_star = v0 + delta
+    return torch.outer(u, v_star - (k_star @ mlp.W_out + mlp.b_out)) / (k_star @ u)
+
+
+def memit(model, request, layers, moments, contexts, settings, fixed=None, fresh=None):
+    """The change of each layer's `W_out`: dense solves, weights really written, and put back at the end."""
+    rows, essence = rows_of(model, request, contexts)
+    if fixed is not None:
+        *per_row, essence.noise = fixed
+        for row, noise in zip(rows, per_row, strict=True):
+            row.noise = noise
+    where = f"blocks.{layers[-1]}.hook_resid_post"
+    z0 = read_at(model, rows[0], where)
+    z = z0 + value_delta(model, rows, essence, request, where, z0, settings, last_updates=False, fresh=fresh)
+    saved = {layer: model.blocks[layer].mlp.W_out.detach().clone() for layer in layers}
+    deltas = {}
+    try:
+        for i, layer in enumerate(layers):
+            keys = [read_at(model, row, f"blocks.{layer}.mlp.hook_post") for row in rows]
+            k = keys[0] if len(keys) == 1 else keys[0] / 2 + torch.stack(keys[1:]).mean(0) / 2
+            r = (z - read_at(model, rows[0], where)) / (len(layers) - i)
+            k64 = k.double()
+            dense = settings.moment_weight * moments[layer].double() + torch.outer(k64, k64)
+            deltas[layer] = torch.outer(torch.linalg.solve(dense, k64), r.double()).float()
+            with torch.no_grad():
+                model.blocks[layer].mlp.W_out.add_(deltas[layer])
+    finally:
+        with torch.no_grad():
+            for layer, weight in saved.items():
+                model.blocks[layer].mlp.W_out.copy_(weight)
+    return deltas
+
+
+def finetune(model, request, layers, settings, noised_copies=None):
+    """{layer: (change of W_out, change of b_out)}: Adam on the real parameters, a real clamp, then put back.
+
+    `noised_copies(step)` gives the subject noises of a step's copies of the bare prompt.
+    """
+    prompt = request.prompt
+    row = torch.cat([prompt.tokens, request.target_tokens[:-1]])[None]
+    names = ["W_out", "b_out"] if settings.bias and not model.cfg.gated_mlp else ["W_out"]
+    parameters = [getattr(model.blocks[layer].mlp, name) for layer in layers for name in names]
+    start = [p.detach().clone() for p in parameters]
+    for p in parameters:
+        p.requires_grad_(True)
+    adam = torch.optim.Adam(parameters, lr=settings.lr)
+    small = 0
+    try:
+        for step in range(settings.steps):
+            loss = 0.0
+            for noise in noised_copies(step) if noised_copies else [None]:
+                logits = model.run_with_hooks(row, fwd_hooks=add_noise(noise, prompt.subject))[0]
+                log_p = sequence_log_prob(logits, len(prompt.tokens), request.target_tokens)
+                loss = loss + (-log_p if request.objective == "raise" else log_p.exp())
+            if loss.item() >= 1e-2:
+                small = 0
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+                with torch.no_grad():
+                    for p, p0 in zip(parameters, start, strict=True):
+                        p.copy_(torch.clamp(p, p0 - settings.eps, p0 + settings.eps))
+            else:
+                small += 1
+                if small == 5 and request.objective == "raise":
+                    break
+        changes = [(p - p0).detach() for p, p0 in zip(parameters, start, strict=True)]
+    finally:
+        for p, p0 in zip(parameters, start, strict=True):
+            p.grad = None
+            p.requires_grad_(False)
+            with torch.no_grad():
+                p.copy_(p0)
+    width = len(names)
+    return {layer: tuple(changes[i * width : (i + 1) * width]) for i, layer in enumerate(layers)}

@@ -1,0 +1,282 @@
+"""Loading: the same logits as Hugging Face, refusals, fingerprints."""
+
+import json
+import shutil
+import socket
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import (
+    Gemma2Config,
+    GPT2Config,
+    GPTJConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+)
+from transformers.models.auto import AutoModelForCausalLM
+
+import loc_edit
+from loc_edit import BadModel, models, prompts
+
+SIZES = {"vocab_size": 460, "bos_token_id": 0, "eos_token_id": 0}
+GATED = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "head_dim": 8,
+}
+CONFIGS = {
+    "gpt2": lambda: GPT2Config(**SIZES, n_positions=64, n_embd=16, n_layer=3, n_head=2, initializer_range=0.3),
+    "gptj": lambda: GPTJConfig(
+        **SIZES, n_positions=64, n_embd=16, n_layer=3, n_head=2, rotary_dim=4, initializer_range=0.3
+    ),
+    "neox": lambda: GPTNeoXConfig(
+        **SIZES,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+    ),
+    "llama": lambda: LlamaConfig(**SIZES, **GATED),
+    "mistral": lambda: MistralConfig(**SIZES, **GATED),
+    "qwen2": lambda: Qwen2Config(**SIZES, **{k: v for k, v in GATED.items() if k != "head_dim"}),
+}
+KEEPS_BOS = {"llama", "mistral"}
+
+
+def save_random(config, tokenizer, folder, seed=0):
+    """A checkpoint with random weights, biases included, as `save_pretrained` writes it."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith("bias"):
+                p.normal_(std=0.3)
+            elif p.ndim == 1:
+                p.add_(0.2 * torch.randn(p.shape))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tokenizer, tmp_path_factory):
+    """name -> (directory, Hugging Face model), made when first asked for."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            made[name] = (folder, save_random(CONFIGS[name](), tokenizer, folder))
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
+    """Any attempt to reach the network fails the test."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network was asked for something")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(1, 460, (2, 20), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_equal_hugging_face(checkpoints, ids, name):
+    folder, hf_model = checkpoints(name)
+    model = loc_edit.load_model(folder, device="cpu")
+    with torch.inference_mode():
+        wanted, got = hf_model(ids).logits, model(ids)
+    assert wanted.std() > 0.1
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    assert model.cfg.default_prepend_bos == (name in KEEPS_BOS)
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gptj", "llama", "neox"])
+def test_edits_are_the_same_in_hugging_faces_weights(checkpoints, ids, name):
+    """`W_out` is the checkpoint's own matrix: the same change there gives the same logits."""
+    folder, hf_model = checkpoints(name)
+    model = loc_edit.load_model(folder, device="cpu")
+    delta = 0.3 * torch.randn(model.cfg.d_mlp, 16, generator=torch.Generator().manual_seed(1))
+    edit = loc_edit.Edit((loc_edit.WeightUpdate(1, full=delta),))
+    block = {
+        "gpt2": lambda: hf_model.transformer.h[1].mlp.c_proj,
+        "gptj": lambda: hf_model.transformer.h[1].mlp.fc_out,
+        "llama": lambda: hf_model.model.layers[1].mlp.down_proj,
+        "neox": lambda: hf_model.gpt_neox.layers[1].mlp.dense_4h_to_h,
+    }[name]()
+    before = block.weight.detach().clone()
+    with torch.no_grad():
+        block.weight.add_(delta if name == "gpt2" else delta.T)
+        wanted = hf_model(ids).logits
+        block.weight.copy_(before)
+        plain = hf_model(ids).logits
+    assert (wanted - plain).abs().max() > 0.1
+    with edit.applied(model):
+        torch.testing.assert_close(model(ids), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_mlp_out_is_key_times_w_out_plus_bias(checkpoints, ids):
+    for name in CONFIGS:
+        model = loc_edit.load_model(checkpoints(name)[0], device="cpu")
+        _, cache = model.run_with_cache(ids)
+        wanted = cache["blocks.2.mlp.hook_post"] @ models.W_out(model, 2) + models.b_out(model, 2)
+        torch.testing.assert_close(cache["blocks.2.hook_mlp_out"], wanted)
+        assert models.has_output_bias(model) == (name in ("gpt2", "gptj", "neox"))
+
+
+def test_the_start_of_text_can_be_chosen(checkpoints):
+    folder, _ = checkpoints("gpt2")
+    fact = loc_edit.Fact(template="{} is in", subject="Rome", target_true="Paris")
+    without, with_bos = (loc_edit.load_model(folder, device="cpu", prepend_bos=b) for b in (None, True))
+    assert loc_edit.encode(with_bos, fact).tokens.tolist() == [0, *loc_edit.encode(without, fact).tokens.tolist()]
+    assert loc_edit.fingerprint(with_bos) != loc_edit.fingerprint(without)
+    llama = loc_edit.load_model(checkpoints("llama")[0], device="cpu", prepend_bos=False)
+    assert loc_edit.encode(llama, fact).tokens[0] != 0
+    loaded = loc_edit.load_model(without, device="cpu", prepend_bos=True)
+    assert loaded is without
+    assert loaded.cfg.default_prepend_bos
+
+
+def test_dtype_is_respected(checkpoints):
+    model = loc_edit.load_model(checkpoints("gpt2")[0], device="cpu", dtype=torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert loc_edit.load_model(checkpoints("gpt2")[0], device="cpu").W_E.dtype == torch.float32
+
+
+def test_a_directory_whose_name_is_a_trap(checkpoints, ids, tmp_path):
+    """TransformerLens chooses branches by name; ours must not depend on it."""
+    folder, hf_model = checkpoints("gpt2")
+    for name in ("my-llama-2", "bert-base", "gemma", "t5"):
+        shutil.copytree(folder, tmp_path / name)
+        model = loc_edit.load_model(tmp_path / name, device="cpu")
+        with torch.inference_mode():
+            torch.testing.assert_close(model(ids), hf_model(ids).logits, rtol=1e-4, atol=1e-4)
+        assert model.cfg.model_name == name
+
+
+def test_unknown_names_and_broken_directories_are_refused_by_name(checkpoints, tokenizer, tmp_path):
+    with pytest.raises(BadModel, match="model 'no-such-model'"):
+        loc_edit.load_model("no-such-model", device="cpu")
+    with pytest.raises(BadModel, match="model 'no/such/folder'"):
+        loc_edit.load_model("no/such/folder", device="cpu")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadModel, match=r"empty: no config\.json"):
+        loc_edit.load_model(tmp_path / "empty", device="cpu")
+    folder, _ = checkpoints("gpt2")
+    shutil.copytree(folder, tmp_path / "headless")
+    (tmp_path / "headless" / "model.safetensors").unlink()
+    with pytest.raises(BadModel, match="headless"):
+        loc_edit.load_model(tmp_path / "headless", device="cpu")
+    shutil.copytree(folder, tmp_path / "odd")
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "odd" / "config.json").write_text(json.dumps({**config, "model_type": "unheard-of"}))
+    with pytest.raises(BadModel, match="odd"):
+        loc_edit.load_model(tmp_path / "odd", device="cpu")
+    shutil.copytree(folder, tmp_path / "garbled")
+    (tmp_path / "garbled" / "config.json").write_text("{")
+    with pytest.raises(BadModel, match="garbled"):
+        loc_edit.load_model(tmp_path / "garbled", device="cpu")
+    shutil.copytree(folder, tmp_path / "mute")
+    for file in (tmp_path / "mute").glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(BadModel, match="mute"):
+        loc_edit.load_model(tmp_path / "mute", device="cpu")
+    assert issubclass(BadModel, ValueError)
+
+
+def test_post_norm_models_are_not_edited(tokenizer, tmp_path, shapes):
+    with pytest.raises(BadModel, match="tiny: a norm follows the MLP"):
+        models.check_editable(shapes["post_norm"])
+    save_random(Gemma2Config(**SIZES, **GATED, query_pre_attn_scalar=8), tokenizer, tmp_path / "google")
+    with pytest.raises(BadModel, match=r"google: .*(Gemma2ForCausalLM|a norm follows the MLP)"):
+        models.check_editable(loc_edit.load_model(tmp_path / "google", device="cpu"))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gptj", "llama", "neox", "mistral", "qwen2"])
+def test_families_of_the_study_can_be_edited(checkpoints, name):
+    models.check_editable(loc_edit.load_model(checkpoints(name)[0], device="cpu"))
+
+
+def test_attention_only_models_are_refused():
+    cfg = SimpleNamespace(
+        model_name="thin",
+        use_normalization_before_and_after=False,
+        original_architecture=None,
+        attn_only=True,
+        num_experts=None,
+    )
+    with pytest.raises(BadModel, match="thin: each layer must have one MLP"):
+        models.check_editable.__wrapped__(SimpleNamespace(cfg=cfg))
+
+
+def test_the_fingerprint_follows_the_weights(checkpoints):
+    folder, _ = checkpoints("gpt2")
+    model, twin = (loc_edit.load_model(folder, device="cpu") for _ in range(2))
+    first = loc_edit.fingerprint(model)
+    assert first == loc_edit.fingerprint(model) == loc_edit.fingerprint(twin)
+    update = loc_edit.WeightUpdate(0, left=torch.ones(model.cfg.d_mlp, 1), right=torch.full((1, 16), 1e-3))
+    with loc_edit.Edit((update,)).applied(model):
+        assert loc_edit.fingerprint(model) != first
+    assert loc_edit.fingerprint(model) == first
+    with torch.no_grad():
+        model.blocks[2].attn.W_Q[0, 0, 0] += 1e-3
+    changed = loc_edit.fingerprint(model)
+    assert changed not in (first, loc_edit.fingerprint(twin))
+    assert loc_edit.fingerprint(loc_edit.load_model(checkpoints("llama")[0], device="cpu")) != first
+
+
+def test_the_fingerprint_sees_a_parameter_put_in_the_others_place(checkpoints):
+    model = loc_edit.load_model(checkpoints("gpt2")[0], device="cpu")
+    weight = model.blocks[1].mlp.W_out
+    for _ in range(3 - weight._version):
+        with torch.no_grad():
+            weight.mul_(1.0)
+    first = loc_edit.fingerprint(model)
+    other = torch.nn.Parameter(weight.detach() + 1, requires_grad=False)
+    for _ in range(weight._version):
+        other.mul_(1.0)
+    assert other._version == weight._version, "the hard case: as often written as the one it replaces"
+    model.blocks[1].mlp.W_out = other
+    assert loc_edit.fingerprint(model) != first
+
+
+def test_names_and_labels(tiny):
+    tokens = prompts.tokenize(tiny, " Paris is")
+    assert models.token_texts(tiny, tokens) == (" Paris", " is")
+    with pytest.raises(ValueError, match=r"layers \[2\]: tiny has layers 0 to 1"):
+        models.check_layers(tiny, [0, 2])
+
+
+def test_logits_at_is_how_the_forward_pass_ends(shapes, ids):
+    for model in shapes.values():
+        final = model(ids % 400, stop_at_layer=model.cfg.n_layers)
+        torch.testing.assert_close(models.logits_at(model, final), model(ids % 400))
+
+
+def test_the_builtin_model_loads_without_a_network():
+    model = loc_edit.load_model("builtin", device="cpu")
+    assert not model.cfg.default_prepend_bos
+    fact = loc_edit.load_facts("builtin")[0]
+    prompt = loc_edit.encode(model, fact)
+    assert model(prompt.tokens[None]).isfinite().all()
+    models.check_editable(model)
