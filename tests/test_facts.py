@@ -221,6 +221,35 @@ def test_zsre_false_targets_depend_on_the_seed_alone():
     assert len(set(drawn(records).values())) > 10  # the draws of several facts differ
 
 
+def test_zsre_records_left_out_change_no_draw_and_the_draw_is_not_biased():
+    records = [zsre(f"S{i}", f"A{i % 7}", f"B{i}") for i in range(700)]
+    drawn = Counter(f.target_new for f in read_records(records, "zsre")[0])
+    per_letter = Counter()
+    for answer, n in drawn.items():
+        per_letter[answer[0]] += n
+    assert set(per_letter) == {"A", "B"}
+    assert per_letter["B"] > 650, "each different answer has the same chance: 7 of 707 begin with A"
+    broken = [*records, zsre("S800", "A0") | {"loc": None}]
+    facts, errors = read_records(broken, "zsre")
+    assert len(errors) == 1
+    assert facts == read_records(records, "zsre")[0]
+
+
+def test_zsre_can_take_the_given_alternative(tmp_path, caplog):
+    records = [ZSRE[0] | {"alt": " Zoe"}, ZSRE[1] | {"alt": "BOB"}, ZSRE[2]]
+    path = write(tmp_path / "zsre.json", records)
+    assert [f.target_new for f in load_facts(path, false_target="alt")] == ["Zoe", None, "nobody"]
+    assert "record 1: alt 'BOB' is among its answers" in caplog.text
+    drawn = [f.target_new for f in load_facts(path)]
+    assert None not in drawn
+    with pytest.raises(ValueError, match=r"'alt': only zsre .* flat"):
+        load_facts(write(tmp_path / "flat.json", [FLAT]), false_target="alt")
+    with pytest.raises(BadFact, match="record 0: field 'alt' is missing"):
+        load_facts(write(tmp_path / "less.json", [without(ZSRE[0], "alt")]), false_target="alt")
+    with pytest.raises(Exception, match="false_target"):
+        load_facts(path, false_target="old")
+
+
 def test_zsre_of_one_answer_has_no_false_one():
     facts, _ = read_records([zsre("Aqua", "Ann"), zsre("Brio", "ann")], "zsre")
     assert [f.target_new for f in facts] == [None, None]
@@ -252,6 +281,15 @@ def test_unknown_fields_are_refused_with_the_formats(record):
 # Malformed records
 
 
+REWRITE = COUNTERFACT["requested_rewrite"]
+
+
+def sound_record(record, number):
+    """A record like the given one, with an id or content of its own."""
+    name = next((name for name in ("case_id", "known_id", "src") if name in record), "template")
+    return record | {name: f"{record[name]}{number}"}
+
+
 def without(record, field):
     return {k: v for k, v in record.items() if k != field}
 
@@ -261,14 +299,27 @@ def without(record, field):
     [
         ("counterfact", without(COUNTERFACT, "requested_rewrite"), "requested_rewrite"),
         ("counterfact", COUNTERFACT | {"requested_rewrite": {"prompt": "{} is"}}, "subject"),
-        ("counterfact", COUNTERFACT | {"paraphrase_prompts": "no list"}, "paraphrases"),
+        ("counterfact", COUNTERFACT | {"paraphrase_prompts": "no list"}, "paraphrase_prompts"),
+        ("counterfact", COUNTERFACT | {"requested_rewrite": REWRITE | {"target_true": "French"}}, "target_true"),
+        ("counterfact", COUNTERFACT | {"requested_rewrite": REWRITE | {"target_new": {"str": 5}}}, "target_new.str"),
+        ("counterfact", COUNTERFACT | {"requested_rewrite": REWRITE | {"prompt": "no braces"}}, "exactly one {}"),
+        ("counterfact", COUNTERFACT | {"requested_rewrite": REWRITE | {"prompt": "{} or {}"}}, "exactly one {}"),
+        ("counterfact", COUNTERFACT | {"requested_rewrite": REWRITE | {"subject": " "}}, "requested_rewrite.subject"),
+        ("counterfact", COUNTERFACT | {"requested_rewrite": REWRITE | {"subject": "a\ud800"}}, "surrogate"),
+        ("counterfact", COUNTERFACT | {"requested_rewrite": [1]}, "requested_rewrite"),
+        ("counterfact", COUNTERFACT | {"case_id": 7.5}, "case_id"),
+        ("counterfact", COUNTERFACT | {"case_id": True}, "case_id"),
+        ("counterfact", COUNTERFACT | {"case_id": -3}, "case_id"),
+        ("flat", FLAT | {"prompt": "In {} and Lyon it is"}, "holds {}"),
+        ("flat", FLAT | {"rephrase_prompt": ["Lyon"]}, "rephrase_prompt"),
+        ("flat", FLAT | {"case_id": None}, "case_id"),
         ("counterfact", COUNTERFACT | {"case_id": "seven"}, "seven"),
         ("flat", without(FLAT, "target_new"), "target_new"),
         ("flat", FLAT | {"subject": "Marseille"}, "Marseille"),
         ("flat", FLAT | {"subject": ""}, "subject"),
         ("flat", FLAT | {"prompt": None}, "prompt"),
         ("known", without(KNOWN, "attribute"), "attribute"),
-        ("known", KNOWN | {"attribute": ""}, "target_true"),
+        ("known", KNOWN | {"attribute": ""}, "attribute"),
         ("zsre", without(ZSRE[0], "loc"), "loc"),
         ("zsre", ZSRE[0] | {"answers": []}, "answers"),
         ("zsre", ZSRE[0] | {"answers": None}, "answers"),
@@ -277,6 +328,8 @@ def without(record, field):
         ("own", {"template": "{} is", "subject": "Rome"}, "target_true"),
         ("own", {"template": "{} is", "subject": "Rome", "target_true": "Italy", "colour": 1}, "colour"),
         ("own", {"template": "{} is", "subject": None, "target_true": "Italy"}, "subject"),
+        ("own", {"template": "{} is", "subject": "Rome", "target_true": "Italy", "target_new": ""}, "target_new"),
+        ("own", {"template": "{} is", "subject": "Rome", "target_true": "Italy", "searched": "no"}, "searched"),
         ("own", "a text", "record"),
         ("own", ["a", "list"], "record"),
         ("counterfact", None, "record"),
@@ -286,27 +339,74 @@ def test_a_malformed_record_is_named_by_index_and_field(tmp_path, format, record
     sound = {"counterfact": COUNTERFACT, "flat": FLAT, "known": KNOWN, "zsre": ZSRE[1]}.get(
         format, {"template": "{} is", "subject": "Oslo", "target_true": "Norway"}
     )
-    facts, [error] = read_records([sound, sound, record, sound], format)
+    sounds = [sound_record(sound, i) for i in range(3)]
+    records = [*sounds[:2], record, sounds[2]]
+    facts, [error] = read_records(records, format)
     assert len(facts) == 3
+    assert (error.index, str(error)) == (2, f"record 2: {error.reason}")
     assert "record 2" in str(error)
     assert field in str(error)
     assert "\n" not in str(error)
-    path = write(tmp_path / "facts.json", [sound, sound, record, sound])
-    with pytest.raises(BadFact, match="record 2"):
-        load_facts(path)
-    with pytest.raises(BadFact, match="record 2"):
-        load_facts(path, format=format)
+    path = write(tmp_path / "facts.json", records)
+    for forced in ("auto", format):
+        with pytest.raises(BadFact, match="record 2") as caught:
+            load_facts(path, format=forced)
+        assert str(path) in str(caught.value)
+        assert load_facts(path, format=forced, skip_invalid=True) == facts
 
 
-def test_invalid_records_can_be_skipped_and_are_listed(tmp_path, caplog):
+def test_invalid_records_can_be_skipped_and_are_counted_and_listed(tmp_path, caplog):
     records = [{**FLAT, "case_id": i} for i in range(6)]
     records[1].pop("subject")
     records[4]["subject"] = "Marseille"
-    found = load_facts(write(tmp_path / "facts.json", records), skip_invalid=True)
+    path, listed = write(tmp_path / "facts.json", records), tmp_path / "skipped.jsonl"
+    found = load_facts(path, skip_invalid=True, skipped=listed)
     assert [fact.fact_id for fact in found] == [0, 2, 3, 5]
-    assert "record 1" in caplog.text
-    assert "record 4" in caplog.text
-    assert "Marseille" in caplog.text
+    assert "2 of 6 records skipped, the first: record 1" in caplog.text
+    assert str(listed) in caplog.text
+    left_out = [json.loads(line) for line in listed.read_text().splitlines()]
+    assert [one["record"] for one in left_out] == [1, 4]
+    assert "'subject' is missing" in left_out[0]["reason"]
+    assert "Marseille" in left_out[1]["reason"]
+    load_facts(write(tmp_path / "good.json", [FLAT]), skip_invalid=True, skipped=listed)
+    assert listed.read_text() == "", "nothing was skipped: an old list would mislead"
+
+
+def test_an_error_counts_the_others(tmp_path):
+    path = write(tmp_path / "facts.json", [FLAT, FLAT | {"subject": ""}, FLAT | {"subject": 1}])
+    with pytest.raises(BadFact, match=r"record 1: field 'subject' is empty \(and 1 more\)"):
+        load_facts(path)
+
+
+def test_two_records_with_one_id_are_named(tmp_path):
+    path = write(tmp_path / "facts.json", [FLAT, FLAT | {"case_id": 5}, FLAT | {"subject": "twin"}])
+    with pytest.raises(BadFact, match="record 2: its id 4 is that of record 0 too"):
+        load_facts(path)
+    assert [f.subject for f in load_facts(path, skip_invalid=True)] == ["Lyon", "Lyon"]
+
+
+def test_a_line_that_is_no_json_is_a_malformed_record(tmp_path):
+    lines = [json.dumps(FLAT | {"case_id": i}) for i in range(4)]
+    lines[2] = lines[2][:30]
+    path = tmp_path / "facts.jsonl"
+    path.write_text("\n\n".join(lines) + "\r\n")
+    with pytest.raises(BadFact, match="record 2: no JSON"):
+        load_facts(path)
+    assert [f.fact_id for f in load_facts(path, skip_invalid=True)] == [0, 1, 3]
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_below_one_is_refused(tmp_path, limit):
+    with pytest.raises(ValueError, match=f"limit {limit}"):
+        load_facts(write(tmp_path / "facts.json", [FLAT]), limit=limit)
+    with pytest.raises(ValueError, match=f"limit {limit}"):
+        load_facts("builtin", limit=limit)
+
+
+def test_space_around_an_object_is_dropped():
+    fact = Fact(template="{} is in", subject="Rome", target_true=" Italy", target_new="Spain ")
+    assert (fact.target_true, fact.target_new) == ("Italy", "Spain")
+    assert fact == Fact(template="{} is in", subject="Rome", target_true="Italy", target_new="Spain")
 
 
 def test_a_malformed_first_record_does_not_hide_the_format(tmp_path):
@@ -332,7 +432,9 @@ def test_an_empty_file_is_refused_by_name(tmp_path, text):
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"not json", b'[{"a": 1}', b'{"a": 1}\n{"b"', b"\xff\xfe\x00"])
+@pytest.mark.parametrize(
+    "content", [b"not json", b'[{"a": 1}', b'[{"a": 1}] x', b'[{"a": 1} {', b"\xff\xfe\x00", b"[" * 100_000]
+)
 def test_a_file_that_is_no_json_is_refused_by_name(tmp_path, content):
     path = tmp_path / "facts.json"
     path.write_bytes(content)
@@ -361,7 +463,7 @@ def test_facts_survive_a_round_trip(tmp_path, facts):
         target_true="Zürich\x0b",
         paraphrases=("a\nb", "c\rd"),
     )
-    own = [*facts, odd, *builtin_facts()[:5], *read_records([FLAT], "flat")[0]]
+    own = [*facts, odd, *builtin_facts()[5:9], *read_records([FLAT], "flat")[0]]
     save_facts(own, tmp_path / "own.jsonl")
     assert load_facts(tmp_path / "own.jsonl") == own
     assert load_facts(tmp_path / "own.jsonl", limit=2) == own[:2]
@@ -412,6 +514,9 @@ def test_zsre_file(data):
         assert fact.target_new not in record["answers"]
     assert load_facts(path, limit=20) == found[:20]
     assert load_facts(path, seed=1) != found
+    given = [f.target_new for f in load_facts(path, false_target="alt")]
+    assert given.count(None) == 9
+    assert all(new in (None, record["alt"].strip()) for new, record in zip(given, records, strict=True))
 
 
 def test_known_1000(data):
