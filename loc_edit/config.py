@@ -154,13 +154,13 @@ class ExperimentConfig(BaseModel):
         every = {"facts": "all"} if self.facts is None else {}
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True) | every)
 
-    def settings_of(self, method: str, problem: str) -> Settings:
-        """The resolved settings of a method for a problem: defaults, preset, then this configuration's."""
+    def settings_of(self, method: str, problem: str, more: dict[str, Any] | None = None) -> Settings:
+        """The resolved settings of a method for a problem: defaults, preset, this configuration's, then `more`."""
         name = self.preset
         if name == "auto":
             model = Path(self.model).name.lower()
             name = next((preset for preset in presets() if model.startswith((preset, preset.replace("-", "")))), "none")
-        return resolve_settings(method, problem, presets().get(name, {}), self.settings)
+        return resolve_settings(method, problem, presets().get(name, {}), self.settings, {method: more or {}})
 
 
 NAMED: dict[str, dict[str, Any]] = {

@@ -28,7 +28,7 @@ from loc_edit.prompts import encode, target_tokens
 from loc_edit.sampling import sample_contexts
 from loc_edit.settings import parse_method
 from loc_edit.store import Kind, Run, load_run, write_atomic
-from loc_edit.tracing.hooks import check_site
+from loc_edit.tracing.hooks import check_site, window_layers
 from loc_edit.units import Cell, Chunk, Rows, Workbench, edit_rows, trace_rows
 
 SMALL = 50_000_000
@@ -65,6 +65,12 @@ class Experiment:
         """The experiment of a TOML file or a named configuration (`default`, `smoke`, `full`)."""
         return cls(ExperimentConfig.from_toml(path))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs to make the same experiment: no model, no facts."""
+        kinds = type(self).__mro__
+        cached = {name for kind in kinds for name, v in vars(kind).items() if isinstance(v, cached_property)}
+        return {name: value for name, value in vars(self).items() if name not in cached}
+
     @cached_property
     def model(self) -> HookedTransformer:
         """The model, checked to be one that can be edited."""
@@ -94,6 +100,11 @@ class Experiment:
         layers = list(range(self.model.cfg.n_layers) if self.config.layers is None else self.config.layers)
         check_layers(self.model, layers)
         return layers
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """The restoration windows to trace with."""
+        return self.config.windows
 
     @cached_property
     def sigma(self) -> float:
@@ -181,7 +192,7 @@ class Experiment:
             _ = self.stats  # computed here once; the workers find them in the cache
         units = {unit.key: unit for stream in streams for unit in stream}
         tasks = [[unit.key for unit in stream] for stream in streams]
-        for key, rows in spread_out(tasks, partial(_open_worker, self.config, folder), workers):
+        for key, rows in spread_out(tasks, partial(_open_worker, self, folder), workers):
             yield units[key], rows
 
     def default_workers(self) -> int:
@@ -195,7 +206,7 @@ class Experiment:
 
     def units(self, chunk: Chunk) -> Iterator[Unit]:
         """Every unit of work of some facts: first the traces, then the edits."""
-        for window in self.config.windows:
+        for window in self.windows:
             key = f"{chunk.bench.trace_cell(window)}-{chunk.name}"
             yield Unit("traces", key, f"tracing, window {window}", chunk, partial(trace_rows, chunk, window))
         for cell in self.cells:
@@ -209,7 +220,10 @@ class Experiment:
 
     def bench(self, folder: Path | None = None) -> Workbench:
         """What all units share; context texts are those saved in `folder`, else sampled, and saved there."""
-        return Workbench(self.config, self.model, self.sigma, self._contexts(folder), lambda: self.stats)
+        lowest = [min(window_layers(cell.layer, cell.window, self.model.cfg.n_layers)) for cell in self.cells]
+        return Workbench(
+            self.config, self.model, self.sigma, sorted(set(lowest)), self._contexts(folder), lambda: self.stats
+        )
 
     def _contexts(self, folder: Path | None) -> dict[str, list[str]]:
         path = folder / "contexts.json" if folder else None
@@ -258,9 +272,8 @@ class Plan:
     seconds: float
 
 
-def _open_worker(config: ExperimentConfig, folder: Path) -> Callable[[str], Rows | pd.DataFrame]:
+def _open_worker(experiment: Experiment, folder: Path) -> Callable[[str], Rows | pd.DataFrame]:
     """In a worker process: the same experiment, and what computes one of its units by key."""
-    experiment = Experiment(config)
     units = {
         unit.key: unit for chunk in experiment.chunks(experiment.bench(folder)) for unit in experiment.units(chunk)
     }

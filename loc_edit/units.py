@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import isnan
 from typing import Any
@@ -22,10 +22,11 @@ from loc_edit.facts import Fact
 from loc_edit.keys import KeyStats
 from loc_edit.models import fingerprint
 from loc_edit.noise import subject_noise
+from loc_edit.probing import Meter, Probes, make_probes
 from loc_edit.problems import EditRequest, pose
 from loc_edit.prompts import encode
 from loc_edit.sampling import sample_essences
-from loc_edit.scores import EditScore, Measured, Probes, compare, make_probes, measure
+from loc_edit.scores import EditScore, compare
 from loc_edit.settings import FinetuneSettings, MemitSettings, RomeSettings, Settings
 from loc_edit.store import cell_key
 from loc_edit.tracing import trace, window_layers
@@ -57,6 +58,7 @@ class Workbench:
         config: the experiment's configuration.
         model: the model.
         sigma: the noise's standard deviation.
+        layers: the lowest layers that edits will change.
         contexts: the editors' context texts, by method.
         stats: makes the key statistics, when an editor first asks for them.
     """
@@ -64,6 +66,7 @@ class Workbench:
     config: ExperimentConfig
     model: HookedTransformer
     sigma: float
+    layers: Sequence[int]
     contexts: Mapping[str, Sequence[str]]
     stats: Callable[[], KeyStats]
 
@@ -89,12 +92,11 @@ class Workbench:
 
 @dataclass
 class Posed:
-    """A problem posed to a chunk: the requests, what is measured for each, and the facts it makes no sense for."""
+    """A problem posed to a chunk: the requests, what measures each, and the facts it makes no sense for."""
 
-    requests: list[EditRequest] = field(default_factory=list)
-    probes: list[Probes] = field(default_factory=list)
-    before: list[Measured] = field(default_factory=list)
-    skipped: list[tuple[Fact, str]] = field(default_factory=list)
+    requests: list[EditRequest]
+    meter: Meter
+    skipped: list[tuple[Fact, str]]
 
 
 class Chunk:
@@ -124,9 +126,9 @@ class Chunk:
         return sample_essences(self.bench.model, subjects, ids, seed=self.bench.config.seed)
 
     def posed(self, problem: str) -> Posed:
-        """The requests of a problem, with their probes measured on the unedited model."""
+        """The requests of a problem, with their probes measured on the unedited model; only the last is kept."""
         if problem not in self._posed:
-            self._posed[problem] = self._pose(problem)
+            self._posed = {problem: self._pose(problem)}
         return self._posed[problem]
 
     def forget(self) -> None:
@@ -136,18 +138,20 @@ class Chunk:
         self.__dict__.pop("essences", None)
 
     def _pose(self, problem: str) -> Posed:
-        bench, posed = self.bench, Posed()
+        bench = self.bench
+        requests: list[EditRequest] = []
+        probes: list[Probes] = []
+        skipped: list[tuple[Fact, str]] = []
         for fact, noise, texts in zip(self.facts, self.noise, self.essences, strict=True):
             try:
                 request = pose(fact, problem, bench.model, noise=noise, noise_scale=bench.sigma, seed=bench.config.seed)
-                probes = make_probes(bench.model, fact, request, texts)
+                mine = make_probes(bench.model, fact, request, texts)
             except ValueError as error:
-                posed.skipped.append((fact, str(error)))
+                skipped.append((fact, str(error)))
             else:
-                posed.requests.append(request)
-                posed.probes.append(probes)
-        posed.before = measure(bench.model, posed.probes, [None] * len(posed.probes))
-        return posed
+                requests.append(request)
+                probes.append(mine)
+        return Posed(requests, Meter(bench.model, probes, bench.layers), skipped)
 
 
 def trace_rows(chunk: Chunk, window: int) -> pd.DataFrame:
@@ -166,20 +170,16 @@ def edit_rows(chunk: Chunk, cell: Cell) -> Rows:
     common = {name: getattr(cell, name) for name in ("problem", "method", "window", "layer")}
     common |= {"seed": chunk.bench.config.seed, "cell": chunk.bench.edit_cell(cell)}
     edits = edit_all(chunk.bench, cell, posed.requests)
-    sound = [i for i, edit in enumerate(edits) if isinstance(edit, Edit)]
-    after = measure(chunk.bench.model, [posed.probes[i] for i in sound], [e for e in edits if isinstance(e, Edit)])
-    results: dict[int, dict[str, Any]] = {
-        i: _scored(compare(posed.before[i], measured, posed.requests[i]))
-        for i, measured in zip(sound, after, strict=True)
-    }
+    after = posed.meter.measure([edit if isinstance(edit, Edit) else None for edit in edits])
+    compared = zip(posed.meter.before, after, posed.requests, edits, strict=True)
+    results = [_scored(compare(p, q, r)) if isinstance(edit, Edit) else _failed(edit) for p, q, r, edit in compared]
     seconds = (time.perf_counter() - start) / max(1, len(edits))
     rows = [
         {**common, "fact_id": fact.fact_id, "status": "skipped", "reason": reason} for fact, reason in posed.skipped
     ]
     for i, request in enumerate(posed.requests):
         about = {"fact_id": request.fact_id, "target": request.target, "objective": request.objective}
-        failed = {"status": "failed", "reason": str(edits[i])}
-        rows.append({**common, **about, "seconds": seconds, **results.get(i, failed)})
+        rows.append({**common, **about, "seconds": seconds, **results[i]})
     return rows
 
 
@@ -207,6 +207,10 @@ def _edit_batch(bench: Workbench, cell: Cell, requests: list[EditRequest]) -> li
     if isinstance(settings, RomeSettings):
         return rome(model, requests, cell.layer, stats=stats, contexts=contexts, settings=settings)
     raise TypeError(f"{cell}: no method has settings {settings!r}")
+
+
+def _failed(why: Exception) -> dict[str, Any]:
+    return {"status": "failed", "reason": str(why)}
 
 
 def _scored(score: EditScore) -> dict[str, Any]:

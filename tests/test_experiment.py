@@ -441,7 +441,7 @@ def test_a_fact_that_does_not_fit_makes_no_folder(lab, tmp_path, facts):
 
 def test_facts_of_one_id_are_refused(lab, tmp_path, facts):
     save_facts([facts[0], replace(facts[1], fact_id=0)], tmp_path / "twice.jsonl")
-    with pytest.raises(loc_edit.BadFact, match=r"\[0\] are there twice"):
+    with pytest.raises(loc_edit.BadFact, match="record 1: its id 0 is that of record 0"):
         lab(data=str(tmp_path / "twice.jsonl")).run()
 
 

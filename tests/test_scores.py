@@ -1,7 +1,7 @@
 """Scores: their formulas by hand, and what they measure against whole-sequence runs with weights really written."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from math import inf, isnan, nan
 
 import oracles
@@ -9,12 +9,14 @@ import pytest
 import torch
 
 import loc_edit
+from loc_edit import probing
 from loc_edit.editing.update import WeightUpdate
 from loc_edit.editing.value import draw_noise
 from loc_edit.noise import generator
+from loc_edit.probing import Measured, Meter, make_probes, measure
 from loc_edit.prompts import find_subject
 from loc_edit.sampling import sample_essences
-from loc_edit.scores import Measured, compare, make_probes, measure
+from loc_edit.scores import compare
 
 SCORES = ("rewrite", "paraphrase", "neighborhood", "essence", "overall", "overall_essence", "neighborhood_new")
 
@@ -147,11 +149,32 @@ def test_neighbours_that_cannot_move_further_score_zero(request_for):
 def test_rows_are_flat(request_for):
     before, after = measured(0.2, (0.3, 0.4), (0.5,), (0.6,), (7.0,)), measured(0.3, (0.4, 0.5), (0.6,), (0.7,), (8.0,))
     row = compare(before, after, request_for()).to_row()
-    kinds = ("rewrite", "paraphrase", "neighborhood", "neighborhood_new", "essence")
-    assert set(row) == {*SCORES, "reason", *(f"{k}_{when}" for k in kinds for when in ("before", "after"))}
+    raw = {f"{field.name}_{when}" for field in fields(Measured) for when in ("before", "after")}
+    gaps = {f"{k}_{what}" for k in ("rewrite", "paraphrase", "neighborhood") for what in ("magnitude", "success")}
+    assert set(row) == {*SCORES, "reason"} | raw | gaps
     assert row["rewrite_before"] == [0.2]
     assert row["paraphrase_after"] == [0.4, 0.5]
     assert all(isinstance(row[name], float) for name in SCORES)
+
+
+def test_magnitudes_compare_the_two_objects(request_for):
+    after = measured(0.6, (0.2, nan, 0.5), (0.1, 0.3))
+    after = replace(after, rewrite_other=0.1, paraphrase_other=(0.5, 0.1, 0.1), neighborhood_other=(0.6, 0.2))
+    found = compare(measured(0.2, (0.1, 0.1, 0.1), (0.1, 0.1)), after, request_for("raise")).magnitudes
+    assert found == pytest.approx(
+        {
+            "rewrite_magnitude": 0.5,
+            "rewrite_success": 1.0,
+            "paraphrase_magnitude": 0.05,  # of the two that are numbers
+            "paraphrase_success": 0.5,
+            "neighborhood_magnitude": 0.2,  # there the other object is the right one
+            "neighborhood_success": 0.5,
+        }
+    )
+    lower = compare(measured(0.7, (0.1, 0.1, 0.1), (0.1, 0.1)), after, request_for("lower")).magnitudes
+    for name in ("rewrite", "paraphrase", "neighborhood"):
+        assert lower[f"{name}_magnitude"] == pytest.approx(-found[f"{name}_magnitude"])
+    assert all(isnan(value) for value in compare(measured(0.2), measured(0.6), request_for()).magnitudes.values())
 
 
 # What is measured
@@ -215,6 +238,9 @@ def test_weights_really_written_give_the_same_numbers(editable, rich, stats_of, 
             of = [slow_probability(editable, text, request.target_tokens) for text in rich.neighbors]
             assert one.neighborhood == pytest.approx(of, rel=2e-3, abs=1e-6)
             new = loc_edit.pose(rich, "error_injection", editable).target_tokens
+            assert len(new) != len(request.target_tokens)
+            of = [slow_probability(editable, text, new) for text in (rich.prompt, *rich.paraphrases)]
+            assert (one.rewrite_other, *one.paraphrase_other) == pytest.approx(of, rel=2e-3, abs=1e-6)
             of = [slow_probability(editable, text, new) for text in rich.neighbors]
             assert one.neighborhood_new == pytest.approx(of, rel=2e-3, abs=1e-6)
             assert one.essence == pytest.approx([slow_perplexity(editable, text) for text in texts], rel=2e-3)
@@ -233,7 +259,7 @@ def test_hooks_and_written_weights_agree(editable, rich, stats_of, contexts):
 
 
 def flat(one):
-    return [one.rewrite, *one.paraphrase, *one.neighborhood, *one.neighborhood_new, *one.essence]
+    return [number for value in vars(one).values() for number in (value if isinstance(value, tuple) else [value])]
 
 
 def test_neither_batch_size_nor_company_matters(deep, rich, facts, stats_of, contexts):
@@ -245,12 +271,57 @@ def test_neither_batch_size_nor_company_matters(deep, rich, facts, stats_of, con
     some += [make_probes(deep, replace(rich, paraphrases=rich.paraphrases[:1]), noised)]
     edits += [edits[0], None, edits[2], edits[1]]
     together = measure(deep, some, edits)
-    for size in (1, 7):
-        for one, other in zip(measure(deep, some, edits, batch_size=size), together, strict=True):
+    for size in (1, 200):
+        for one, other in zip(Meter(deep, some, batch_tokens=size).measure(edits), together, strict=True):
             assert flat(one) == pytest.approx(flat(other), rel=1e-4, abs=1e-7)
     for probes, edit, other in zip(some, edits, together, strict=True):
         [one] = measure(deep, [probes], [edit])
         assert flat(one) == pytest.approx(flat(other), rel=1e-4, abs=1e-7)
+
+
+def test_measuring_starts_at_the_edited_layer_and_finds_the_same(deep, rich, facts, stats_of, contexts, monkeypatch):
+    """An edit changes nothing below it: what was kept of the unedited model serves, also for noised rows."""
+    requests = [
+        loc_edit.pose(rich, "error_injection", deep),
+        loc_edit.pose(rich, "fact_forcing", deep, noise_scale=1.0),
+    ]
+    probes = [make_probes(deep, rich, r, sample_essences(deep, [rich.subject], [0])[0]) for r in requests]
+    settings = loc_edit.FinetuneSettings(eps=0.05, lr=0.02)
+    layers = range(deep.cfg.n_layers)
+    edits = {layer: [loc_edit.finetune(deep, r, [layer], settings=settings) for r in requests] for layer in layers}
+    blocks = []
+    for layer, block in enumerate(deep.blocks):
+        block.register_forward_pre_hook(lambda *_, layer=layer: blocks.append(layer))
+    whole, kept = Meter(deep, probes), Meter(deep, probes, layers)
+    for layer in layers:
+        expected = whole.measure(edits[layer])
+        assert expected != whole.before
+        blocks.clear()
+        found = kept.measure(edits[layer])
+        assert set(blocks) == set(layers[layer:])
+        for one, other in zip(found, expected, strict=True):
+            assert flat(one) == pytest.approx(flat(other), rel=1e-4, abs=1e-7, nan_ok=True)
+    one = Meter(deep, probes, [1])  # no stream before layer 0 is kept, so it runs from the start
+    blocks.clear()
+    one.measure(edits[0])
+    assert 0 in blocks
+    monkeypatch.setattr(probing, "KEPT_BYTES", 1)
+    assert Meter(deep, probes, layers).layers == []
+
+
+def test_targets_that_differ_in_their_last_token_share_a_run(deep, rich):
+    rich = replace(rich, target_true="Paris", target_new="London")
+    request = loc_edit.pose(rich, "error_injection", deep)
+    assert len(request.target_tokens) == 1
+    [batch, *more] = Meter(deep, [make_probes(deep, rich, request)]).batches
+    n_runs = sum(len(one.runs) for one in (batch, *more))
+    assert n_runs == 1 + len(rich.paraphrases) + len(rich.neighbors)
+
+
+def test_one_edit_for_each_request_is_wanted(deep, rich):
+    meter = Meter(deep, [make_probes(deep, rich, loc_edit.pose(rich, "error_injection", deep))])
+    with pytest.raises(ValueError, match="2 edits for 1 requests"):
+        meter.measure([None, None])
 
 
 def test_a_noised_subject_is_noised_where_it_stands(editable, rich):

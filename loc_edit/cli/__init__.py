@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from loc_edit.cli.commands import analyze, edit, facts, stats, trace
 from loc_edit.cli.show import duration, err, out, progress, r2_table, score_table
+from loc_edit.cli.tune import tune
 from loc_edit.config import ExperimentConfig, first_error
 
 LISTS = ("--layers", "--windows", "--methods", "--problems")
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "plan": _plan_with_default(_experiment(args)),
             "trace": trace,
             "edit": edit,
+            "tune": tune,
             "stats": stats,
             "analyze": analyze,
             "facts": facts,
