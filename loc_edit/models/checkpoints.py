@@ -105,7 +105,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise BadModel(f"model directory {directory}: config.json holds {type(config).__name__}, no object")
     if not config.get("architectures"):
-        name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.get("model_type"))
+        name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(config.get("model_type")))
         if not name:
             raise BadModel(f"model directory {directory}: config.json names no architecture")
         config["architectures"] = [name]

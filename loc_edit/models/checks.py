@@ -1,5 +1,7 @@
 """What a model must be: unprocessed for everything, pre-norm with one MLP a layer for editing."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformer_lens import HookedTransformer
@@ -70,7 +72,7 @@ def check_unprocessed(model: HookedTransformer) -> None:
 
 def _writing(model: HookedTransformer) -> list[Tensor]:
     """All that writes into the residual stream, output dimension last."""
-    writing = [model.embed.W_E]
+    writing: list[Any] = [model.embed.W_E]
     if model.cfg.positional_embedding_type == "standard":
         writing.append(model.pos_embed.W_pos)
     for block in model.blocks:

@@ -40,7 +40,7 @@ def fingerprint(model: HookedTransformer) -> str:
     if state.digest() not in known:
         for name, parameter in parameters:
             digest.update(name.encode())
-            digest.update(memoryview(_raw(parameter).cpu().numpy()))
+            digest.update(_raw(parameter).cpu().numpy().data)
         if len(known) >= KEPT:
             known.pop(next(iter(known)))
         known[state.digest()] = digest.hexdigest()[:16]

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens import loading_from_pretrained as loading
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging as hf_logging
 
 from loc_edit.models.checkpoints import CONVERSION_ERRORS, hooked_config, read_config
 from loc_edit.models.checks import HALF, BadModel, check_unprocessed
@@ -32,10 +33,16 @@ PROBE_LENGTH = 16
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the one warning that `HookedTransformer` is going away (the pin keeps it)."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*HookedTransformer.*deprecated", category=DeprecationWarning)
-        yield
+    """Silence the one warning that `HookedTransformer` is going away (the pin keeps it), and progress bars."""
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*HookedTransformer.*deprecated", category=DeprecationWarning)
+            yield
+    finally:
+        if bars:
+            hf_logging.enable_progress_bar()
 
 
 def load_model(
@@ -159,7 +166,7 @@ def _read_tokenizer(directory: Path, cfg: HookedTransformerConfig) -> Any:
 def _read_weights(directory: Path, dtype: torch.dtype) -> Any:
     """The directory's model as transformers loads it; refused where weights are missing."""
     try:
-        hf_model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             local_files_only=True,
             trust_remote_code=False,
@@ -169,6 +176,7 @@ def _read_weights(directory: Path, dtype: torch.dtype) -> Any:
         )
     except (OSError, SafetensorError, *CONVERSION_ERRORS) as error:
         raise BadModel(f"model directory {directory}: {error}") from error
+    hf_model, report = loaded
     missing = sorted(map(str, report["missing_keys"])) + sorted(map(str, report["mismatched_keys"]))
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -191,7 +199,10 @@ def _compare(
     model: HookedTransformer, directory: Path, tokens: Int[Tensor, " pos"], wanted: Float[Tensor, "pos d_vocab"]
 ) -> None:
     """Refuse a model whose logits are not Hugging Face's: its configuration has something that was not understood."""
-    got = model(tokens[None].to(model.cfg.device))[0].float().cpu()
+    try:
+        got = model(tokens[None].to(model.cfg.device))[0].float().cpu()
+    except RuntimeError as error:
+        raise BadModel(f"model directory {directory}: it does not run in {model.cfg.dtype}: {error}") from error
     error = ((got - wanted).square().mean() / wanted.square().mean()).sqrt().item()
     rough = model.cfg.dtype in HALF or (model.cfg.device != "cpu" and torch.backends.cuda.matmul.allow_tf32)
     if not error <= (0.1 if rough else 1e-3):
