@@ -1,8 +1,11 @@
 """Public data sets of facts: fetched once, checked, kept in the cache folder."""
 
+import codecs
 import logging
 import os
 import re
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import file_digest
 from pathlib import Path
@@ -16,6 +19,10 @@ HOSTS = ("https://rome.baulab.info/data/dsets", "https://memit.baulab.info/data/
 
 class DownloadFailed(OSError):
     """A public file that could not be fetched, or is not what was wanted; the message names it."""
+
+
+class NotAList(ValueError):
+    """What a server sent is no JSON list, or not the whole of one."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +57,20 @@ def fetch(
     *,
     sha256: str | None = None,
     cache: str | Path | None = None,
-    hosts: tuple[str, ...] = HOSTS,
-    timeout: float = 30,
+    hosts: tuple[str, ...] | None = None,
+    timeout: float = 30.0,
 ) -> Path:
     """The local file of a public data set, downloaded if it is not in the cache or was damaged there.
 
-    The file is written under a temporary name in the cache folder and takes its own only when it is whole and
-    its digest is right.
+    The file is written under a temporary name in the cache folder and takes its own only when it is whole, a JSON
+    list from its first character to its last, and its digest is right.
 
     Args:
         name: one of `PUBLIC`.
         sha256: the digest that the file must have, 64 hexadecimal digits.  Without it and without a recorded
             one, the first download is trusted: its digest is logged and kept in `<file>.sha256`.
         cache: folder; `LOC_EDIT_CACHE`, or `~/.cache/loc_edit`.
-        hosts: addresses of folders in which the file is looked for, in turn.
+        hosts: addresses of folders in which the file is looked for, in turn; by default `HOSTS`.
         timeout: seconds without an answer after which a host is given up.
 
     Raises:
@@ -84,12 +91,18 @@ def fetch(
         return _settled(path, record, public)
     pooch.get_logger().setLevel(logging.ERROR)  # what it has to say is said here
     reasons = []
-    for host in hosts:
+    for host in hosts or HOSTS:
         url = f"{host}/{public.file}"
         log.info("fetching %s", url)
+        download = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=timeout)
+
+        def download_list(url: str, file: str, of: object, download: Callable[..., None] = download) -> None:
+            download(url, file, of)
+            if not wanted:  # a page that asks for a password, say, must not pass for the data
+                _check_list(Path(file))
+
         try:
-            downloader = pooch.HTTPDownloader(timeout=timeout)
-            pooch.retrieve(url, f"sha256:{wanted}" if wanted else None, public.file, folder, downloader=downloader)
+            pooch.retrieve(url, f"sha256:{wanted}" if wanted else None, public.file, folder, downloader=download_list)
             return _settled(path, record, public)
         except (OSError, ValueError) as error:  # of the connection, the server, the disk; of the digest
             reasons.append(f"{url}: {_reason(error, wanted)}")
@@ -122,6 +135,16 @@ def _recorded(record: Path) -> str | None:
     return found[0] if found else None
 
 
+def _check_list(path: Path) -> None:
+    """Refuse a file that does not begin and end as a JSON list."""
+    with path.open("rb") as file:
+        begin = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
+        file.seek(max(0, path.stat().st_size - 64))
+        end = file.read().rstrip()
+    if not begin.startswith(b"[") or not end.endswith(b"]"):
+        raise NotAList(f"no whole JSON list: it begins with {begin[:20]!r} and ends with {end[-20:]!r}")
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
@@ -139,6 +162,6 @@ def _reason(error: Exception, wanted: str) -> str:
         return "the connection broke off before the whole file was there"
     if isinstance(error, exceptions.ConnectionError):
         return "no connection; is there a network?"
-    if isinstance(error, exceptions.RequestException) or not isinstance(error, ValueError):
+    if isinstance(error, exceptions.RequestException | NotAList) or not isinstance(error, ValueError):
         return str(error)
     return f"the file's sha256 is not the wanted {wanted}"

@@ -18,6 +18,7 @@ from transformer_lens import HookedTransformer
 
 from loc_edit.batching import make_batch
 from loc_edit.config import ExperimentConfig
+from loc_edit.corpora import check_corpus
 from loc_edit.data.builtin import spread
 from loc_edit.engine import cores, spread_out
 from loc_edit.facts import BadFact, Fact, load_facts
@@ -161,6 +162,7 @@ class Experiment:
         provenance = {**versions(), "model_fingerprint": fingerprint(self.model), "seed": self.config.seed}
         _ = self.facts  # refuse bad facts, and a bad site, before a folder is made
         check_site(self.model, self.config.site)
+        check_corpus(self.config.corpus)
         with Run.create(out or self.config.out, self.resolved(), provenance) as run:
             bench = self.bench(run.path)
             done = run.done("traces") | run.done("edits")

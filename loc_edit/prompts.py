@@ -1,6 +1,7 @@
 """Text to tokens: prompts with the subject's place in them, and target tokens."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Int
@@ -61,7 +62,65 @@ def encode(model: HookedTransformer, fact: Fact) -> Prompt:
         SubjectNotFound: no token covers the subject.
         BadPrompt: the prompt is longer than the model's context.
     """
-    return encode_template(model, fact.template, fact.subject, fact_id=fact.fact_id)
+    prompt = encode_template(model, fact.template, fact.subject, fact_id=fact.fact_id)
+    return replace(prompt, found=fact.searched)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A fact's edit prompt and the token ids of its objects after it.
+
+    Attributes:
+        prompt: as `encode` makes it.
+        target_true: as `target_tokens` makes it of the right object.
+        target_new: likewise of the false one; `None` where the fact has none.
+    """
+
+    prompt: Prompt
+    target_true: Int[Tensor, " _"] = field(compare=False)
+    target_new: Int[Tensor, " _"] | None = field(default=None, compare=False)
+
+
+def encode_all(
+    model: HookedTransformer, facts: Sequence[Fact], *, batch_size: int = 1000
+) -> list[Encoded | SubjectNotFound | BadPrompt]:
+    """Each fact's `encode` and `target_tokens`, its texts tokenised many at a time.
+
+    In the place of a fact that cannot be used stands the error that says so, and names it: what `encode` and
+    `target_tokens` raise, and `BadPrompt` where prompt and object together are longer than the context.
+    """
+    result: list[Encoded | SubjectNotFound | BadPrompt] = []
+    for start in range(0, len(facts), batch_size):
+        some = facts[start : start + batch_size]
+        pairs = [(fact.prompt, target) for fact in some for target in (fact.target_true, fact.target_new) if target]
+        whole = iter(
+            tokenizer(model)([f"{text} {target}" for text, target in pairs], add_special_tokens=False).input_ids
+        )
+        for fact, alone in zip(some, _encodings(model, [fact.prompt for fact in some]), strict=True):
+            ids = [next(whole) for _ in range(1 if fact.target_new is None else 2)]
+            try:
+                result.append(_encoded(model, fact, alone, ids))
+            except (SubjectNotFound, BadPrompt) as error:
+                result.append(error)
+    return result
+
+
+def _encoded(model: HookedTransformer, fact: Fact, alone: "_Encoding", whole: list[list[int]]) -> Encoded:
+    """A fact's tokens, from the encodings of its prompt and of this with each object."""
+    start = fact.template.index("{}")
+    tokens, span = _place(model, fact.prompt, alone, start, start + len(fact.subject), fact.fact_id, fact.subject)
+    prompt = Prompt(fact.fact_id, fact.prompt, fact.template, fact.subject, tokens, span, found=fact.searched)
+    targets = []
+    for target, ids in zip((fact.target_true, fact.target_new), whole, strict=False):
+        try:
+            targets.append(_target(model, fact.prompt, str(target), alone.ids, ids))
+        except BadPrompt as error:
+            raise BadPrompt(f"fact {fact.fact_id}: {error}") from error
+        if (n := len(tokens) + len(targets[-1]) - 1) > model.cfg.n_ctx:
+            raise BadPrompt(
+                f"fact {fact.fact_id}: {n} tokens do not fit the context of {model.cfg.n_ctx}: {fact.prompt!r}"
+            )
+    return Encoded(prompt, targets[0], targets[1] if len(targets) > 1 else None)
 
 
 def encode_template(
@@ -115,23 +174,49 @@ def target_tokens(model: HookedTransformer, text: str, target: str) -> Int[Tenso
     else those of `" " + target` without a lone space piece.  Source: spec section 0.
 
     Raises:
-        BadPrompt: the target is empty.
+        BadPrompt: the target is empty, or the tokenizer has no tokens for part of it.
     """
     if not target.strip():
         raise BadPrompt(f"target {target!r} after {text!r} is empty")
-    alone = _ids(model, text)
-    whole = _ids(model, text + " " + target)
+    return _target(model, text, target, _ids(model, text), _ids(model, f"{text} {target}"))
+
+
+def _target(
+    model: HookedTransformer, text: str, target: str, alone: list[int], whole: list[int]
+) -> Int[Tensor, " target"]:
+    """Target ids, from those of the text without and with the target."""
     if len(whole) > len(alone) and whole[: len(alone)] == alone:
         ids = whole[len(alone) :]
     else:
         ids = _ids(model, " " + target)
-        while len(ids) > 1 and not tokenizer(model).decode([ids[0]]).strip():
+        if len(ids) > 1 and _is_blank(model, ids[0]):
             ids = ids[1:]
+    unknown = tokenizer(model).unk_token
+    if unknown is not None and tokenizer(model).unk_token_id in ids and unknown not in target:
+        raise BadPrompt(f"target {target!r} after {text!r}: the tokenizer has no tokens for part of it")
     return torch.tensor(ids, device=model.cfg.device)
+
+
+def _is_blank(model: HookedTransformer, token: int) -> bool:
+    """Whether a token is nothing but space."""
+    return not tokenizer(model).decode([token]).strip()
 
 
 def _ids(model: HookedTransformer, text: str) -> list[int]:
     return list(tokenizer(model)(text, add_special_tokens=False)["input_ids"])
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    """A text's token ids, without BOS, and the characters [begin, end) that each stands for."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+def _encodings(model: HookedTransformer, texts: list[str]) -> list[_Encoding]:
+    found = tokenizer(model)(texts, add_special_tokens=False, return_offsets_mapping=True)
+    return [_Encoding(*one) for one in zip(found["input_ids"], found["offset_mapping"], strict=True)]
 
 
 def _with_bos(model: HookedTransformer, ids: list[int]) -> Int[Tensor, " pos"]:
@@ -143,15 +228,24 @@ def _tokenize(
     model: HookedTransformer, text: str, start: int, end: int, fact_id: int, subject: str
 ) -> tuple[Int[Tensor, " pos"], slice]:
     """Tokens of `text`, and the span of those that overlap its characters [start, end)."""
-    encoding = tokenizer(model)(text, add_special_tokens=False, return_offsets_mapping=True)
-    offsets = encoding["offset_mapping"]
+    return _place(model, text, _encodings(model, [text])[0], start, end, fact_id, subject)
+
+
+def _place(
+    model: HookedTransformer, text: str, encoding: _Encoding, start: int, end: int, fact_id: int, subject: str
+) -> tuple[Int[Tensor, " pos"], slice]:
+    """Token ids, after BOS where the model wants one, and the span of those that overlap [start, end)."""
+    ids, offsets = encoding.ids, encoding.offsets
     covering = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
     if not covering:
         raise SubjectNotFound(f"fact {fact_id}: no token of {text!r} covers the subject {subject!r}")
-    tokens = _with_bos(model, encoding["input_ids"])
+    first, last = covering[0], covering[-1]
+    if first < last and offsets[first + 1][0] <= start and not text[start].isspace() and _is_blank(model, ids[first]):
+        first += 1  # the space that SentencePiece puts before a text takes the place of its first character
+    tokens = _with_bos(model, ids)
     if len(tokens) >= model.cfg.n_ctx:
         raise BadPrompt(
             f"fact {fact_id}: prompt of {len(tokens)} tokens does not fit the context of {model.cfg.n_ctx}: {text!r}"
         )
     shift = len(tokens) - len(offsets)
-    return tokens, slice(covering[0] + shift, covering[-1] + 1 + shift)
+    return tokens, slice(first + shift, last + 1 + shift)

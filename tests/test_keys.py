@@ -63,15 +63,15 @@ def test_a_document_longer_than_the_context_is_cut_into_pieces(tiny, tmp_path):
 
 def accumulations(monkeypatch):
     """A list that grows with every real accumulation."""
-    import loc_edit.keys as room
+    from loc_edit.keys import compute
 
-    real, calls = room._accumulate, []
+    real, calls = compute.start_pass, []
 
-    def accumulate(*args):
+    def start(*args):
         calls.append(args)
         return real(*args)
 
-    monkeypatch.setattr(room, "_accumulate", accumulate)
+    monkeypatch.setattr(compute, "start_pass", start)
     return calls
 
 

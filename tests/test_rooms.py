@@ -9,7 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "loc_edit"
 ORDER = (
-    "cache", "download", "facts", "data", "settings", "models", "prompts", "noise", "batching", "tracing", "problems",
+    "cache", "download", "facts", "data", "corpora",
+    "settings", "models", "prompts", "noise", "batching", "tracing", "problems",
     "keys", "editing", "sampling", "probing", "scores", "tables", "store", "config", "units", "engine", "experiment",
     "tuning", "regress", "figures", "analysis", "report", "cli", "__main__",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The commands about one fact, the key statistics, a finished run, and the facts themselves."""
+"""The commands about one fact, a finished run, and the facts themselves."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,7 +7,7 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from loc_edit.cli.show import out, probability_table, progress, r2_table, score_table, top_tokens
+from loc_edit.cli.show import out, probability_table, r2_table, score_table, top_tokens
 from loc_edit.config import ExperimentConfig
 
 if TYPE_CHECKING:
@@ -126,34 +126,6 @@ def edit(
     )
     if save:
         made.save(save)
-        out.print(f"saved {save}")
-
-
-def stats(model: str = "builtin", corpus: str = "builtin", tokens: int = 200_000, save: Path | None = None) -> None:
-    """Compute the keys' second moments of every layer, or find them in the cache, and say how sound they are.
-
-    Args:
-        model: the built-in model, a hub name, or a local Hugging Face directory.
-        corpus: the texts.
-        tokens: tokens used at most.
-        save: a safetensors file for them.
-    """
-    import loc_edit
-
-    net = loc_edit.load_model(model)
-    with progress() as advance:
-        found = loc_edit.key_stats(
-            net, range(net.cfg.n_layers), corpus, tokens=tokens, progress=lambda a, b: advance("tokens", a, b)
-        )
-    table = Table(title=f"{found.n_tokens:,} tokens, d_mlp {net.cfg.d_mlp}", title_justify="left")
-    for name in ("layer", "condition number", "mean squared key"):
-        table.add_column(name, justify="right")
-    for layer in found.layers:
-        mean = found.second_moment(layer).diagonal().mean().item()
-        table.add_row(str(layer), f"{found.condition_number(layer):.3g}", f"{mean:.4g}")
-    out.print(table)
-    if save:
-        found.save(save)
         out.print(f"saved {save}")
 
 

@@ -1,0 +1,79 @@
+"""Fingerprints of models and tokenizers, and the versions that numbers depend on."""
+
+import hashlib
+import json
+import platform
+from importlib.metadata import version
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+from loc_edit.models.parts import tokenizer
+
+COLUMNS = 509
+"""Width of a checksum, in words of 8 bytes: a prime, so that no row of weights is as long."""
+
+KEPT = 8
+
+_FINGERPRINTS: "WeakKeyDictionary[HookedTransformer, dict[bytes, str]]" = WeakKeyDictionary()
+
+
+def fingerprint(model: HookedTransformer) -> str:
+    """A short hash of all that makes the model compute what it computes: weights, shape, BOS, tokenizer.
+
+    The bytes of the weights are hashed once; later calls read all weights again, but only add them up (see
+    `_checksum`), so that every write is seen, also one through `parameter.data`, and an edit that was undone
+    costs no second hash.  Adding up takes about a tenth of the time of hashing: 2 ms on the built-in model and
+    some 30 ms on half a gigabyte, on one core.
+    """
+    digest = hashlib.sha256()
+    cfg = {k: v for k, v in sorted(model.cfg.to_dict().items()) if k not in ("device", "seed", "tokenizer_name")}
+    digest.update(json.dumps(cfg, default=str, sort_keys=True).encode())
+    digest.update(tokenizer_fingerprint(model).encode())
+    parameters = sorted(model.named_parameters())
+    state = digest.copy()
+    for name, parameter in parameters:
+        state.update(name.encode() + _checksum(parameter))
+    known = _FINGERPRINTS.setdefault(model, {})
+    if state.digest() not in known:
+        for name, parameter in parameters:
+            digest.update(name.encode())
+            digest.update(_raw(parameter).cpu().numpy().data)
+        if len(known) >= KEPT:
+            known.pop(next(iter(known)))
+        known[state.digest()] = digest.hexdigest()[:16]
+    return known[state.digest()]
+
+
+def _raw(parameter: Tensor) -> Tensor:
+    """The bytes of a tensor, in order."""
+    return parameter.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _checksum(parameter: Tensor) -> bytes:
+    """Sums of the tensor's bytes, read as integers of 8 bytes in rows of `COLUMNS`, by column; and the rest as it is.
+
+    A change of any one entry changes its column's sum.  Changes of several entries escape only where those of one
+    column, taken as integers, cancel.
+    """
+    raw = _raw(parameter)
+    if raw.data_ptr() % 8:
+        raw = raw.clone()
+    whole = len(raw) - len(raw) % (8 * COLUMNS)
+    sums = raw[:whole].view(torch.int64).view(-1, COLUMNS).sum(0)
+    return sums.cpu().numpy().tobytes() + raw[whole:].cpu().numpy().tobytes()
+
+
+def tokenizer_fingerprint(model: HookedTransformer) -> str:
+    """A short hash of the tokenizer: its vocabulary, merges and rules."""
+    return hashlib.sha256(tokenizer(model).backend_tokenizer.to_str().encode()).hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on, and the device they are computed on."""
+    names = ("loc-edit", "torch", "transformer-lens", "transformers", "numpy", "pandas")
+    found = {name: version(name) for name in names}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {**found, "python": platform.python_version(), "device": device}

@@ -1,0 +1,233 @@
+"""Loading without weight processing: the model that ships with the package, directories, hub names."""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformer_lens import loading_from_pretrained as loading
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging as hf_logging
+
+from loc_edit.models.checkpoints import CONVERSION_ERRORS, hooked_config, read_config
+from loc_edit.models.checks import HALF, BadModel, check_unprocessed
+
+log = logging.getLogger(__name__)
+
+BUILTIN = Path(__file__).parents[1] / "data" / "model"
+
+NO_BOS = ("GPT2LMHeadModel", "GPTJForCausalLM", "GPTNeoXForCausalLM", "GPTNeoForCausalLM", "Qwen")
+"""Architectures (by prefix) that were trained, and are studied here, without a token at the start."""
+
+PROBE_LENGTH = 16
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the one warning that `HookedTransformer` is going away (the pin keeps it), and progress bars."""
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*HookedTransformer.*deprecated", category=DeprecationWarning)
+            yield
+    finally:
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def load_model(
+    source: str | Path | HookedTransformer = "builtin",
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    prepend_bos: bool | None = None,
+) -> HookedTransformer:
+    """A `HookedTransformer` with the checkpoint's own weights: nothing folded, nothing centred.
+
+    A directory is read without a network, with about one copy of the weights in memory; its logits are compared
+    with Hugging Face's on a few tokens before it is handed out.  Directories of GPT-2, GPT-J, GPT-NeoX (Pythia),
+    Llama, Mistral, Qwen 2 and 3, and Gemma 1 and 2 are tested; others that TransformerLens converts are tried.
+
+    Args:
+        source: `"builtin"`, a local Hugging Face directory, a hub name that TransformerLens knows, or a
+            model that is loaded already (then only `prepend_bos` and `device` are applied).
+        device: where to put it; CUDA if there is one, else the CPU.
+        dtype: of the weights.  In half precision activations are rounded to it; a warning says so.
+        prepend_bos: whether prompts start with the BOS token; by default as the family was trained.
+
+    Returns:
+        The model in evaluation mode, parameters without gradients.
+
+    Raises:
+        BadModel: the source is no known name and no model directory; its weights are incomplete, or give other
+            logits than Hugging Face's; a given model's weights were processed (see `check_unprocessed`); or there
+            is no fast tokenizer.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with quiet():
+        if isinstance(source, HookedTransformer):
+            check_unprocessed(source)
+            model = source.to(device, print_details=False)
+        elif str(source) == "builtin":
+            model = _load_builtin(device, dtype)
+        elif Path(source).is_dir():
+            model = _load_directory(Path(source), device, dtype, prepend_bos)
+        else:
+            model = _load_from_hub(str(source), device, dtype, prepend_bos)
+    if model.tokenizer is None or not getattr(model.tokenizer, "is_fast", False):
+        raise BadModel(f"model {source!s}: a fast tokenizer (with character offsets) is needed to find subjects")
+    if model.cfg.dtype in HALF:
+        warnings.warn(
+            f"model {model.cfg.model_name} computes in {model.cfg.dtype}: activations and the edited weights are "
+            "rounded to it; keys, solves and scores are kept in float32 or better",
+            stacklevel=2,
+        )
+    if prepend_bos is not None:
+        model.cfg.default_prepend_bos = prepend_bos
+    model.tokenizer.padding_side = "right"
+    return model.eval().requires_grad_(False)
+
+
+def _load_builtin(device: torch.device, dtype: torch.dtype) -> HookedTransformer:
+    """The model that ships with the package: TransformerLens configuration, weights, tokenizer."""
+    config = json.loads((BUILTIN / "config.json").read_text())
+    cfg = HookedTransformerConfig.from_dict({**config, "device": str(device), "dtype": dtype})
+    fast = PreTrainedTokenizerFast(
+        tokenizer_file=str(BUILTIN / "tokenizer.json"),
+        name_or_path="builtin",  # TransformerLens reads it back; with a bos_token it would ask the hub for it
+        eos_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+    )
+    model = HookedTransformer(cfg, fast, move_to_device=True)
+    weights = load_file(BUILTIN / "model.safetensors")
+    weights.setdefault("unembed.W_U", weights["embed.W_E"].T)
+    missing = set(dict(model.named_parameters())) - set(weights) - {"unembed.b_U"}
+    if missing:
+        raise BadModel(f"model builtin: weights missing from the package: {', '.join(sorted(missing))}")
+    model.load_state_dict({name: w.to(device, dtype) for name, w in weights.items()}, strict=False)
+    return model
+
+
+def _load_directory(
+    directory: Path, device: torch.device, dtype: torch.dtype, prepend_bos: bool | None
+) -> HookedTransformer:
+    """A local Hugging Face checkpoint, offline.
+
+    Weights of safetensors files in the wanted dtype are mapped, not read, by transformers.  Each is copied into the
+    new model and let go, so that no second copy is ever whole.
+    """
+    config = read_config(directory)
+    bos = _prepend_bos(config["architectures"][0], prepend_bos)
+    cfg = hooked_config(directory, config, device=str(device), dtype=dtype, default_prepend_bos=bos)
+    fast = _read_tokenizer(directory, cfg)
+    hf_model = _read_weights(directory, dtype)
+    tokens = torch.randint(cfg.d_vocab, (min(PROBE_LENGTH, cfg.n_ctx),), generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.inference_mode():
+            wanted = hf_model(tokens[None]).logits[0].float()
+        model = HookedTransformer(cfg, fast, move_to_device=True)
+        weights = loading.get_pretrained_state_dict(str(directory.resolve()), cfg, hf_model, dtype=dtype)
+        weights = loading.fill_missing_keys(model, weights)
+    except CONVERSION_ERRORS as error:
+        raise BadModel(f"model directory {directory}: its weights cannot be converted: {error}") from error
+    del hf_model
+    _fill(model, weights)
+    _compare(model, directory, tokens, wanted)
+    return model
+
+
+def _read_tokenizer(directory: Path, cfg: HookedTransformerConfig) -> Any:
+    """The directory's tokenizer; refused where it has tokens that the model has no embedding for."""
+    try:
+        fast = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, *CONVERSION_ERRORS) as error:
+        raise BadModel(f"model directory {directory}: its tokenizer cannot be read: {error}") from error
+    if not fast("a", add_special_tokens=False)["input_ids"]:  # what transformers makes of no files at all
+        raise BadModel(f"model directory {directory}: no tokenizer in it")
+    if (largest := max(fast.get_vocab().values())) >= cfg.d_vocab:
+        raise BadModel(
+            f"model directory {directory}: its tokenizer has token {largest}, the model {cfg.d_vocab} of them"
+        )
+    fast.name_or_path = fast.name_or_path or "local"
+    return fast
+
+
+def _read_weights(directory: Path, dtype: torch.dtype) -> Any:
+    """The directory's model as transformers loads it; refused where weights are missing."""
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            directory,
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype=dtype,
+            attn_implementation="eager",  # the plain one, which all architectures and soft caps have
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError, *CONVERSION_ERRORS) as error:
+        raise BadModel(f"model directory {directory}: {error}") from error
+    hf_model, report = loaded
+    missing = sorted(map(str, report["missing_keys"])) + sorted(map(str, report["mismatched_keys"]))
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise BadModel(f"model directory {directory}: weights missing: {', '.join(missing[:3])}{more}")
+    return hf_model.eval()
+
+
+@torch.no_grad()
+def _fill(model: HookedTransformer, weights: dict[str, Tensor]) -> None:
+    """Copy the weights into the model, and let go of each."""
+    own = model.state_dict()
+    for name in list(weights):
+        value = weights.pop(name)
+        if name in own:
+            own[name].copy_(value)
+
+
+@torch.inference_mode()
+def _compare(
+    model: HookedTransformer, directory: Path, tokens: Int[Tensor, " pos"], wanted: Float[Tensor, "pos d_vocab"]
+) -> None:
+    """Refuse a model whose logits are not Hugging Face's: its configuration has something that was not understood."""
+    try:
+        got = model(tokens[None].to(model.cfg.device))[0].float().cpu()
+    except RuntimeError as error:
+        raise BadModel(f"model directory {directory}: it does not run in {model.cfg.dtype}: {error}") from error
+    error = ((got - wanted).square().mean() / wanted.square().mean()).sqrt().item()
+    rough = model.cfg.dtype in HALF or (model.cfg.device != "cpu" and torch.backends.cuda.matmul.allow_tf32)
+    if not error <= (0.1 if rough else 1e-3):
+        raise BadModel(
+            f"model directory {directory}: its logits as a HookedTransformer differ from Hugging Face's by {error:.1%} "
+            "of their size; something in its configuration is not supported"
+        )
+
+
+def _load_from_hub(name: str, device: torch.device, dtype: torch.dtype, prepend_bos: bool | None) -> HookedTransformer:
+    """A checkpoint of the hub, by a name that TransformerLens knows."""
+    try:
+        loading.get_official_model_name(name)
+    except ValueError as error:
+        raise BadModel(
+            f"model {name!r}: not 'builtin', no directory here, and no hub name that TransformerLens knows"
+        ) from error
+    try:
+        model = HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=dtype)
+    except OSError as error:
+        raise BadModel(f"model {name!r}: cannot be fetched or read: {error}") from error
+    model.cfg.default_prepend_bos = _prepend_bos(model.cfg.original_architecture, prepend_bos)
+    return model
+
+
+def _prepend_bos(architecture: str | None, wanted: bool | None) -> bool:
+    """Whether prompts start with BOS: what the caller wants, else as the family was trained."""
+    return wanted if wanted is not None else not (architecture or "").startswith(NO_BOS)

@@ -1,0 +1,50 @@
+"""A loaded model's parts by name: the edited weights, embeddings, tokenizer, and how the forward pass ends."""
+
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import Parameter
+from transformer_lens import HookedTransformer
+
+
+def W_out(model: HookedTransformer, layer: int) -> Parameter:
+    """The parameter `[d_mlp d_model]` that holds a layer's MLP output weights (`model.W_out` is a copy)."""
+    return cast(Parameter, model.blocks[layer].mlp.W_out)
+
+
+def b_out(model: HookedTransformer, layer: int) -> Parameter:
+    """The parameter `[d_model]` that holds a layer's MLP output bias."""
+    return cast(Parameter, model.blocks[layer].mlp.b_out)
+
+
+def has_output_bias(model: HookedTransformer) -> bool:
+    """Whether the checkpoint has an MLP output bias (gated MLPs carry a zero that is not theirs)."""
+    return not model.cfg.gated_mlp
+
+
+def tokenizer(model: HookedTransformer) -> Any:
+    """The model's tokenizer, whose types Hugging Face leaves open."""
+    return model.tokenizer
+
+
+def embeddings(model: HookedTransformer) -> Float[Tensor, "d_vocab d_model"]:
+    """The token embeddings, as `hook_embed` sees them."""
+    return model.embed.W_E
+
+
+def logits_at(
+    model: HookedTransformer, residual: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """Logits of the final residual stream, as `model.forward` ends; for chosen positions only."""
+    if model.cfg.normalization_type is not None:
+        residual = model.ln_final(residual)
+    logits = model.unembed(residual)
+    cap = model.cfg.output_logits_soft_cap
+    return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
+
+def token_texts(model: HookedTransformer, tokens: Int[Tensor, " pos"]) -> tuple[str, ...]:
+    """The text of each token by itself, for labels."""
+    return tuple(str(tokenizer(model).decode([i])) for i in tokens.tolist())
