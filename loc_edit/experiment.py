@@ -9,7 +9,8 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformer_lens import HookedTransformer
 
 from loc_edit.batching import make_batch
 from loc_edit.config import ExperimentConfig
+from loc_edit.controls import random_layer_cell, random_layer_rows, unedited_cell, unedited_rows
 from loc_edit.corpora import check_corpus
 from loc_edit.data.builtin import spread
 from loc_edit.engine import cores, spread_out
@@ -57,6 +59,9 @@ class Experiment:
 
     `Experiment.from_toml("full").run()`, or `Experiment(ExperimentConfig(facts=20)).run()`.
     """
+
+    controls = True
+    """Whether rows without an edit, and at a random layer, are part of the grid."""
 
     def __init__(self, config: ExperimentConfig | None = None) -> None:
         self.config = config or ExperimentConfig()
@@ -166,13 +171,16 @@ class Experiment:
         with Run.create(out or self.config.out, self.resolved(), provenance) as run:
             bench = self.bench(run.path)
             done = run.done("traces") | run.done("edits")
-            units = [list(self.units(chunk)) for chunk in self.chunks(bench)]
+            chunks = self.chunks(bench)
+            units = [list(self.units(chunk)) for chunk in chunks]
             missing = [[unit for unit in stream if unit.key not in done] for stream in units]
-            total = sum(map(len, units))
-            finished = total - sum(map(len, missing))
+            last = [unit for unit in self.last_units(chunks, run) if unit.key not in done]
+            total = sum(map(len, units)) + len(self.last_units(chunks, run))
+            finished = total - sum(map(len, missing)) - len(last)
             if finished and progress:
                 progress("found on disk", finished, total)
-            for unit, rows in self._compute(missing, run.path, workers or self.config.workers or 1):
+            computed = self._compute(missing, run.path, workers or self.config.workers or 1)
+            for unit, rows in chain(computed, ((unit, unit.compute()) for unit in last)):
                 run.write(unit.kind, unit.key, rows)
                 finished += 1
                 if progress:
@@ -211,9 +219,34 @@ class Experiment:
         for window in self.windows:
             key = f"{chunk.bench.trace_cell(window)}-{chunk.name}"
             yield Unit("traces", key, f"tracing, window {window}", chunk, partial(trace_rows, chunk, window))
+        for problem in self.config.problems:
+            if self.controls:
+                key = f"{unedited_cell(chunk.bench, problem)}-{chunk.name}"
+                yield Unit("edits", key, f"{problem}, no edit", chunk, partial(unedited_rows, chunk, problem))
+            for cell in self.cells:
+                if cell.problem == problem:
+                    key = f"{chunk.bench.edit_cell(cell)}-{chunk.name}"
+                    yield Unit("edits", key, str(cell), chunk, partial(edit_rows, chunk, cell))
+
+    def last_units(self, chunks: list[Chunk], run: Run) -> list[Unit]:
+        """What is made of the finished rows: the random-layer control of each method and problem."""
+        if not self.controls:
+            return []
+        groups: dict[tuple[str, str, int], list[Cell]] = {}
         for cell in self.cells:
-            key = f"{chunk.bench.edit_cell(cell)}-{chunk.name}"
-            yield Unit("edits", key, str(cell), chunk, partial(edit_rows, chunk, cell))
+            groups.setdefault((cell.problem, cell.method, cell.window), []).append(cell)
+        finished = cache(lambda: run.read("edits", lists=True))
+        return [
+            Unit(
+                "edits",
+                f"{random_layer_cell(chunk.bench, cells)}-{chunk.name}",
+                "random-layer control",
+                chunk,
+                lambda chunk=chunk, cells=cells: random_layer_rows(chunk, cells, finished()),  # type: ignore[misc]
+            )
+            for chunk in chunks
+            for cells in groups.values()
+        ]
 
     def chunks(self, bench: Workbench) -> list[Chunk]:
         """The facts, some at a time."""

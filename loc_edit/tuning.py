@@ -45,6 +45,8 @@ class Tuning(Experiment):
         BadConfig: more than one layer, a method with nothing to try, or a setting that it does not have.
     """
 
+    controls = False
+
     def __init__(self, config: ExperimentConfig, grid: Grid) -> None:
         super().__init__(config)
         if config.layers is not None and len(config.layers) != 1:

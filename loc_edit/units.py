@@ -72,16 +72,17 @@ class Workbench:
 
     def trace_cell(self, window: int) -> str:
         """Names all that a trace's numbers depend on, but for the fact."""
-        return cell_key({**self._common(), "site": self.config.site, "window": window})
+        return cell_key({**self.common(), "site": self.config.site, "window": window})
 
     def edit_cell(self, cell: Cell) -> str:
         """Names all that an edit's numbers depend on, but for the fact."""
         contexts = list(self.contexts.get(cell.method, ()))
         corpus = [self.config.corpus, self.config.corpus_tokens]
         about = {"cell": asdict(cell), "contexts": contexts, "corpus": corpus, "essence": self.config.essence}
-        return cell_key({**self._common(), **about})
+        return cell_key({**self.common(), **about})
 
-    def _common(self) -> dict[str, Any]:
+    def common(self) -> dict[str, Any]:
+        """What all numbers depend on."""
         return {
             "model": fingerprint(self.model),
             "sigma": self.sigma,
@@ -172,15 +173,18 @@ def edit_rows(chunk: Chunk, cell: Cell) -> Rows:
     edits = edit_all(chunk.bench, cell, posed.requests)
     after = posed.meter.measure([edit if isinstance(edit, Edit) else None for edit in edits])
     compared = zip(posed.meter.before, after, posed.requests, edits, strict=True)
-    results = [_scored(compare(p, q, r)) if isinstance(edit, Edit) else _failed(edit) for p, q, r, edit in compared]
+    results = [scored(compare(p, q, r)) if isinstance(edit, Edit) else _failed(edit) for p, q, r, edit in compared]
     seconds = (time.perf_counter() - start) / max(1, len(edits))
-    rows = [
-        {**common, "fact_id": fact.fact_id, "status": "skipped", "reason": reason} for fact, reason in posed.skipped
-    ]
+    rows = skipped_rows(common, posed)
     for i, request in enumerate(posed.requests):
         about = {"fact_id": request.fact_id, "target": request.target, "objective": request.objective}
         rows.append({**common, **about, "seconds": seconds, **results[i]})
     return rows
+
+
+def skipped_rows(common: dict[str, Any], posed: Posed) -> Rows:
+    """The rows of the facts that the problem makes no sense for."""
+    return [{**common, "fact_id": fact.fact_id, "status": "skipped", "reason": why} for fact, why in posed.skipped]
 
 
 def edit_all(bench: Workbench, cell: Cell, requests: Sequence[EditRequest]) -> list[Edit | Exception]:
@@ -213,7 +217,7 @@ def _failed(why: Exception) -> dict[str, Any]:
     return {"status": "failed", "reason": str(why)}
 
 
-def _scored(score: EditScore) -> dict[str, Any]:
+def scored(score: EditScore) -> dict[str, Any]:
     """The score's columns; an edit is done where its rewrite score is a number, and failed where p is none after it."""
     status = "failed" if isnan(score.after.rewrite) else "skipped" if isnan(score.rewrite) else "done"
     return {**score.to_row(), "status": status, "reason": score.reason}

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 import loc_edit
@@ -20,7 +21,7 @@ from loc_edit.editing.value import EditFailed
 from loc_edit.experiment import Experiment
 from loc_edit.facts import save_facts
 from loc_edit.store import KEYS, SCHEMAS, RunLocked, RunMismatch
-from loc_edit.tables import PROBLEMS
+from loc_edit.tables import PROBLEMS, without_controls
 
 METHODS = ("rome", "memit-2", "finetune-1", "finetune-2")
 QUICK = {"rome": {"steps": 3}, "memit": {"steps": 3}, "finetune": {"steps": 3}}
@@ -86,6 +87,11 @@ def assert_same_rows(one, other, **tolerance):
         pd.testing.assert_frame_equal(left, right, check_exact=not tolerance, **tolerance)
 
 
+def edited(run):
+    """The edit rows without the controls."""
+    return without_controls(run.edits)
+
+
 def files(folder):
     return {p.relative_to(folder): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
 
@@ -100,7 +106,7 @@ def test_a_run_has_its_rows_configuration_and_provenance(lab, tiny, facts):
     assert set(SCHEMAS["edits"].names) <= set(run.read("edits", lists=True).columns)
     cells = sum(len(loc_edit.encode(tiny, fact)) for fact in facts) * tiny.cfg.n_layers
     assert len(traces) == cells
-    assert len(edits) == len(facts) * tiny.cfg.n_layers
+    assert len(edited(run)) == len(facts) * tiny.cfg.n_layers
     for frame, kind in ((traces, "traces"), (edits, "edits")):
         assert not frame.duplicated(list(KEYS[kind])).any()
     assert set(edits["status"]) == {"done"}
@@ -117,7 +123,7 @@ def test_a_run_has_its_rows_configuration_and_provenance(lab, tiny, facts):
 def test_rows_hold_what_the_public_functions_give(lab, tiny, facts, stats_of):
     run = lab(layers=(1,), essence=True).run()
     contexts = json.loads((run.path / "contexts.json").read_text())["rome"]
-    edits = run.edits.set_index("fact_id")
+    edits = edited(run).set_index("fact_id")
     for fact in facts:
         prompt = loc_edit.encode(tiny, fact)
         noise = loc_edit.subject_noise(tiny, prompt, scale=1.5, samples=2)
@@ -136,9 +142,9 @@ def test_rows_hold_what_the_public_functions_give(lab, tiny, facts, stats_of):
 
 def test_every_method_and_problem_gives_each_row_once(lab, facts):
     run = lab(methods=METHODS, problems=PROBLEMS, windows=(1, 2), essence=True).run()
-    edits = run.edits
+    assert not run.edits.duplicated(list(KEYS["edits"])).any()
+    edits = edited(run)
     assert len(edits) == len(METHODS) * len(PROBLEMS) * 2 * len(facts)
-    assert not edits.duplicated(list(KEYS["edits"])).any()
     assert set(zip(edits["method"], edits["window"], strict=True)) == {
         ("rome", 1),
         ("memit", 2),
@@ -159,7 +165,7 @@ def test_frame_joins_edits_and_traces(lab, facts):
     run = made.run()
     frame = made.frame()
     pd.testing.assert_frame_equal(frame, run.frame(window=2))
-    assert len(frame) == len(run.edits)
+    assert len(frame) == len(edited(run))
     known = frame[frame["trace"].notna()]
     assert set(known["fact_id"]) == {0, 1, 3}  # the other's answer is too unlikely to have a fraction
     for row in known.itertuples():
@@ -177,24 +183,60 @@ def test_plan_counts_and_writes_nothing(lab, tmp_path):
     assert 0 < plan.seconds < math.inf
     assert not (tmp_path / "run").exists()
     run = lab(**config).run()
-    assert len(run.edits) == plan.edits
+    assert len(edited(run)) == plan.edits
     assert len(run.traces.groupby(["fact_id", "window"])) == plan.traces
 
 
 def test_progress_counts_every_unit(lab):
     seen = []
     lab().run(progress=lambda words, done, total: seen.append((words, done, total)))
-    assert [done for _, done, _ in seen] == list(range(1, 7))  # 2 chunks x (1 window + 2 layers)
-    assert {total for *_, total in seen} == {6}
+    assert [done for _, done, _ in seen] == list(
+        range(1, 11)
+    )  # 2 chunks x (1 window + no edit + 2 layers + random layer)
+    assert {total for *_, total in seen} == {10}
     assert seen[0][0] == "tracing, window 1"
-    assert "error_injection, rome-1, layer 0" in seen[1][0]
+    assert seen[1][0] == "error_injection, no edit"
+    assert "error_injection, rome-1, layer 0" in seen[2][0]
 
 
 def test_rows_come_when_they_are_on_disk(lab):
     made = lab()
     for n, _ in enumerate(made.rows(), 1):
         assert len(files(made.config.out)) >= n + 2
-    assert n == 6
+    assert n == 10
+
+
+# What it is compared with
+
+
+def test_the_unedited_model_is_a_row_for_each_fact_and_problem(lab, facts):
+    run = lab(methods=METHODS[:2], problems=("error_injection", "fact_forcing"), essence=True).run()
+    none = run.read("edits", lists=True).query("method == 'none'")
+    assert sorted(zip(none["problem"], none["fact_id"], strict=True)) == [
+        (problem, fact.fact_id) for problem in ("error_injection", "fact_forcing") for fact in facts
+    ]
+    assert set(none["layer"]) == {-1}
+    assert (none["rewrite"] == 0).all()
+    assert (none["neighborhood"].dropna() == 1).all()
+    assert (none["essence"] == 1).all()
+    other = run.read("edits", lists=True).query("method == 'rome' and layer == 1")
+    both = none.merge(other, on=["problem", "fact_id"])
+    assert [list(p) for p in both["rewrite_before_x"]] == [list(p) for p in both["rewrite_before_y"]]
+
+
+def test_a_random_layer_is_drawn_for_each_fact_and_its_row_is_a_copy(lab, facts):
+    run = lab(methods=METHODS, problems=("error_injection", "fact_forcing")).run()
+    drawn = run.edits[run.edits["method"].str.startswith("random_layer")]
+    assert len(drawn) == len(METHODS) * 2 * len(facts)
+    assert set(drawn["layer"]) == {0, 1}  # else the seed of this test is unlucky
+    assert (drawn.groupby("fact_id")["layer"].nunique() == 1).all()
+    drawn = drawn.assign(method=drawn["method"].str.removeprefix("random_layer_"))
+    key = list(KEYS["edits"])
+    pairs = drawn.merge(edited(run), on=key, validate="one_to_one")
+    assert len(pairs) == len(drawn)
+    pd.testing.assert_series_equal(pairs["rewrite_x"], pairs["rewrite_y"], check_names=False)
+    assert run.counts() == {"done": len(edited(run))}
+    assert not set(run.frame()["method"]) & {"none", "random_layer_rome"}
 
 
 # Once, and the same however it is divided
@@ -267,14 +309,14 @@ def test_a_stopped_run_goes_on_to_the_same_rows(lab, tmp_path, monkeypatch, comp
 def test_contexts_are_those_of_the_first_start(lab, monkeypatch, computed):
     first = lab().run()
     saved = (first.path / "contexts.json").read_bytes()
-    last = sorted((first.path / "edits").iterdir())[-1]
-    last.unlink()
+    shards = {path: pq.read_table(path).column("method")[0].as_py() for path in (first.path / "edits").iterdir()}
+    next(path for path, method in shards.items() if method == "rome").unlink()
     monkeypatch.setattr(experiment_room, "sample_contexts", lambda *a, **k: pytest.fail("sampled again"))
     computed.clear()
     second = lab().run()
     assert len(computed) == 1
     assert (second.path / "contexts.json").read_bytes() == saved
-    assert len(second.edits) == 8
+    assert len(edited(second)) == 8
 
 
 KILLED = """
@@ -410,7 +452,7 @@ def test_a_second_writer_is_refused(lab):
     next(at_work)
     with pytest.raises(RunLocked, match="in use"):
         lab().run()
-    assert len(list(at_work)) == 5
+    assert len(list(at_work)) == 9
 
 
 @pytest.mark.parametrize(
@@ -459,7 +501,7 @@ def test_a_fact_that_fails_has_a_row_and_stops_no_other(lab, tmp_path, monkeypat
 
     monkeypatch.setattr(units, "rome", failing)
     run = lab(chunk=4).run()
-    edits = run.edits.set_index("fact_id")
+    edits = edited(run).set_index("fact_id")
     assert set(edits.loc[1, "status"]) == {"failed"}
     assert set(edits.loc[1, "reason"]) == {"fact 1: the value is not finite"}
     assert edits.loc[1, "rewrite"].isna().all()

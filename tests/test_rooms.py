@@ -11,15 +11,15 @@ PACKAGE = Path(__file__).parents[1] / "loc_edit"
 ORDER = (
     "cache", "download", "facts", "data", "corpora",
     "settings", "models", "prompts", "noise", "batching", "tracing", "problems",
-    "keys", "editing", "sampling", "probing", "scores", "tables", "store", "config", "units", "engine", "experiment",
-    "tuning", "regress", "figures", "analysis", "report", "cli", "__main__",
+    "keys", "editing", "sampling", "probing", "scores", "tables", "store", "config", "units", "controls",
+    "engine", "experiment", "tuning", "regress", "figures", "analysis", "report", "cli", "__main__",
 )  # fmt: skip
 """A room may import from rooms to its left."""
 LATE = {("facts", "data"), ("tracing", "tables"), ("tracing", "figures")}
 """Imports to the right, allowed inside a function only: the built-in facts are facts; `Trace.plot` draws."""
 MODEL_WING = {
     "models", "prompts", "noise", "batching", "tracing", "problems", "keys", "editing", "sampling", "probing", "scores",
-    "units", "experiment", "tuning",
+    "units", "controls", "experiment", "tuning",
 }  # fmt: skip
 PAPER_WING = ("tables", "store", "regress", "figures", "analysis", "report")
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -197,8 +197,9 @@ class Run:
         )
 
     def counts(self) -> dict[str, int]:
-        """How many edit rows have each status."""
-        return {str(status): int(n) for status, n in self.read("edits", ["status"])["status"].value_counts().items()}
+        """How many edit rows have each status, controls not counted."""
+        rows = tables.without_controls(self.read("edits", ["status", "method"]))
+        return {str(status): int(n) for status, n in rows["status"].value_counts().items()}
 
     def __repr__(self) -> str:
         try:

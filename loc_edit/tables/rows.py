@@ -18,6 +18,7 @@ OUTCOMES = ("rewrite", "paraphrase", "neighborhood", "overall", "essence")
 PROBLEMS = ("error_injection", "tracing_reversal", "fact_erasure", "fact_amplification", "fact_forcing")
 METHODS = ("finetune", "rome", "memit")
 CONTROLS = ("none", "random_layer")
+"""How the method of a control row begins: `none`, `random_layer_rome`."""
 
 EDIT_KEY = ["problem", "method", "window", "layer", "fact_id"]
 CELL_KEY = ["fact_id", "layer", "pos", "window", "site"]
@@ -162,7 +163,7 @@ def without_controls(edits: pd.DataFrame) -> pd.DataFrame:
     """The edit rows that are edits at a chosen layer: no controls."""
     if "method" not in edits:
         return edits
-    return edits[~edits["method"].isin(CONTROLS)]
+    return edits[~edits["method"].str.startswith(CONTROLS)]
 
 
 def combinations(frame: pd.DataFrame) -> list[str]:
