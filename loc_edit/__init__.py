@@ -24,6 +24,7 @@ _ROOMS = {
     "loc_edit.editing.rome": ["rome"],
     "loc_edit.editing.memit": ["memit", "memit_joint"],
     "loc_edit.editing.finetune": ["finetune"],
+    "loc_edit.exporting": ["export"],
     "loc_edit.settings": ["FinetuneSettings", "MemitSettings", "RomeSettings"],
     "loc_edit.sampling": ["sample_contexts"],
     "loc_edit.scores": ["EditScore", "score"],

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "loc_edit"
 ORDER = (
     "cache", "download", "facts", "data", "corpora",
     "settings", "models", "prompts", "noise", "batching", "tracing", "problems",
-    "keys", "editing", "sampling", "probing", "scores", "tables", "store", "config", "units", "engine", "experiment",
+    "keys", "editing", "exporting", "sampling", "probing", "scores", "tables", "store", "config", "units", "engine", "experiment",
     "tuning", "regress", "figures", "analysis", "report", "cli", "__main__",
 )  # fmt: skip
 """A room may import from rooms to its left."""

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from loc_edit.cli.commands import analyze, edit, facts, trace
+from loc_edit.cli.export import export
 from loc_edit.cli.show import duration, err, out, progress, r2_table, score_table
 from loc_edit.cli.stats import stats
 from loc_edit.config import ExperimentConfig, first_error
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "plan": _plan_with_default(_experiment(args)),
             "trace": trace,
             "edit": edit,
+            "export": export,
             "stats": stats,
             "analyze": analyze,
             "facts": facts,
