@@ -12,7 +12,9 @@ from typing import Any
 __version__ = version("loc-edit")
 
 _ROOMS = {
-    "loc_edit.facts": ["BadFact", "Fact", "load_facts", "save_facts"],
+    "loc_edit.facts": ["BadFact", "BadRecord", "Fact", "load_facts", "save_facts"],
+    "loc_edit.download": ["DownloadFailed", "fetch"],
+    "loc_edit.known": ["Answer", "answers", "known_facts"],
     "loc_edit.models": ["BadModel", "fingerprint", "load_model"],
     "loc_edit.prompts": ["BadPrompt", "Prompt", "SubjectNotFound", "encode", "target_tokens"],
     "loc_edit.noise": ["noise_scale", "subject_noise"],
