@@ -157,10 +157,10 @@ def _check(edits: Sequence[Edit], model: HookedTransformer) -> None:
             one.check_shapes(model)
             known = {plain, fingerprint(model)}
             if strangers := set(_made_for(one.about)) - known:
+                made_for, is_for = ", ".join(sorted(strangers)), " or, with the edits before, ".join(sorted(known))
                 raise EditMismatch(
-                    f"edit {number} of {len(edits)} was made for model {', '.join(sorted(strangers))}, and the "
-                    f"checkpoint is {' or, with the edits before, '.join(sorted(known))}; if it was loaded with another dtype, "
-                    "give that model"
+                    f"edit {number} of {len(edits)} was made for model {made_for}, and the checkpoint is {is_for}; "
+                    "if that model was loaded with another dtype, give it as model="
                 )
             applied.enter_context(one.applied(model))
 
