@@ -12,7 +12,9 @@ from typing import Any
 __version__ = version("loc-edit")
 
 _ROOMS = {
-    "loc_edit.facts": ["BadFact", "Fact", "load_facts", "save_facts"],
+    "loc_edit.facts": ["BadFact", "BadRecord", "Fact", "load_facts", "save_facts"],
+    "loc_edit.download": ["DownloadFailed", "fetch"],
+    "loc_edit.known": ["Answer", "answers", "known_facts"],
     "loc_edit.models": ["BadModel", "fingerprint", "load_model"],
     "loc_edit.prompts": ["BadPrompt", "Prompt", "SubjectNotFound", "encode", "target_tokens"],
     "loc_edit.noise": ["noise_scale", "subject_noise"],
@@ -24,6 +26,7 @@ _ROOMS = {
     "loc_edit.editing.rome": ["rome"],
     "loc_edit.editing.memit": ["memit", "memit_joint"],
     "loc_edit.editing.finetune": ["finetune"],
+    "loc_edit.exporting": ["export"],
     "loc_edit.settings": ["FinetuneSettings", "MemitSettings", "RomeSettings"],
     "loc_edit.sampling": ["sample_contexts"],
     "loc_edit.scores": ["EditScore", "score"],

@@ -4,6 +4,7 @@ Attention is causal: what is padded on the right cannot reach a real position, s
 computes what it computes alone.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,9 +18,65 @@ from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 from loc_edit.models import logits_at
 from loc_edit.prompts import BadPrompt, Prompt
 
+log = logging.getLogger(__name__)
+
 Hook = tuple[str | Callable[..., Any], Callable[..., Any]]
 """A hook point's name and a function, as TransformerLens takes them."""
 NO_TARGET = -1
+
+POSITIONS = 1024
+"""Token positions in one call of a layer on the CPU: more do not stay in its cache."""
+POSITIONS_ON_DEVICE = 2**15
+
+
+class Budget:
+    """How many token positions a layer is given in one call; halved where memory does not suffice.
+
+    Attributes:
+        positions: rows times their length.
+    """
+
+    def __init__(self, model: HookedTransformer, positions: int | None = None) -> None:
+        on_cpu = model.W_E.device.type == "cpu"
+        self.positions = positions or (POSITIONS if on_cpu else POSITIONS_ON_DEVICE)
+
+    def spend(self, n: int, cost: int, work: Callable[[slice], None], most: int | None = None) -> None:
+        """Call `work` on slices that make up `range(n)`, each as long as the budget allows, at least 1.
+
+        Args:
+            n: number of items.
+            cost: token positions that one of them takes.
+            work: what to do with some; done again with fewer where memory does not suffice.
+            most: the most items in one slice, whatever the budget.
+
+        Raises:
+            RuntimeError: memory does not suffice for one item.
+        """
+        done = 0
+        while done < n:
+            some = min(max(1, self.positions // cost), most or n)
+            try:
+                work(slice(done, min(n, done + some)))
+            except (RuntimeError, MemoryError) as error:
+                if some == 1 or not _out_of_memory(error):
+                    raise
+                refused = str(error).partition("\n")[0]
+            else:
+                done += some
+                continue
+            # Not in the `except` clause: the error holds on to the memory of the frames that it came through.
+            self.positions = some // 2 * cost
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            log.warning("out of memory: going on with %d token positions at a time (%s)", self.positions, refused)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory does not suffice; only CUDA's has a class of its own."""
+    said = str(error).lower()
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in said or "allocate memory" in said
+    )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -133,8 +133,8 @@ def _hash(start: str, files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")  # type: ignore[return-value]
+def _open(path: Path) -> Any:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -266,7 +266,7 @@ def _hub(name: str, spec: str, field: str) -> Corpus:
 
 def _parse(name: str, spec: str) -> tuple[str, str | None, str | None, str]:
     """(source, revision, config, split) of NAME[@REVISION][:CONFIG[:SPLIT]]."""
-    if Path(spec).is_dir():
+    if spec and Path(spec).is_dir():
         return spec, None, None, "train"
     parts = spec.split(":")
     source, _, revision = parts[0].partition("@")

@@ -19,9 +19,9 @@ import pytest
 from rich.console import Console
 
 import loc_edit
-from loc_edit import analysis, cli, keys, models
-from loc_edit.cli import commands, show
+from loc_edit import analysis, cli, keys
 from loc_edit.facts import save_facts
+from loc_edit.models import loading
 
 COMMANDS = ("run", "plan", "trace", "edit", "stats", "analyze", "facts")
 SMALL = """
@@ -48,9 +48,9 @@ def _a_cache_of_its_own(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def _one_model():
     """The built-in model is read once; tests leave it as it is."""
-    read, kept = models._load_builtin, {}
+    read, kept = loading._load_builtin, {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "_load_builtin", lambda *key: kept.get(key) or kept.setdefault(key, read(*key)))
+        patch.setattr(loading, "_load_builtin", lambda *key: kept.get(key) or kept.setdefault(key, read(*key)))
         yield
 
 
@@ -77,7 +77,7 @@ def call(*args):
     out, err = io.StringIO(), io.StringIO()
     consoles = Console(file=out, width=200, highlight=False), Console(file=err, width=200, highlight=False)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        for room in (cli, commands, show):
+        for room in [room for name, room in sys.modules.items() if name.startswith("loc_edit.cli")]:
             for name, console in zip(("out", "err"), consoles, strict=True):
                 if hasattr(room, name):
                     patch.setattr(room, name, console)

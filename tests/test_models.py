@@ -3,69 +3,18 @@
 import json
 import shutil
 import socket
+import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import (
-    Gemma2Config,
-    GPT2Config,
-    GPTJConfig,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    Qwen2Config,
-)
+from checkpoints import CONFIGS, GATED, KEEPS_BOS, MISUNDERSTOOD, SIZES, VARIANTS, save_random
+from safetensors.torch import load_file, save_file
+from transformers import Gemma2Config, GPT2Config
 from transformers.models.auto import AutoModelForCausalLM
 
 import loc_edit
 from loc_edit import BadModel, models, prompts
-
-SIZES = {"vocab_size": 460, "bos_token_id": 0, "eos_token_id": 0}
-GATED = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-    "head_dim": 8,
-}
-CONFIGS = {
-    "gpt2": lambda: GPT2Config(**SIZES, n_positions=64, n_embd=16, n_layer=3, n_head=2, initializer_range=0.3),
-    "gptj": lambda: GPTJConfig(
-        **SIZES, n_positions=64, n_embd=16, n_layer=3, n_head=2, rotary_dim=4, initializer_range=0.3
-    ),
-    "neox": lambda: GPTNeoXConfig(
-        **SIZES,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-    ),
-    "llama": lambda: LlamaConfig(**SIZES, **GATED),
-    "mistral": lambda: MistralConfig(**SIZES, **GATED),
-    "qwen2": lambda: Qwen2Config(**SIZES, **{k: v for k, v in GATED.items() if k != "head_dim"}),
-}
-KEEPS_BOS = {"llama", "mistral"}
-
-
-def save_random(config, tokenizer, folder, seed=0):
-    """A checkpoint with random weights, biases included, as `save_pretrained` writes it."""
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if name.endswith("bias"):
-                p.normal_(std=0.3)
-            elif p.ndim == 1:
-                p.add_(0.2 * torch.randn(p.shape))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return model
 
 
 @pytest.fixture(scope="session")
@@ -109,6 +58,22 @@ def test_logits_equal_hugging_face(checkpoints, ids, name):
     assert model.cfg.default_prepend_bos == (name in KEEPS_BOS)
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_logits_equal_hugging_face_in_what_differs_within_a_family(tokenizer, tmp_path, ids, name):
+    hf_model = save_random(VARIANTS[name](), tokenizer, tmp_path)
+    hf_model.set_attn_implementation("eager")
+    model = loc_edit.load_model(tmp_path, device="cpu")
+    with torch.inference_mode():
+        torch.testing.assert_close(model(ids), hf_model(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MISUNDERSTOOD)
+def test_a_configuration_that_is_misunderstood_is_refused(tokenizer, tmp_path, name):
+    save_random(MISUNDERSTOOD[name](), tokenizer, tmp_path / "strange")
+    with pytest.raises(BadModel, match=r"strange: its logits .* differ from Hugging Face's by [\d.]+%"):
+        loc_edit.load_model(tmp_path / "strange", device="cpu")
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gptj", "llama", "neox"])
@@ -158,7 +123,8 @@ def test_the_start_of_text_can_be_chosen(checkpoints):
 
 
 def test_dtype_is_respected(checkpoints):
-    model = loc_edit.load_model(checkpoints("gpt2")[0], device="cpu", dtype=torch.bfloat16)
+    with pytest.warns(UserWarning, match="bfloat16"):
+        model = loc_edit.load_model(checkpoints("gpt2")[0], device="cpu", dtype=torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert loc_edit.load_model(checkpoints("gpt2")[0], device="cpu").W_E.dtype == torch.float32
 
@@ -166,12 +132,113 @@ def test_dtype_is_respected(checkpoints):
 def test_a_directory_whose_name_is_a_trap(checkpoints, ids, tmp_path):
     """TransformerLens chooses branches by name; ours must not depend on it."""
     folder, hf_model = checkpoints("gpt2")
-    for name in ("my-llama-2", "bert-base", "gemma", "t5"):
+    for name in ("my-llama-2", "Llama-2-70b", "bert-base", "gemma", "gemma-2-9b", "t5", "phi", "gpt2"):
         shutil.copytree(folder, tmp_path / name)
         model = loc_edit.load_model(tmp_path / name, device="cpu")
         with torch.inference_mode():
             torch.testing.assert_close(model(ids), hf_model(ids).logits, rtol=1e-4, atol=1e-4)
         assert model.cfg.model_name == name
+
+
+def test_shards_and_half_precision_files_are_read(checkpoints, tokenizer, tmp_path, ids):
+    _, hf_model = checkpoints("llama")
+    hf_model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    tokenizer.save_pretrained(tmp_path / "shards")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    whole = loc_edit.load_model(tmp_path / "shards", device="cpu")
+    with torch.inference_mode():
+        torch.testing.assert_close(whole(ids), hf_model(ids).logits, rtol=1e-4, atol=1e-4)
+    half = AutoModelForCausalLM.from_pretrained(tmp_path / "shards", dtype=torch.float16)
+    half.save_pretrained(tmp_path / "half")
+    tokenizer.save_pretrained(tmp_path / "half")
+    model = loc_edit.load_model(tmp_path / "half", device="cpu")
+    assert model.W_E.dtype == torch.float32
+    with torch.inference_mode():
+        torch.testing.assert_close(model(ids), half.float()(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_checkpoint_with_a_weight_missing_is_refused(checkpoints, tmp_path):
+    """transformers would draw it at random and go on."""
+    folder, _ = checkpoints("llama")
+    shutil.copytree(folder, tmp_path / "holed")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, tmp_path / "holed" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BadModel, match=r"holed: weights missing: model\.layers\.1\.mlp\.down_proj\.weight"):
+        loc_edit.load_model(tmp_path / "holed", device="cpu")
+    whole = (folder / "model.safetensors").read_bytes()
+    (tmp_path / "holed" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadModel, match="holed"):
+        loc_edit.load_model(tmp_path / "holed", device="cpu")
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(tokenizer, tmp_path):
+    config = GPT2Config(**{**SIZES, "vocab_size": 300}, n_embd=16, n_layer=1, n_head=2)
+    save_random(config, tokenizer, tmp_path / "narrow")
+    with pytest.raises(BadModel, match="narrow: its tokenizer has token 429, the model 300 of them"):
+        loc_edit.load_model(tmp_path / "narrow", device="cpu")
+
+
+def test_a_configuration_without_an_architecture_is_completed(checkpoints, tmp_path):
+    folder, _ = checkpoints("gpt2")
+    shutil.copytree(folder, tmp_path / "plain")
+    config = json.loads((folder / "config.json").read_text())
+    del config["architectures"]
+    (tmp_path / "plain" / "config.json").write_text(json.dumps(config))
+    assert loc_edit.load_model(tmp_path / "plain", device="cpu").cfg.original_architecture == "GPT2LMHeadModel"
+    (tmp_path / "plain" / "config.json").write_text("[]")
+    with pytest.raises(BadModel, match=r"plain: config\.json holds list"):
+        loc_edit.load_model(tmp_path / "plain", device="cpu")
+
+
+PROCESSED = {
+    "layer norms are folded": {"fold_ln": True},
+    "weights that write to the residual stream are centred": {"center_writing_weights": True},
+    "the unembedding is centred": {"center_unembed": True},
+}
+
+
+@pytest.mark.parametrize("reason", PROCESSED)
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_processed_weights_are_refused(checkpoints, name, reason):
+    """As `HookedTransformer.from_pretrained` leaves them."""
+    model = loc_edit.load_model(checkpoints(name)[0], device="cpu")
+    loc_edit.load_model(model, device="cpu")
+    off = dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False)
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    model.load_and_process_state_dict(weights, **{**off, **PROCESSED[reason]})
+    if (name, reason) == ("llama", "weights that write to the residual stream are centred"):
+        loc_edit.load_model(model, device="cpu")  # TransformerLens centres nothing under RMS norms
+        return
+    wanted = rf"{reason}.*load_model\('.*'\), or HookedTransformer\.from_pretrained_no_processing"
+    with pytest.raises(BadModel, match=wanted):
+        loc_edit.load_model(model, device="cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_centring_is_seen_through_rounding(checkpoints, dtype):
+    model = loc_edit.load_model(checkpoints("gpt2")[0], device="cpu")
+    loc_edit.models.check_unprocessed(model.to(dtype))
+    model = loc_edit.load_model(checkpoints("gpt2")[0], device="cpu")
+    model.load_and_process_state_dict(model.state_dict(), fold_ln=False, center_unembed=False)
+    with pytest.raises(BadModel, match="are centred"):
+        loc_edit.models.check_unprocessed(model.to(dtype))
+
+
+def test_the_models_of_the_package_are_unprocessed(shapes):
+    models.check_unprocessed(loc_edit.load_model("builtin", device="cpu"))
+    for model in shapes.values():
+        models.check_unprocessed(model)
+
+
+def test_half_precision_warns_and_full_does_not(checkpoints):
+    folder, _ = checkpoints("gpt2")
+    with pytest.warns(UserWarning, match="computes in torch.bfloat16") as seen:
+        loc_edit.load_model(folder, device="cpu", dtype=torch.bfloat16)
+    assert len([one for one in seen if "computes in" in str(one.message)]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loc_edit.load_model(folder, device="cpu")
 
 
 def test_unknown_names_and_broken_directories_are_refused_by_name(checkpoints, tokenizer, tmp_path):
@@ -208,11 +275,18 @@ def test_post_norm_models_are_not_edited(tokenizer, tmp_path, shapes):
     with pytest.raises(BadModel, match="tiny: a norm follows the MLP"):
         models.check_editable(shapes["post_norm"])
     save_random(Gemma2Config(**SIZES, **GATED, query_pre_attn_scalar=8), tokenizer, tmp_path / "google")
-    with pytest.raises(BadModel, match=r"google: .*(Gemma2ForCausalLM|a norm follows the MLP)"):
-        models.check_editable(loc_edit.load_model(tmp_path / "google", device="cpu"))
+    model = loc_edit.load_model(tmp_path / "google", device="cpu")
+    with pytest.raises(BadModel, match="google: a norm follows the MLP"):
+        models.check_editable(model)
+    fact = loc_edit.Fact(template="{} is in", subject="Rome", target_true="Paris")
+    prompt = loc_edit.encode(model, fact)
+    noise = loc_edit.subject_noise(model, prompt, scale=3.0, samples=2)
+    trace = loc_edit.trace(model, prompt, "Paris", noise=noise, window=3)
+    assert trace.p_clean != trace.p_corrupted
+    assert (trace.p_restored[:, prompt.subject.start :] != trace.p_corrupted).any()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gptj", "llama", "neox", "mistral", "qwen2"])
+@pytest.mark.parametrize("name", ["gpt2", "gptj", "llama", "neox", "mistral", "qwen2", "qwen3", "gemma"])
 def test_families_of_the_study_can_be_edited(checkpoints, name):
     models.check_editable(loc_edit.load_model(checkpoints(name)[0], device="cpu"))
 
@@ -245,6 +319,14 @@ def test_the_fingerprint_follows_the_weights(checkpoints):
     assert loc_edit.fingerprint(loc_edit.load_model(checkpoints("llama")[0], device="cpu")) != first
 
 
+def test_the_fingerprint_is_that_of_a_copy_elsewhere(checkpoints, tmp_path):
+    folder, _ = checkpoints("gpt2")
+    shutil.copytree(folder, tmp_path / "renamed")
+    one, other = (loc_edit.load_model(path, device="cpu") for path in (folder, tmp_path / "renamed"))
+    assert one.cfg.model_name != other.cfg.model_name
+    assert loc_edit.fingerprint(one) == loc_edit.fingerprint(other)
+
+
 def test_the_fingerprint_sees_a_parameter_put_in_the_others_place(checkpoints):
     model = loc_edit.load_model(checkpoints("gpt2")[0], device="cpu")
     weight = model.blocks[1].mlp.W_out
@@ -258,6 +340,34 @@ def test_the_fingerprint_sees_a_parameter_put_in_the_others_place(checkpoints):
     assert other._version == weight._version, "the hard case: as often written as the one it replaces"
     model.blocks[1].mlp.W_out = other
     assert loc_edit.fingerprint(model) != first
+
+
+def test_the_fingerprint_sees_writes_past_the_version_counter(checkpoints):
+    model = loc_edit.load_model(checkpoints("gpt2")[0], device="cpu")
+    first, weight = loc_edit.fingerprint(model), model.blocks[1].mlp.W_out
+    before, version = weight.detach().clone(), weight._version
+    weight.data[3, 5] += 1e-3
+    assert weight._version == version, "the hard case"
+    changed = loc_edit.fingerprint(model)
+    assert changed != first
+    weight.data.copy_(before)
+    assert loc_edit.fingerprint(model) == first
+    weight.data[[3, 4]] = before[[4, 3]]
+    assert loc_edit.fingerprint(model) not in (first, changed), "rows in each other's place"
+
+
+def test_the_checksum_sees_any_one_byte():
+    from loc_edit.models.identity import _checksum
+
+    draws = torch.Generator().manual_seed(0)
+    for dtype, size in ((torch.float32, 3000), (torch.bfloat16, 4097), (torch.float32, 7)):
+        weight = torch.randn(size, generator=draws).to(dtype)
+        first = _checksum(weight)
+        for at in torch.randint(size * weight.element_size(), (50,), generator=draws).tolist():
+            raw = weight.clone().view(torch.uint8)
+            raw[at] ^= 1
+            assert _checksum(raw.view(dtype)) != first
+        assert _checksum(weight.clone()) == first
 
 
 def test_names_and_labels(tiny):

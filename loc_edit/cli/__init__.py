@@ -11,7 +11,9 @@ import tyro
 from pydantic import ValidationError
 from rich.markup import escape
 
-from loc_edit.cli.commands import analyze, edit, facts, trace
+from loc_edit.cli.commands import analyze, edit, trace
+from loc_edit.cli.export import export
+from loc_edit.cli.facts import facts
 from loc_edit.cli.show import duration, err, out, progress, r2_table, score_table
 from loc_edit.cli.stats import stats
 from loc_edit.cli.tune import tune
@@ -32,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "trace": trace,
             "edit": edit,
             "tune": tune,
+            "export": export,
             "stats": stats,
             "analyze": analyze,
             "facts": facts,

@@ -1,4 +1,4 @@
-"""The commands about one fact, a finished run, and the facts themselves."""
+"""The commands about one fact and a finished run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -146,31 +146,6 @@ def analyze(run: Annotated[Path, tyro.conf.Positional], window: int | None = Non
     out.print(f"written: {', '.join(sorted(found.written))}")
     for name, reason in sorted(found.missing.items()):
         out.print(f"not made: {name}: {escape(reason)}")
-
-
-def facts(data: str = "builtin", n: int | None = None, relation: str | None = None) -> None:
-    """List facts: id, relation, prompt, true and false object.
-
-    Args:
-        data: the built-in facts, or a file of facts.
-        n: so many, spread evenly over the relations; all if None.
-        relation: those of one relation only.
-    """
-    from loc_edit.data.builtin import spread
-    from loc_edit.facts import load_facts
-
-    found = [fact for fact in load_facts(data) if relation in (None, fact.relation)]
-    if not found:
-        raise ValueError(f"{data}: no fact of relation {relation!r}")
-    table = Table()
-    for name in ("id", "relation", "prompt", "true", "false"):
-        table.add_column(name)
-    if n is not None and n < 1:
-        raise ValueError(f"--n {n}: at least 1 is wanted")
-    for fact in spread(found, n or len(found)):
-        cells = (str(fact.fact_id), fact.relation, fact.prompt, fact.target_true, fact.target_new or "")
-        table.add_row(*map(escape, cells))
-    out.print(table)
 
 
 def _chosen(facts: "list[Fact]", fact_id: int, data: str) -> "Fact":

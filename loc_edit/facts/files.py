@@ -2,10 +2,11 @@
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,13 @@ def load_facts(
         check_limit(limit)
         facts, errors = builtin_facts()[:limit], list[BadRecord]()
     else:
-        facts, errors = read_file(source, format=format, limit=limit, seed=seed, false_target=false_target)
+        file = read_file(source, format=format, limit=limit, seed=seed, false_target=false_target)
+        facts, errors = file.facts, file.errors
     if errors and not skip_invalid:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise BadFact(f"{source}: {errors[0]}{more}")
     if skipped is not None:
-        lines = (json.dumps({"record": e.index, "reason": e.reason}, ensure_ascii=False) + "\n" for e in errors)
-        _write(skipped, lines)
+        save_skipped(errors, skipped)
     if errors:
         where = f"; they are listed in {skipped}" if skipped is not None else ""
         n = len(facts) + len(errors)
@@ -73,6 +74,41 @@ def load_facts(
     return facts
 
 
+@dataclass(frozen=True)
+class FactFile:
+    """What is in a file of facts.
+
+    Attributes:
+        path: the file.
+        format: one of `FORMATS`.
+        facts: those of the sound records, in file order.
+        errors: one for each record that makes no fact.
+    """
+
+    path: Path
+    format: str
+    facts: list[Fact]
+    errors: list[BadRecord]
+
+    def counts(self) -> dict[str, int]:
+        """What a user of the facts would want to know beforehand, in words and numbers."""
+        n, facts = len(self.facts), self.facts
+        return {
+            "records": n + len(self.errors),
+            "malformed": len(self.errors),
+            "facts": n,
+            "relations": len({fact.relation for fact in facts} - {""}),
+            "said twice (template, subject, object)": n - len({(f.template, f.subject, f.target_true) for f in facts}),
+            "without a false object": sum(fact.target_new is None for fact in facts),
+            "false object equal to the true one": sum(fact.target_new == fact.target_true for fact in facts),
+            "without a paraphrase": sum(not fact.paraphrases for fact in facts),
+            "without a neighbour": sum(not fact.neighbors for fact in facts),
+            "subject's place searched for": sum(fact.searched for fact in facts),
+            "subject more than once in the prompt": sum(fact.prompt.count(fact.subject) > 1 for fact in facts),
+            "prompt ends in a space": sum(fact.prompt[-1:].isspace() for fact in facts),
+        }
+
+
 def read_file(
     source: str | Path,
     *,
@@ -80,7 +116,7 @@ def read_file(
     limit: int | None = None,
     seed: int = 0,
     false_target: FalseTarget = "drawn",
-) -> tuple[list[Fact], list[BadRecord]]:
+) -> FactFile:
     """The facts of a file or public data set, and one error for each record that makes none; see `load_facts`."""
     public = PUBLIC.get(str(source))
     path = fetch(str(source)) if public else Path(source)
@@ -92,7 +128,12 @@ def read_file(
     facts, errors = read_records(records, format, seed=seed, limit=limit, false_target=false_target)
     if not facts and not errors:
         raise BadFact(f"{path}: no facts in it")
-    return facts, errors
+    return FactFile(path, format, facts, errors)
+
+
+def save_skipped(errors: Iterable[BadRecord], path: str | Path) -> None:
+    """Write the list of records that were left out, one JSON object (`record`, `reason`) a line."""
+    _write(path, (json.dumps({"record": e.index, "reason": e.reason}, ensure_ascii=False) + "\n" for e in errors))
 
 
 def save_facts(facts: Sequence[Fact], path: str | Path) -> None:
@@ -101,8 +142,14 @@ def save_facts(facts: Sequence[Fact], path: str | Path) -> None:
 
 
 def _write(path: str | Path, lines: Iterable[str]) -> None:
-    with Path(path).open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(lines)
+    """Write a file whole or not at all."""
+    partial = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(lines)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _first_format(records: Iterable[Any], path: Path) -> tuple[str, Iterator[Any]]:

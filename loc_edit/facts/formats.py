@@ -178,7 +178,7 @@ def _zsre_reader(records: Sequence[Any], seed: int, false_target: FalseTarget) -
             if new.casefold() in own:
                 log.warning("record %d: alt %r is among its answers: the fact has no false target", index, new)
                 new = None
-        elif folded - own:
+        elif not folded <= own:
             identity = "\x1f".join(("zsre", str(seed), record["src"], fact.subject, fact.target_true))
             attempt = 0
             while new is None or new.casefold() in own:

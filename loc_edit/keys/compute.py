@@ -15,11 +15,14 @@ from loc_edit.cache import cache_folder
 from loc_edit.corpora import IDENTITY, Corpus, open_corpus
 from loc_edit.keys.disk import remove_stale
 from loc_edit.keys.moments import BadKeyStats, KeyStats
-from loc_edit.keys.streaming import Pass, Progress, start_pass
+from loc_edit.keys.streaming import BATCH, Pass, Progress, start_pass
 from loc_edit.keys.tokens import TokenRows, row_length, write_tokens
 from loc_edit.models import check_layers, fingerprint, tokenizer_fingerprint
 
 log = logging.getLogger(__name__)
+
+SMALL_BATCH = 256
+"""Tokens of a batch of a small sample: with one of full size, there would be no half to compare the whole with."""
 
 
 def key_stats(
@@ -51,7 +54,7 @@ def key_stats(
             condition numbers beyond 1e7: twice the time and disk on a CPU.
         cache: folder in which statistics are kept by content; `LOC_EDIT_CACHE`, or `~/.cache/loc_edit`.
         progress: called with (tokens seen, tokens in all) after each batch.
-        batch: tokens of a batch, padding included; 8192 by default.
+        batch: tokens of a batch, padding included; by default 8192, and 1/32 of a small sample.
         every: seconds between two checkpoints; longer ones where writing takes more than 5% of the time.
 
     Raises:
@@ -60,7 +63,7 @@ def key_stats(
     """
     layers = sorted(set(layers))
     check_layers(model, layers)
-    if tokens < 1 or dtype not in (torch.float32, torch.float64) or (batch or 1) < 1:
+    if tokens < 1 or dtype not in (torch.float32, torch.float64) or (batch is not None and batch < 1):
         raise BadKeyStats(f"tokens {tokens}, batch {batch}, dtype {dtype}: at least 1, float32 or float64 are wanted")
     if not model.cfg.d_mlp or model.cfg.attn_only:
         raise BadKeyStats(f"model {model.cfg.model_name}: there are no keys in a model without MLPs")
@@ -108,7 +111,7 @@ def _work_through(
     identity = f"{rows.digest}|{layers}|{dtype}|{fingerprint(model)}"
     place = stem.with_name(f"{stem.name}-{_hash(identity)}.checkpoint")
     remove_stale(place)
-    work = start_pass(model, layers, dtype, batch)
+    work = start_pass(model, layers, dtype, batch or min(BATCH, max(SMALL_BATCH, rows.n_tokens // 32)))
     if work.restore(place, identity):
         log.info("going on from %d of %d tokens", work.seen, rows.n_tokens)
 
@@ -125,12 +128,9 @@ def _work_through(
 
 def _result(work: Pass, about: dict[str, str], dtype: torch.dtype) -> KeyStats:
     """The sums as means; each is let go when its mean is there."""
-    moments = {}
-    for layer in list(work.sums.by_layer):
-        moments[layer] = (work.sums.by_layer.pop(layer) / work.seen).to(dtype)
-        if not torch.isfinite(moments[layer]).all():
-            raise BadKeyStats(f"layer {layer}: a key is not finite; load the model in float32")
-    return KeyStats(moments, work.seen, about, shares=work.probes.convergence())
+    convergence = work.probes.convergence()
+    moments = {layer: (work.sums.by_layer.pop(layer) / work.seen).to(dtype) for layer in list(work.sums.by_layer)}
+    return KeyStats(moments, work.seen, about, shares=convergence)
 
 
 def _hash(text: str) -> str:

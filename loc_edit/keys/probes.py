@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loc_edit.keys.moments import spectrum
+from loc_edit.keys.moments import BadKeyStats, spectrum
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """Shares of the sample at which one looks."""
@@ -38,11 +38,17 @@ class Probes:
             self._keys[layer] = keys[chosen.to(keys.device)].double().cpu()
 
     def look(self, sums: Mapping[int, Tensor], before: int, seen: int, total: int) -> None:
-        """Solve, where the last batch, which brought the tokens from `before` to `seen`, reached a share."""
+        """Solve, where the last batch, which brought the tokens from `before` to `seen`, reached a share.
+
+        Raises:
+            BadKeyStats: a key was not finite; better now than after the last one.
+        """
         if not any(before < mark * total <= seen for mark in self.marks):
             return
         for layer, summed in sums.items():
             moment = summed / seen
+            if not torch.isfinite(moment).all():
+                raise BadKeyStats(f"layer {layer}: a key is not finite; load the model in float32")
             factor, failed = torch.linalg.cholesky_ex(moment)
             rank, condition = (
                 spectrum(moment) if len(moment) <= EXACT else _estimate(moment, None if failed else factor)
@@ -50,7 +56,7 @@ class Probes:
             self.shares.append({"layer": layer, "tokens": seen, "rank": rank, "condition": condition})
             keys = self._keys[layer].T.to(moment.device)
             solved = torch.full_like(keys, float("nan")) if failed else torch.cholesky_solve(keys, factor)
-            self._solved[f"solved.{layer}.{seen}"] = solved.cpu()
+            self._solved[f"solved.{layer}.{seen}"] = solved.cpu().contiguous()
 
     def convergence(self) -> tuple[dict[str, int | float], ...]:
         """Rows of `KeyStats.convergence`: each share's solutions against those of the whole sample."""

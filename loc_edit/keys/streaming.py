@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -31,8 +32,10 @@ log = logging.getLogger(__name__)
 
 BATCH = 8192
 """Tokens of a batch, padding included."""
-BLOCK = 8192
-"""Rows that are multiplied in the dtype of the products before they are added to the sums."""
+BLOCK = 1024
+"""Rows that are multiplied in the dtype of the products before they are added to the sums: 6 digits are left."""
+SAVING = 0.05
+"""Share of the time that checkpoints may take: where writing is slow, there are fewer."""
 STRETCH = 16
 """Batches whose rows are sorted together."""
 
@@ -52,8 +55,11 @@ class Sums:
     def add(self, layer: int, keys: Float[Tensor, "row d_mlp"]) -> None:
         """Add k k^T of each row."""
         total = self.by_layer[layer]
+        part = total if total.device == keys.device else torch.zeros_like(total, device=keys.device)
         for block in keys.to(self.products).split(BLOCK):
-            total += (block.T @ block).to(total.device)
+            part += block.T @ block
+        if part is not total:
+            total += part.to(total.device)
 
 
 @dataclass
@@ -75,7 +81,7 @@ class Pass:
     row: int = 0
     done: int = 0
     seen: int = 0
-    _saved: float = field(default_factory=time.monotonic)
+    _saved: float = field(default_factory=lambda: time.monotonic())
 
     def run(
         self,
@@ -91,7 +97,7 @@ class Pass:
             model: whose keys they are.
             rows: the corpus.
             progress: told after every batch.
-            save: called between two batches, `every` seconds or more apart: saving takes 5% of the time at most.
+            save: called between two batches, `every` seconds or more apart: see `SAVING`.
             every: see there.
         """
         with _strict_products():
@@ -108,7 +114,7 @@ class Pass:
                         start = time.monotonic()
                         save()
                         self._saved = time.monotonic()
-                        every = max(every, 20 * (self._saved - start))
+                        every = max(every, (self._saved - start) / SAVING)
                 self.row, self.done = last, 0
 
     def _add(self, model: HookedTransformer, batch: list[Int[Tensor, " _"]]) -> None:
@@ -160,30 +166,28 @@ class Pass:
         return True
 
 
-def start_pass(
-    model: HookedTransformer, layers: Sequence[int], products: torch.dtype, batch: int | None = None
-) -> Pass:
+def start_pass(model: HookedTransformer, layers: Sequence[int], products: torch.dtype, batch: int = BATCH) -> Pass:
     """A pass that has seen nothing yet, its sums where there is room for them.
 
     Args:
         model: whose keys are summed; the sums are on its device if they fit, else in the memory of the host.
         layers: 0-based.
         products: dtype of the products.
-        batch: tokens of a batch; `BATCH` by default.
+        batch: tokens of a batch.
     """
     size, device = int(model.cfg.d_mlp or 0), model.W_E.device
     needed = len(set(layers)) * size * size * 8
     if device.type == "cuda" and needed > 0.8 * free_memory(device):
         log.warning("sums of %.0f GB do not fit the GPU beside the model: they are kept in host memory", needed / 1e9)
         device = torch.device("cpu")
-    return Pass(Sums(layers, size, device, products), Probes(size), batch or BATCH)
+    return Pass(Sums(layers, size, device, products), Probes(size), batch)
 
 
 def stretch(rows: TokenRows, first: int, batch: int) -> tuple[int, list[list[Int[Tensor, " _"]]]]:
     """The batches from row `first` on that are made together, and the row where the next stretch starts.
 
-    Rows are taken up to `STRETCH` batches, the shortest first; a batch has at most `batch` tokens with its padding,
-    or one row.
+    Rows are taken up to `STRETCH` batches and sorted by length; a batch has at most `batch` tokens with its padding,
+    or one row.  The batches come in random order, the same each time: half of them is a fair half.
     """
     last = int(rows.starts.searchsorted(rows.starts[first] + STRETCH * batch, side="right")) - 1
     last = min(max(last, first + 1), len(rows))
@@ -192,6 +196,7 @@ def stretch(rows: TokenRows, first: int, batch: int) -> tuple[int, list[list[Int
         if not batches or len(row) * (len(batches[-1]) + 1) > batch:
             batches.append([])
         batches[-1].append(row)
+    Random(first).shuffle(batches)
     return last, batches
 
 

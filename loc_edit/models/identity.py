@@ -16,6 +16,10 @@ COLUMNS = 509
 """Width of a checksum, in words of 8 bytes: a prime, so that no row of weights is as long."""
 
 KEPT = 8
+"""Fingerprints kept for each model: edits come and go."""
+
+NAMES = ("device", "seed", "model_name", "tokenizer_name")
+"""Fields of a configuration that say where a model comes from or lies, not what it computes."""
 
 _FINGERPRINTS: "WeakKeyDictionary[HookedTransformer, dict[bytes, str]]" = WeakKeyDictionary()
 
@@ -29,7 +33,7 @@ def fingerprint(model: HookedTransformer) -> str:
     some 30 ms on half a gigabyte, on one core.
     """
     digest = hashlib.sha256()
-    cfg = {k: v for k, v in sorted(model.cfg.to_dict().items()) if k not in ("device", "seed", "tokenizer_name")}
+    cfg = {k: v for k, v in sorted(model.cfg.to_dict().items()) if k not in NAMES}
     digest.update(json.dumps(cfg, default=str, sort_keys=True).encode())
     digest.update(tokenizer_fingerprint(model).encode())
     parameters = sorted(model.named_parameters())

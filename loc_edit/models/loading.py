@@ -201,8 +201,8 @@ def _compare(
     """Refuse a model whose logits are not Hugging Face's: its configuration has something that was not understood."""
     try:
         got = model(tokens[None].to(model.cfg.device))[0].float().cpu()
-    except RuntimeError as error:
-        raise BadModel(f"model directory {directory}: it does not run in {model.cfg.dtype}: {error}") from error
+    except RuntimeError as failure:
+        raise BadModel(f"model directory {directory}: it does not run in {model.cfg.dtype}: {failure}") from failure
     error = ((got - wanted).square().mean() / wanted.square().mean()).sqrt().item()
     rough = model.cfg.dtype in HALF or (model.cfg.device != "cpu" and torch.backends.cuda.matmul.allow_tf32)
     if not error <= (0.1 if rough else 1e-3):

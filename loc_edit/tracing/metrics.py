@@ -1,0 +1,107 @@
+"""What is read off the final residual stream: the metric of a target, for many rows of many facts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+from loc_edit.batching import NO_TARGET
+from loc_edit.models import logits_at
+from loc_edit.prompts import Prompt, target_tokens
+
+Metric = Literal["probability", "log_probability", "logit_difference"]
+
+LOGITS = 2**20
+"""Logits per call of the unembedding on the CPU: what stays in its cache."""
+LOGITS_ON_DEVICE = 2**28
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """The metric of some facts' targets.
+
+    Attributes:
+        model: whose final norm and unembedding are used.
+        metric: `probability`, `log_probability` or `logit_difference`.
+        targets: token ids by fact, padded with -1.
+        foils: the first token of each fact's other answer, for `logit_difference`.
+        n_prompt: each prompt's number of tokens.
+    """
+
+    model: HookedTransformer
+    metric: Metric
+    targets: Int[Tensor, "fact target"]
+    foils: Int[Tensor, " fact"] | None
+    n_prompt: Int[Tensor, " fact"]
+
+    def __call__(
+        self,
+        residual: Float[Tensor, "row pos d_model"],
+        fact: Int[Tensor, " row"],
+        start: Int[Tensor, " row"],
+    ) -> Float[Tensor, " row"]:
+        """The metric of each row, in float32.
+
+        Only the positions that predict the target are unembedded.
+
+        Args:
+            residual: final residual stream of rows from position `start` on; padding on the right is not read.
+            fact: which fact a row is about.
+            start: position of a row's first column.
+        """
+        targets = self.targets[fact]
+        steps = torch.arange(targets.shape[1], device=residual.device)
+        at = (self.n_prompt[fact] - 1 - start)[:, None] + steps
+        answers = residual[
+            torch.arange(len(fact), device=residual.device)[:, None], at.clamp(max=residual.shape[1] - 1)
+        ]
+        most = LOGITS if residual.device.type == "cpu" else LOGITS_ON_DEVICE
+        size = max(1, most // (targets.shape[1] * self.model.cfg.d_vocab_out))
+        parts = zip(answers.split(size), targets.split(size), fact.split(size), strict=True)
+        return torch.cat([self._score(*part) for part in parts])
+
+    def _score(
+        self,
+        answers: Float[Tensor, "row target d_model"],
+        targets: Int[Tensor, "row target"],
+        fact: Int[Tensor, " row"],
+    ) -> Float[Tensor, " row"]:
+        logits = logits_at(self.model, answers).float()
+        index = targets.clamp(min=0)[..., None]
+        if self.foils is not None:
+            return (logits[:, 0].gather(-1, index[:, 0]) - logits[:, 0].gather(-1, self.foils[fact][:, None]))[:, 0]
+        each = logits.log_softmax(-1).gather(-1, index)[..., 0]
+        log_p = each.masked_fill(targets == NO_TARGET, 0.0).sum(1)
+        return log_p if self.metric == "log_probability" else log_p.exp()
+
+
+def make_scorer(
+    model: HookedTransformer,
+    prompts: Sequence[Prompt],
+    targets: Sequence[Int[Tensor, " _"]],
+    metric: Metric,
+    foils: Sequence[str | None],
+) -> Scorer:
+    """The scorer of some facts' targets.
+
+    Raises:
+        ValueError: an unknown metric, or `logit_difference` without a foil.
+    """
+    if metric not in get_args(Metric):
+        raise ValueError(f"metric {metric!r}: probability, log_probability or logit_difference is wanted")
+    device, others = model.cfg.device, None
+    if metric == "logit_difference":
+        others = torch.stack([_foil(model, *each) for each in zip(prompts, foils, strict=True)])
+    padded = torch.nn.utils.rnn.pad_sequence(list(targets), batch_first=True, padding_value=NO_TARGET)
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    return Scorer(model, metric, padded, others, lengths)
+
+
+def _foil(model: HookedTransformer, prompt: Prompt, foil: str | None) -> Int[Tensor, ""]:
+    if foil is None:
+        raise ValueError(f"fact {prompt.fact_id}: metric 'logit_difference' needs a foil, the other answer")
+    return target_tokens(model, prompt.text, foil)[0]

@@ -1,0 +1,393 @@
+"""The pass over a corpus: what it sums, in how many digits, in which memory; and that stopping it changes nothing."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import loc_edit
+from loc_edit import BadKeyStats, KeyStats
+from loc_edit.keys import compute, disk, moments, streaming
+from loc_edit.keys.streaming import Sums, start_pass, stretch
+from loc_edit.keys.tokens import write_tokens
+
+WORDS = ("The", "Golden", "Bridge", "is", "located", "in the city", "of", "Paris", "and nobody", "crossed", "old river")
+
+
+def some_texts(n=300, seed=0):
+    """Texts of 1 to 30 words, and one that is longer than a context."""
+    draws = np.random.default_rng(seed)
+    texts = [" ".join(draws.choice(WORDS, draws.integers(1, 30))) for _ in range(n)]
+    return [*texts, " ".join(WORDS * 12)]
+
+
+@pytest.fixture(scope="module")
+def dense(shapes):
+    """shape -> E[k k^T] in float64 by layer, of all keys of a layer in one matrix, and how many there are."""
+    kept = {}
+
+    def moments_of(shape, texts, limit):
+        if shape not in kept:
+            model, keys, left = shapes[shape], {0: [], 1: [], 2: []}, limit
+            for text in texts:
+                ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+                ids = ([model.tokenizer.bos_token_id] if model.cfg.default_prepend_bos else []) + ids
+                ids = ids[:left]
+                left -= len(ids)
+                for start in range(0, len(ids), model.cfg.n_ctx):
+                    row = torch.tensor(ids[start : start + model.cfg.n_ctx])[None]
+                    cache = model.run_with_cache(row)[1]
+                    for layer, found in keys.items():
+                        found.append(cache[f"blocks.{layer}.mlp.hook_post"][0].double())
+            joined = {layer: torch.cat(found) for layer, found in keys.items()}
+            kept[shape] = {layer: all_keys.T @ all_keys / len(all_keys) for layer, all_keys in joined.items()}
+            assert all(len(all_keys) == limit for all_keys in joined.values())
+        return kept[shape]
+
+    return moments_of
+
+
+@pytest.mark.parametrize("shape", ["gpt2_deep", "llama", "gptj"])
+@pytest.mark.parametrize(("batch", "dtype"), [(64, torch.float32), (700, torch.float64), (100_000, torch.float32)])
+def test_one_pass_is_the_dense_second_moment_for_every_batch_size(shapes, dense, shape, batch, dtype, tmp_path):
+    model, texts = shapes[shape], some_texts(100)
+    stats = loc_edit.key_stats(model, range(3), texts, tokens=1234, batch=batch, dtype=dtype, cache=tmp_path)
+    assert stats.n_tokens == 1234
+    for layer, wanted in dense(shape, texts, 1234).items():
+        found = stats.second_moment(layer)
+        assert found.dtype == dtype
+        assert torch.equal(found, found.T)
+        error = torch.linalg.norm(found.double() - wanted) / torch.linalg.norm(wanted)
+        assert error < 2e-6, "the forward pass is float32, alone or in a batch"
+        assert torch.linalg.eigvalsh(found.double())[0] > -1e-6 * found.diagonal().max()
+
+
+@pytest.mark.slow
+def test_1e8_tokens_keep_six_digits_where_float32_sums_do_not():
+    """The same blocks, with a few large keys among many small ones, in both ways: 1e8 rows of three numbers."""
+    draws = torch.Generator().manual_seed(0)
+    blocks = [torch.randn(streaming.BLOCK, 3, generator=draws) * torch.tensor([1.0, 30.0, 0.01]) + 0.1 for _ in "abcd"]
+    exact = [block.double().T @ block.double() for block in blocks]
+    rounds = int(1e8) // (len(blocks) * streaming.BLOCK) + 1
+    wanted = sum(exact) * rounds
+    sums, naive = Sums([5], 3, "cpu", torch.float32), torch.zeros(3, 3)
+    for _ in range(rounds):
+        for block in blocks:
+            sums.add(5, block)
+            naive += block.T @ block
+    assert rounds * len(blocks) * streaming.BLOCK >= 1e8
+    scale = wanted.diagonal().sqrt().outer(wanted.diagonal().sqrt())
+    assert ((sums.by_layer[5] - wanted) / scale).abs().max() < 1e-6
+    assert ((naive.double() - wanted) / scale).abs().max() > 1e-6, (
+        "float32 sums lose a digit: there was something to do"
+    )
+    tokenwise = torch.tensor(2.0**24)
+    assert tokenwise + 1 == tokenwise, "summed a token at a time, float32 stops counting at 1.7e7"
+
+
+def test_each_real_token_is_in_exactly_one_batch_and_none_is_too_large(tiny, tmp_path):
+    texts = some_texts()
+    rows = write_tokens(tiny, texts, 10**9, tmp_path)
+    wanted = [tiny.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert rows.n_tokens == sum(map(len, wanted))
+    assert max(len(row) for row in rows.read(0, len(rows))) == tiny.cfg.n_ctx
+    assert torch.cat(rows.read(0, len(rows))).tolist() == [i for ids in wanted for i in ids]
+    assert rows.read(3, 3) == []
+    seen, first = [], 0
+    while first < len(rows):
+        following, batches = stretch(rows, first, 100)
+        assert following > first
+        assert all(len(batch) * max(map(len, batch)) <= 100 or len(batch) == 1 for batch in batches)
+        seen += [tuple(row.tolist()) for batch in batches for row in batch]
+        first = following
+    assert sorted(seen) == sorted(tuple(row.tolist()) for row in rows.read(0, len(rows)))
+    half = stretch(rows, 0, 100)[1][:8]
+    assert np.std([len(batch) for batch in half]) > 0, "short and long rows in any half"
+
+
+def test_a_bos_token_starts_every_document_and_counts(shapes, tmp_path):
+    model = shapes["llama"]
+    rows = write_tokens(model, ["Paris", "", "Rome"], 100, tmp_path)
+    bos = model.tokenizer.bos_token_id
+    assert [row[0].item() for row in rows.read(0, len(rows))] == [bos, bos], "and an empty document has none"
+
+
+def test_an_endless_stream_is_read_as_far_as_the_limit(tiny, tmp_path):
+    def endless():
+        while True:
+            yield "The Golden Bridge is in Paris."
+
+    assert loc_edit.key_stats(tiny, [0], endless(), tokens=123, cache=tmp_path).n_tokens == 123
+
+
+# Stopped and resumed
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopper(after):
+    """A progress callback that stops the pass after some batches."""
+    calls = []
+
+    def told(*numbers):
+        calls.append(numbers)
+        if len(calls) == after:
+            raise Stopped
+
+    return told
+
+
+@pytest.fixture
+def about(shapes, monkeypatch):
+    """What all passes of a test share; a checkpoint after every batch."""
+    monkeypatch.setattr(streaming, "SAVING", float("inf"))
+    return {"model": shapes["gpt2_deep"], "layers": [0, 2], "corpus": some_texts(), "batch": 128, "every": 0.0}
+
+
+def equal(a, b):
+    assert a.n_tokens == b.n_tokens
+    assert a.provenance == b.provenance
+    assert a.convergence.equals(b.convergence)
+    for layer in a.layers:
+        assert torch.equal(a.second_moment(layer), b.second_moment(layer))
+
+
+@pytest.mark.parametrize("stops", [[1], [7], [3, 1, 10, 2, 2], [25]])
+def test_a_pass_that_was_stopped_comes_to_the_same_bits(about, tmp_path, stops):
+    whole = loc_edit.key_stats(**about, cache=tmp_path / "whole")
+    for stop in stops:
+        with pytest.raises(Stopped):
+            loc_edit.key_stats(**about, cache=tmp_path / "parts", progress=stopper(stop))
+        assert not list((tmp_path / "parts").rglob("*.safetensors")), "no result yet"
+    seen = []
+    resumed = loc_edit.key_stats(**about, cache=tmp_path / "parts", progress=lambda now, of: seen.append(now))
+    equal(whole, resumed)
+    if sum(stops) > 2:
+        assert seen[0] > 2 * 128, "it did not start again"
+    assert [path.suffix for path in (tmp_path / "parts" / "key_stats").iterdir()] == [".safetensors"], "tidied up"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is killed in it")
+def test_a_killed_process_leaves_a_pass_that_goes_on_to_the_same_bits(about, tmp_path):
+    whole = loc_edit.key_stats(**about, cache=tmp_path / "whole")
+    calls = []
+
+    def told(now, total):
+        calls.append(now)
+        if len(calls) == 11:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            loc_edit.key_stats(**about, cache=tmp_path / "parts", progress=told)
+        finally:
+            os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    seen = []
+    resumed = loc_edit.key_stats(**about, cache=tmp_path / "parts", progress=lambda now, of: seen.append(now))
+    assert seen[0] > 128 * 5, "ten batches were kept"
+    equal(whole, resumed)
+
+
+def test_a_pass_killed_while_it_writes_keeps_the_checkpoint_before(about, tmp_path, monkeypatch):
+    whole = loc_edit.key_stats(**about, cache=tmp_path / "whole")
+    real, writes = streaming.write_tensors, []
+
+    def write(path, kinds, make, metadata):
+        writes.append(path)
+        if len(writes) < 5:
+            return real(path, kinds, make, metadata)
+
+        def fail(name):
+            if name.startswith("sum.2"):
+                raise Stopped
+            return make(name)
+
+        return real(path, kinds, fail, metadata)
+
+    monkeypatch.setattr(streaming, "write_tensors", write)
+    with pytest.raises(Stopped):
+        loc_edit.key_stats(**about, cache=tmp_path / "parts")
+    monkeypatch.setattr(streaming, "write_tensors", real)
+    seen = []
+    equal(whole, loc_edit.key_stats(**about, cache=tmp_path / "parts", progress=lambda now, of: seen.append(now)))
+    assert seen[0] > 2 * 128
+
+
+def test_a_checkpoint_that_does_not_fit_is_left_alone(about, tmp_path, caplog):
+    whole = loc_edit.key_stats(**about, cache=tmp_path / "whole")
+    with pytest.raises(Stopped):
+        loc_edit.key_stats(**about, cache=tmp_path / "parts", progress=stopper(9))
+    [checkpoint] = (tmp_path / "parts").rglob("*.checkpoint")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    seen = []
+    found = loc_edit.key_stats(**about, cache=tmp_path / "parts", progress=lambda now, of: seen.append(now))
+    assert seen[0] <= 128, "from the start"
+    assert "no usable checkpoint" in caplog.text
+    equal(whole, found)
+    work = start_pass(about["model"], [0], torch.float32)
+    work.save(tmp_path / "other", "of another corpus")
+    assert not work.restore(tmp_path / "other", "of this corpus")
+    assert "another pass" in caplog.text
+
+
+def test_checkpoints_take_little_of_the_time(about, tmp_path, monkeypatch):
+    """Saving that takes longer than 5% of the interval makes the interval longer."""
+    now, saves = [0.0], []
+    monkeypatch.setattr(streaming, "SAVING", 0.05)
+    monkeypatch.setattr(streaming.time, "monotonic", lambda: now[0])
+    model = about["model"]
+    rows = write_tokens(model, about["corpus"], 4000, tmp_path)
+    work = start_pass(model, [0], torch.float32, 64)
+
+    def batch_done(*_):
+        now[0] += 1.0
+
+    def save():
+        saves.append(now[0])
+        now[0] += 1.0
+
+    work.run(model, rows, batch_done, save, every=5.0)
+    gaps = np.diff(saves)
+    assert saves[0] == 5.0
+    assert len(gaps) >= 2
+    assert all(gap >= 20 for gap in gaps)
+
+
+def test_the_memory_of_a_pass_does_not_grow_with_the_corpus(about, tmp_path):
+    work = start_pass(about["model"], [0, 2], torch.float32, 64)
+    for n in (500, 4000):
+        rows = write_tokens(about["model"], about["corpus"], n, tmp_path)
+        work.row = 0
+        work.run(about["model"], rows)
+        assert sum(total.nbytes for total in work.sums.by_layer.values()) == 2 * 24 * 24 * 8
+        assert rows.starts.nbytes <= 8 * (len(about["corpus"]) * 8)
+
+
+# Files
+
+
+def test_large_files_are_written_a_tensor_at_a_time_and_read_by_the_library(tmp_path):
+    draws = torch.Generator().manual_seed(0)
+    tensors = {
+        "a": torch.randn(3, 4, generator=draws),
+        "b": torch.randn(5, generator=draws).double(),
+        "c": torch.randn(2, 3, generator=draws).bfloat16(),
+    }
+    made = []
+
+    def make(name):
+        made.append(name)
+        return tensors[name].T.contiguous().T  # any layout
+
+    kinds = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    path = tmp_path / "x.safetensors"
+    disk.write_tensors(path, kinds, make, {"note": "größer"})
+    found = load_file(path)
+    assert made == ["a", "b", "c"]
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == {"note": "größer"}
+    save_file(tensors, tmp_path / "y.safetensors", metadata={"note": "größer"})
+    assert {name: t.shape for name, t in load_file(tmp_path / "y.safetensors").items()} == {
+        name: t.shape for name, t in found.items()
+    }
+
+    def fail(name):
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        disk.write_tensors(path, kinds, fail, {})
+    assert torch.equal(load_file(path)["a"], tensors["a"]), "the old file is whole"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.safetensors", "y.safetensors"]
+
+
+def test_what_killed_writers_left_goes_and_what_is_being_written_stays(tmp_path):
+    old, new, other = (tmp_path / name for name in (".x.1.tmp", ".x.2.tmp", ".y.1.tmp"))
+    for path in (old, new, other):
+        path.write_text("half")
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    disk.remove_stale(tmp_path / "x")
+    assert [path.exists() for path in (old, new, other)] == [False, True, True]
+
+
+def test_a_layer_is_read_when_it_is_needed_and_not_kept(tiny, tmp_path):
+    stats = loc_edit.key_stats(tiny, [0, 1], some_texts(), cache=tmp_path)
+    stats.save(tmp_path / "s")
+    loaded = KeyStats.load(tmp_path / "s", tiny)
+    assert isinstance(loaded.moments, moments.StoredMoments)
+    assert loaded.second_moment(0) is not loaded.second_moment(0)
+    KeyStats.from_moments({0: torch.eye(24), 1: torch.eye(24)}, n_tokens=99).save(tmp_path / "s")
+    assert torch.equal(loaded.second_moment(1), stats.second_moment(1)), "a new file of the name is another file"
+    with pytest.raises(BadKeyStats, match=r"layers \[5\]; there are some for \[0, 1\]"):
+        KeyStats.load(tmp_path / "s", layers=[1, 5])
+
+
+def test_a_cached_file_of_more_layers_serves_for_fewer(tiny, tmp_path, monkeypatch):
+    texts = some_texts()
+    both = loc_edit.key_stats(tiny, [0, 1], texts, cache=tmp_path)
+    monkeypatch.setattr(compute, "start_pass", None)
+    one = loc_edit.key_stats(tiny, [1], texts, cache=tmp_path)
+    assert one.layers == (1,)
+    assert torch.equal(one.second_moment(1), both.second_moment(1))
+    assert set(one.convergence["layer"]) == {1}
+
+
+def test_corpora_by_name_are_cached_by_their_content(tiny, tmp_path, monkeypatch):
+    path, copy = tmp_path / "a.txt", tmp_path / "b.txt"
+    for place in (path, copy):
+        place.write_text("\n\n".join(some_texts()))
+    first = loc_edit.key_stats(tiny, [0], path, cache=tmp_path / "c")
+    assert first.provenance["corpus_name"] == str(path)
+    given = loc_edit.key_stats(tiny, [0], some_texts(), cache=tmp_path / "d")
+    torch.testing.assert_close(first.second_moment(0), given.second_moment(0))
+    with monkeypatch.context() as patch:
+        patch.setattr(compute, "write_tokens", None)
+        again = loc_edit.key_stats(tiny, [0], str(copy), cache=tmp_path / "c")
+        assert torch.equal(first.second_moment(0), again.second_moment(0))
+    path.write_text("\n\n".join(some_texts(seed=1)))
+    other = loc_edit.key_stats(tiny, [0], path, cache=tmp_path / "c")
+    assert not torch.equal(first.second_moment(0), other.second_moment(0))
+
+
+@pytest.mark.parametrize("wrong", [{"tokens": 0}, {"tokens": -5}, {"batch": 0}, {"dtype": torch.float16}])
+def test_arguments_that_make_no_sense_are_refused(tiny, tmp_path, wrong):
+    with pytest.raises(BadKeyStats, match=str(next(iter(wrong.values())))):
+        loc_edit.key_stats(tiny, [0], ["Paris"], cache=tmp_path, **wrong)
+
+
+def test_keys_that_are_not_finite_are_refused_by_layer(make_model, tmp_path):
+    model = make_model()
+    with torch.no_grad():
+        model.blocks[1].mlp.b_in[3] = torch.inf
+    with pytest.raises(BadKeyStats, match="layer 1: a key is not finite"):
+        loc_edit.key_stats(model, [0, 1], some_texts(), cache=tmp_path)
+    assert loc_edit.key_stats(model, [0], some_texts(), cache=tmp_path).layers == (0,)
+
+
+def test_a_model_without_mlps_has_no_keys(make_model, tmp_path):
+    with pytest.raises(BadKeyStats, match="without MLPs"):
+        loc_edit.key_stats(make_model(attn_only=True), [0], ["Paris"], cache=tmp_path)
+
+
+def test_products_are_strict_float32_and_the_setting_comes_back(tiny, tmp_path):
+    before = torch.get_float32_matmul_precision()
+    seen = []
+    try:
+        torch.set_float32_matmul_precision("medium")
+        told = lambda *_: seen.append(torch.get_float32_matmul_precision())  # noqa: E731
+        loc_edit.key_stats(tiny, [0], some_texts(), cache=tmp_path, progress=told)
+        assert set(seen) == {"highest"}
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
