@@ -59,7 +59,12 @@ def stats(
         return
     with _progress() as advance:
         found = loc_edit.key_stats(net, wanted, corpus, tokens=tokens, ridge=ridge, dtype=kind, progress=advance)
-    show.out.print(_table(found, int(net.cfg.d_mlp or 0)))
+    size = int(net.cfg.d_mlp or 0)
+    show.out.print(_table(found, size))
+    last = found.convergence.groupby("layer").last()
+    singular = [str(layer) for layer in last.index[last["rank"] != size]]
+    if singular and not found.ridge:
+        show.out.print(f"[bold yellow]not of full rank: layers {', '.join(singular)}:[/] more tokens, or a ridge")
     if save:
         found.save(save)
         show.out.print(f"saved {escape(str(save))}")
@@ -79,7 +84,8 @@ def _table(found: "KeyStats", size: int) -> Table:
     about = f"{found.n_tokens:,} tokens, d_mlp {size}" + (f", ridge {found.ridge:g}" if found.ridge else "")
     title = f"C = I by choice, d_mlp {size}" if found.provenance.get("source") == "identity" else about
     table = Table(title=title, title_justify="left")
-    names = ("layer", "rank", "condition number", "mean squared key", "change of C^-1 k from half the sample", "cosine")
+    table.caption = "change and cosine: C^-1 k from half of the sample against that from all of it, mean over 16 keys"
+    names = ("layer", "rank", "condition number", "mean squared key", "change", "cosine")
     for name in names:
         table.add_column(name, justify="right")
     rows = found.convergence
@@ -126,12 +132,11 @@ def _show_plan(plan: "StatsPlan") -> None:
         show.out.print("[bold yellow]too few tokens for full rank:[/] more text, a larger --tokens, or --ridge 0.01")
 
 
-def _size(n: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if n < 1000:
-            return f"{n:.3g} {unit}"
-        n /= 1000
-    return f"{n:,.1f} GB"
+def _size(n: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if n >= size:
+            return f"{n / size:,.1f} {unit}"
+    return f"{n} B"
 
 
 class _Speed(ProgressColumn):
@@ -147,19 +152,20 @@ def _progress() -> Iterator[Any]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        TextColumn("{task.fields[counted]}"),
         _Speed(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=show.err, speed_estimate_period=120) as bar:
-        waiting = bar.add_task("reading the corpus", total=1, visible=True)
-        task = bar.add_task("tokens", total=1, visible=False)
+        task = bar.add_task("reading the corpus", total=None, counted="")
+        started = False
 
         def advance(seen: int, total: int) -> None:
-            bar.update(waiting, visible=False)
-            if not bar.tasks[task].visible:  # a pass that goes on starts in the middle: its speed counts from there
-                bar.reset(task, completed=0, total=total, visible=True)
-            bar.update(task, completed=seen, total=total)
+            nonlocal started
+            if not started:  # a pass that goes on starts in the middle: its speed counts from there
+                bar.reset(task, description="tokens", completed=seen, total=total)
+                started = True
+            bar.update(task, completed=seen, counted=f"{seen:,}/{total:,}")
 
         yield advance

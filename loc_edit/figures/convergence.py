@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
 
 from loc_edit.figures.style import panels, styled
 from loc_edit.tables import require
@@ -33,13 +33,19 @@ def key_convergence(data: pd.DataFrame) -> Figure:
             axes[0].plot(before["tokens"], before["change"], **about)
             axes[1].plot(rows["tokens"], rows["condition"], **about)
             axes[2].plot(rows["tokens"], rows["rank"], **about)
-        names = ("change of $C^{-1}k$ to the whole sample", "condition number of $C$", "rank of $C$")
+        names = ("change of $C^{-1}k$", "condition number of $C$", "rank of $C$")
+        ticks = sorted(data["tokens"].unique())
         for ax, name in zip(axes, names, strict=True):
             ax.set_xscale("log")
+            ax.set_xticks(ticks[::2] if len(ticks) % 2 else ticks, minor=False)
+            ax.xaxis.set_major_formatter(EngFormatter(places=0, sep=""))
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.set_xlim(ticks[0] / 1.3, ticks[-1] * 1.3)
             ax.set_xlabel("tokens")
             ax.set_ylabel(name)
             ax.tick_params(labelbottom=True)
-        axes[0].set_ylim(bottom=0)
+        axes[0].set_yscale("log")
         axes[1].set_yscale("log")
+        axes[2].set_ylim(0, 1.05 * max(1, data["rank"].max()))
         figure.colorbar(shade, ax=axes, label="layer", ticks=MaxNLocator(integer=True))
     return figure

@@ -276,12 +276,22 @@ class KeyStats:
         return f"KeyStats(layers={list(self.layers)}, n_tokens={self.n_tokens}, provenance={dict(self.provenance)})"
 
 
-def spectrum(moment: Float[Tensor, "d_mlp d_mlp"], stored: torch.dtype | None = None) -> tuple[int, float]:
-    """Rank and condition number of a second moment, in float64.
+def spectrum(moment: Float[Tensor, "d_mlp d_mlp"], entries: torch.dtype | None = None) -> tuple[int, float]:
+    """Rank and condition number of a second moment, in float64; see `rounding`.
 
-    Eigenvalues up to eps * sqrt(d_mlp) * ||C|| count as rounding, eps being that of the dtype it was stored in.
+    Args:
+        moment: C.
+        entries: dtype to which its entries were rounded, if not its own.
     """
     eigenvalues = torch.linalg.eigvalsh(moment.double())
-    eps = torch.finfo(stored or moment.dtype).eps
-    rank = int((eigenvalues > eps * len(moment) ** 0.5 * eigenvalues.norm()).sum())
+    rank = int((eigenvalues > rounding(len(moment), entries or moment.dtype) * eigenvalues.norm()).sum())
     return rank, (eigenvalues[-1] / eigenvalues[0]).abs().item()
+
+
+def rounding(size: int, entries: torch.dtype) -> float:
+    """Share of the Frobenius norm up to which an eigenvalue of C is nothing but rounding.
+
+    Entries that are rounded independently make a random matrix whose norm is 0.6 eps ||C|| / sqrt(size); several
+    times that.  The solver for eigenvalues itself rounds in float64.
+    """
+    return float(max(4 * torch.finfo(entries).eps / size**0.5, torch.finfo(torch.float64).eps * size**0.5))

@@ -73,7 +73,7 @@ class StatsPlan:
 
     def tokens_for(self, error: float) -> int:
         """Tokens after which `error` is expected; see there."""
-        return int(self.d_mlp / error**2)
+        return round(self.d_mlp / error**2)
 
 
 def plan_stats(

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loc_edit.keys.moments import BadKeyStats, spectrum
+from loc_edit.keys.moments import BadKeyStats, rounding, spectrum
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """Shares of the sample at which one looks."""
@@ -25,7 +25,8 @@ class Probes:
     The keys are spread evenly over those of the first batch.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, products: torch.dtype) -> None:
+        self.products = products
         self.marks: tuple[float, ...] = SHARES if size <= LARGE else SHARES[-2:]
         self.shares: list[dict[str, int | float]] = []
         self._keys: dict[int, Tensor] = {}
@@ -50,10 +51,11 @@ class Probes:
             if not torch.isfinite(moment).all():
                 raise BadKeyStats(f"layer {layer}: a key is not finite; load the model in float32")
             factor, failed = torch.linalg.cholesky_ex(moment)
-            rank, condition = (
-                spectrum(moment) if len(moment) <= EXACT else _estimate(moment, None if failed else factor)
-            )
-            self.shares.append({"layer": layer, "tokens": seen, "rank": rank, "condition": condition})
+            if len(moment) <= EXACT:
+                found: tuple[int | float, float] = spectrum(moment, self.products)
+            else:
+                found = _estimate(moment, None if failed else factor, self.products)
+            self.shares.append({"layer": layer, "tokens": seen, "rank": found[0], "condition": found[1]})
             keys = self._keys[layer].T.to(moment.device)
             solved = torch.full_like(keys, float("nan")) if failed else torch.cholesky_solve(keys, factor)
             self._solved[f"solved.{layer}.{seen}"] = solved.cpu().contiguous()
@@ -85,11 +87,12 @@ class Probes:
 
 
 def _estimate(
-    moment: Float[Tensor, "d_mlp d_mlp"], factor: Float[Tensor, "d_mlp d_mlp"] | None
+    moment: Float[Tensor, "d_mlp d_mlp"], factor: Float[Tensor, "d_mlp d_mlp"] | None, products: torch.dtype
 ) -> tuple[int | float, float]:
     """Rank and condition number by subspace iteration: the condition number from below, to some percent.
 
-    The rank is d_mlp where C has a Cholesky factor, else unknown (NaN).
+    The rank is d_mlp where C has a Cholesky factor and its smallest eigenvalue is more than rounding, else unknown
+    (NaN).
     """
     if factor is None:
         return float("nan"), float("inf")
@@ -100,4 +103,5 @@ def _estimate(
         for _ in range(ITERATIONS):
             basis = torch.linalg.qr(step(basis))[0]
         outermost.append(torch.linalg.eigvalsh(basis.T @ step(basis))[-1].item())
-    return float(len(moment)), outermost[0] * outermost[1]
+    full = 1 / outermost[1] > rounding(len(moment), products) * moment.norm().item()
+    return float(len(moment)) if full else float("nan"), outermost[0] * outermost[1]

@@ -160,7 +160,7 @@ class Pass:
             log.warning("%s: no usable checkpoint (%s); starting again", path, error)
             for total in self.sums.by_layer.values():
                 total.zero_()
-                self.probes = Probes(len(total))
+                self.probes = Probes(len(total), self.sums.products)
             return False
         self.batch, self.row, self.done, self.seen = (state[name] for name in ("batch", "row", "done", "seen"))
         return True
@@ -180,7 +180,7 @@ def start_pass(model: HookedTransformer, layers: Sequence[int], products: torch.
     if device.type == "cuda" and needed > 0.8 * free_memory(device):
         log.warning("sums of %.0f GB do not fit the GPU beside the model: they are kept in host memory", needed / 1e9)
         device = torch.device("cpu")
-    return Pass(Sums(layers, size, device, products), Probes(size), batch)
+    return Pass(Sums(layers, size, device, products), Probes(size, products), batch)
 
 
 def stretch(rows: TokenRows, first: int, batch: int) -> tuple[int, list[list[Int[Tensor, " _"]]]]:
