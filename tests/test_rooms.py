@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "loc_edit"
 ORDER = (
     "cache", "download", "facts", "data", "corpora", "settings", "models", "prompts", "noise", "batching", "tracing",
     "problems", "keys", "editing", "exporting", "sampling", "known", "probing", "scores", "tables", "store", "config",
-    "units", "controls", "engine", "experiment", "tuning", "regress", "figures", "analysis", "report", "cli", "__main__",
+    "units", "controls", "engine", "experiment", "tuning", "regress", "figures", "analysis",
+    "report", "cli", "__main__",
 )  # fmt: skip
 """A room may import from rooms to its left."""
 LATE = {("facts", "data"), ("tracing", "tables"), ("tracing", "figures")}
