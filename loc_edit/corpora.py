@@ -11,7 +11,7 @@ import logging
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,17 @@ def check_corpus(corpus: str | Path) -> None:
             break
     if not n:
         raise BadCorpus(f"corpus {found.name!r}: there is no text in it")
+
+
+@cache
+def corpus_content(corpus: str) -> str:
+    """A short name of what a corpus holds: what is computed from it belongs to this, not to the file's name.
+
+    Looked up once in a process.
+    """
+    if corpus in ("builtin", IDENTITY):
+        return corpus
+    return (open_corpus(corpus).identity() or corpus)[:16]
 
 
 def _given(texts: Iterable[str]) -> Iterator[str]:

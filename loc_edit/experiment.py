@@ -20,7 +20,7 @@ from transformer_lens import HookedTransformer
 from loc_edit.batching import make_batch
 from loc_edit.config import ExperimentConfig
 from loc_edit.controls import random_layer_cell, random_layer_rows, unedited_cell, unedited_rows
-from loc_edit.corpora import check_corpus
+from loc_edit.corpora import IDENTITY, check_corpus, corpus_content
 from loc_edit.data.builtin import spread
 from loc_edit.engine import cores, spread_out
 from loc_edit.facts import BadFact, Fact, load_facts
@@ -136,6 +136,8 @@ class Experiment:
     def resolved(self) -> dict[str, Any]:
         """The whole configuration with nothing left to a default: what a run's folder records and compares."""
         values = self.config.model_dump(mode="json", exclude={"out", "preset", "settings", "workers"})
+        if self.config.corpus not in ("builtin", IDENTITY):  # a file's name does not say what is in it
+            values["corpus_content"] = corpus_content(self.config.corpus)
         settings: dict[str, dict[str, Any]] = {}
         for cell in self.cells:
             settings.setdefault(f"{cell.method}-{cell.window}", {})[cell.problem] = asdict(cell.settings)

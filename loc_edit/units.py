@@ -29,7 +29,7 @@ from loc_edit.sampling import sample_essences
 from loc_edit.scores import EditScore, compare
 from loc_edit.settings import FinetuneSettings, MemitSettings, RomeSettings, Settings
 from loc_edit.store import cell_key
-from loc_edit.tracing import trace, window_layers
+from loc_edit.tracing import trace_many, window_layers
 
 log = logging.getLogger(__name__)
 
@@ -157,11 +157,14 @@ class Chunk:
 
 def trace_rows(chunk: Chunk, window: int) -> pd.DataFrame:
     """The traces of a chunk's facts at one window, as rows."""
-    bench, frames = chunk.bench, []
-    for fact, noise in zip(chunk.facts, chunk.noise, strict=True):
-        prompt = encode(bench.model, fact)
-        found = trace(bench.model, prompt, fact.target_true, noise=noise, site=bench.config.site, window=window)
-        frames.append(found.to_frame().assign(relation=fact.relation, cell=bench.trace_cell(window)))
+    bench, site = chunk.bench, chunk.bench.config.site
+    prompts = [encode(bench.model, fact) for fact in chunk.facts]
+    targets = [fact.target_true for fact in chunk.facts]
+    traces = trace_many(bench.model, prompts, targets, noises=chunk.noise, site=site, windows=[window])
+    frames = [
+        found.to_frame().assign(relation=fact.relation, cell=bench.trace_cell(window))
+        for fact, (found,) in zip(chunk.facts, traces, strict=True)
+    ]
     return pd.concat(frames, ignore_index=True)
 
 

@@ -1,6 +1,10 @@
 """Solving with key statistics: factors that are kept, the identity, ridges; and how convergence and cost are shown."""
 
+import json
+import runpy
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -227,7 +231,7 @@ def test_a_plan_says_what_the_pass_then_takes(deep, tmp_path, monkeypatch):
     assert plan.tokens == plan.tokens_there == stats.n_tokens, "a small corpus is counted"
     stats.save(tmp_path / "s")
     assert plan.result == 4 * 24 * 24 * 4 <= (tmp_path / "s").stat().st_size
-    assert plan.disk == 4 * 24 * 24 * (4 + 16) + 4 * stats.n_tokens
+    assert plan.disk == 4 * 24 * 24 * 16 + 4 * stats.n_tokens
     assert plan.full_rank == plan.d_mlp == 24
     assert plan.tokens_for(0.1) == 2400
     assert plan.error == pytest.approx((24 / stats.n_tokens) ** 0.5)
@@ -330,3 +334,27 @@ def test_a_corpus_is_checked_before_a_run_makes_its_folder(tmp_path, deep, facts
     with pytest.raises(BadCorpus, match="absent"):
         next(iter(Experiment(config).rows()))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_belongs_to_what_its_corpus_holds(tmp_path, deep, facts, monkeypatch):
+    monkeypatch.setattr(Experiment, "model", deep)
+    monkeypatch.setattr(Experiment, "_data", facts)
+    paths = [tmp_path / name for name in ("a.txt", "b.txt", "c.txt")]
+    for path, n in zip(paths, (3, 3, 4), strict=True):
+        path.write_text("\n\n".join(some_texts(n)))
+    first, same, other = (
+        Experiment(loc_edit.ExperimentConfig(corpus=str(path), facts=None)).resolved()["corpus_content"]
+        for path in paths
+    )
+    assert first == same != other
+    assert "corpus_content" not in Experiment(loc_edit.ExperimentConfig(facts=None)).resolved()
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs(monkeypatch, capsys):
+    script = Path(__file__).parents[1] / "scripts" / "benchmark_keys.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "--tokens", "600", "--repeats", "1"])
+    runpy.run_path(str(script), run_name="__main__")
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["tokens"] == 600
+    assert found["ratio"] > 0

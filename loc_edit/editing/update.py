@@ -121,7 +121,7 @@ class Edit:
             if update.bias is not None:
                 bias.add_(update.bias.to(bias))
 
-    def _parameters(self, model: HookedTransformer) -> list[torch.nn.Parameter]:
+    def _parameters(self, model: HookedTransformer) -> list[Tensor]:
         weights = [W_out(model, layer) for layer in self.layers]
         biased = sorted({update.layer for update in self.updates if update.bias is not None})
         return weights + [b_out(model, layer) for layer in biased]

@@ -90,7 +90,9 @@ def key_stats(
             rows = rows or write_tokens(model, source.documents(), tokens, folder)
             work = _work_through(model, layers, rows, dtype, folder / name, source, progress, batch, every)
             about |= {"corpus_name": source.name, "text": rows.digest[:16], "batch": str(work.batch)}
-            stats = _keep(model, _result(work, about, dtype), folder, name)
+            stats = _result(work, about, dtype)
+            if folder == cache_folder("key_stats", cache):
+                stats = _keep(model, stats, folder, name)
     return stats.with_ridge(ridge)
 
 

@@ -34,7 +34,7 @@ class StatsPlan:
         tokens: that a pass would use: the limit, or about what the corpus has.
         tokens_there: about how many the corpus has; `None` if that is not known without reading it.
         result: the file of statistics.
-        disk: at most needed in the cache while the pass runs: result, two checkpoints, token ids.
+        disk: at most needed in the cache while the pass runs: two checkpoints and the token ids.
         disk_free: what the cache's disk has.
         memory: model, sums, and what a batch and a look at the convergence take.
         memory_free: what there is now, the model being loaded.
@@ -115,7 +115,7 @@ def plan_stats(
         tokens=wanted,
         tokens_there=there,
         result=n * moment * dtype.itemsize,
-        disk=n * moment * (dtype.itemsize + 16) + 4 * wanted,
+        disk=n * moment * 16 + 4 * wanted,
         disk_free=shutil.disk_usage(place).free,
         memory=sum(p.nbytes for p in model.parameters()) + (8 * n + 16 + dtype.itemsize) * moment,
         memory_free=free_memory(model.W_E.device),

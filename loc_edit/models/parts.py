@@ -5,18 +5,18 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import Parameter
 from transformer_lens import HookedTransformer
 
 
-def W_out(model: HookedTransformer, layer: int) -> Parameter:
-    """The parameter `[d_mlp d_model]` that holds a layer's MLP output weights (`model.W_out` is a copy)."""
-    return cast(Parameter, model.blocks[layer].mlp.W_out)
+def W_out(model: HookedTransformer, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+    """A layer's MLP output weights, to be written in place (`model.W_out` is a copy)."""
+    return cast(Tensor, model.blocks[layer].mlp.W_out)
 
 
-def b_out(model: HookedTransformer, layer: int) -> Parameter:
-    """The parameter `[d_model]` that holds a layer's MLP output bias."""
-    return cast(Parameter, model.blocks[layer].mlp.b_out)
+def b_out(model: HookedTransformer, layer: int) -> Float[Tensor, " d_model"]:
+    """A layer's MLP output bias, to be written in place; of a bridge without one (see `models`), zeros."""
+    bias = cast(Tensor | None, model.blocks[layer].mlp.b_out)
+    return W_out(model, layer).new_zeros(model.cfg.d_model) if bias is None else bias
 
 
 def has_output_bias(model: HookedTransformer) -> bool:
