@@ -360,7 +360,7 @@ def test_the_checksum_sees_any_one_byte():
     from loc_edit.models.identity import _checksum
 
     draws = torch.Generator().manual_seed(0)
-    for dtype, size in ((torch.float32, 3000), (torch.bfloat16, 4097), (torch.float32, 7)):
+    for dtype, size in ((torch.float32, 6000), (torch.bfloat16, 9001), (torch.float32, 7)):
         weight = torch.randn(size, generator=draws).to(dtype)
         first = _checksum(weight)
         for at in torch.randint(size * weight.element_size(), (50,), generator=draws).tolist():
@@ -368,6 +368,20 @@ def test_the_checksum_sees_any_one_byte():
             raw[at] ^= 1
             assert _checksum(raw.view(dtype)) != first
         assert _checksum(weight.clone()) == first
+
+
+def test_the_tokenizers_fingerprint_follows_its_rules_not_its_use(checkpoints):
+    from tokenizers import normalizers
+
+    model = loc_edit.load_model(checkpoints("gpt2")[0], device="cpu")
+    first, whole = models.tokenizer_fingerprint(model), loc_edit.fingerprint(model)
+    before = model.tokenizer.backend_tokenizer.to_str()
+    model.tokenizer(["Rome", "The Golden Bridge"], padding=True, truncation=True, max_length=4)
+    assert model.tokenizer.backend_tokenizer.to_str() != before, "there was something not to see"
+    assert models.tokenizer_fingerprint(model) == first
+    model.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    assert models.tokenizer_fingerprint(model) != first
+    assert loc_edit.fingerprint(model) != whole
 
 
 def test_names_and_labels(tiny):
