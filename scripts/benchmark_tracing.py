@@ -31,10 +31,11 @@ import torch
 from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.patching import get_act_patch_mlp_out
+from transformers import PreTrainedTokenizerFast
 
 import loc_edit
 from loc_edit.data.builtin import spread
-from loc_edit.models import quiet, tokenizer, versions
+from loc_edit.models import BUILTIN, quiet, versions
 from loc_edit.prompts import Prompt
 from loc_edit.tracing import corruption_hooks, trace_many, window_layers
 from loc_edit.tracing.sweep import plan
@@ -61,9 +62,12 @@ Case = tuple[Prompt, Tensor, Tensor]
 
 def make_model(shape: str, device: str, dtype: torch.dtype) -> HookedTransformer:
     """The built-in model, or one of another shape with random weights and the built-in tokenizer."""
-    builtin = loc_edit.load_model("builtin", device=device, dtype=dtype)
     if shape == "builtin":
-        return builtin
+        return loc_edit.load_model("builtin", device=device, dtype=dtype)
+    end = "<|endoftext|>"
+    fast = PreTrainedTokenizerFast(
+        tokenizer_file=str(BUILTIN / "tokenizer.json"), name_or_path=shape, eos_token=end, unk_token=end, pad_token=end
+    )
     cfg = HookedTransformerConfig(
         n_ctx=128,
         act_fn="gelu_new",
@@ -76,7 +80,7 @@ def make_model(shape: str, device: str, dtype: torch.dtype) -> HookedTransformer
         **SHAPES[shape],
     )
     with quiet():
-        return loc_edit.load_model(HookedTransformer(cfg, tokenizer(builtin)), device=device)
+        return loc_edit.load_model(HookedTransformer(cfg, fast), device=device)
 
 
 def make_cases(model: HookedTransformer, n: int, samples: int) -> list[Case]:
