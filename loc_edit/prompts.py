@@ -240,7 +240,8 @@ def _place(
     if not covering:
         raise SubjectNotFound(f"fact {fact_id}: no token of {text!r} covers the subject {subject!r}")
     first, last = covering[0], covering[-1]
-    if first < last and offsets[first + 1][0] <= start and not text[start].isspace() and _is_blank(model, ids[first]):
+    doubled = first == 0 and last > 0 and offsets[1][0] <= start and text[start] != " "
+    if doubled and _is_blank(model, ids[0]):
         first += 1  # the space that SentencePiece puts before a text takes the place of its first character
     tokens = _with_bos(model, ids)
     if len(tokens) >= model.cfg.n_ctx:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import random_model
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from spelling import KINDS, Speller, train
 
 from loc_edit.data.builtin import builtin_facts
@@ -107,6 +109,36 @@ def test_hard_texts_have_exact_spans_and_targets(speller, model_of):
         assert "no tokens for the target" in seen, "some letters are unknown to it"
     else:
         assert "no tokens for the target" not in seen, "bytes spell everything"
+
+
+LETTERS = st.characters(codec="utf-8", exclude_categories=("Cc", "Cn", "Co"), exclude_characters="\u2581{}")
+WORDS = st.lists(
+    st.one_of(st.text(LETTERS, max_size=6), st.sampled_from(["the", "is", "Rome", "'s", "é", "東京"])), max_size=4
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    before=WORDS,
+    subject=st.text(LETTERS, min_size=1, max_size=8),
+    after=WORDS,
+    target=st.text(LETTERS, min_size=1, max_size=9),
+)
+def test_any_text_has_an_exact_span(speller, model_of, before, subject, after, target):
+    begin, end = " ".join(before), " ".join(after)
+    texts = (begin, subject, end)
+    assume(subject.strip() and target.strip())
+    if "trimmed" in speller.kind:  # such offsets know no space
+        assume(subject == subject.strip(" "))
+    if not begin:  # a subject that opens the text with a space, or a letter that becomes a space and a mark
+        assume(speller.normal(subject)[0] != " ")
+    assume(
+        "".join(map(speller.normal, texts)) == speller.normal("".join(texts))
+    )  # no letter grows together over an edge
+    assume(speller.normal(subject).strip() and speller.normal(target).strip() == speller.normal(target.strip()))
+    fact = Fact(template=f"{begin}{{}}{end}", subject=subject, target_true=target, fact_id=0)
+    [found] = encode_all(model_of(speller), [fact])
+    check(speller, fact, found)
 
 
 def test_one_at_a_time_is_the_same(speller, model_of):
