@@ -170,7 +170,7 @@ def _records(path: Path) -> Iterator[Any]:
     A line that is no JSON comes as its error, in its place, unless it is the first: then the file is none.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no file of facts at {path}")
+        raise FileNotFoundError(f"no file of facts at {path}; data sets by name: {', '.join(('builtin', *PUBLIC))}")
     try:
         with path.open(encoding="utf-8-sig") as file:
             start = file.read(1)
