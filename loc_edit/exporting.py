@@ -66,7 +66,7 @@ def export(
         raise FileExistsError(f"{out}: is there already; give a directory that is not")
     if out.is_relative_to(source):
         raise ValueError(f"{out}: is inside the checkpoint {source}; give a directory that is not")
-    places = _places(source)
+    places, earlier = _places(source), _earlier(source)
     model = _load(source, edits) if model is None else model
     _check(edits, model)
     changed = dict(_changed(edits, model, source, places))
@@ -80,13 +80,23 @@ def export(
         record = {
             "model": fingerprint(model),
             "tensors": sorted(changed),
-            "edits": [dict(one.about) for one in edits],
+            "edits": [*earlier, *(dict(one.about) for one in edits)],
         }
         (partial / RECORD).write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
+
+
+def _earlier(source: Path) -> list[Any]:
+    """The edits that the source already holds, where it was written by `export`."""
+    try:
+        return list(json.loads((source / RECORD).read_text(encoding="utf-8"))["edits"])
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadModel(f"model directory {source}: {RECORD} is no record of edits ({error})") from error
 
 
 @dataclass(frozen=True)

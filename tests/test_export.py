@@ -260,6 +260,12 @@ def test_the_record_says_what_was_edited(sources, tmp_path):
         "tensors": ["transformer.h.1.mlp.fc_out.weight"],
         "edits": [dict(edit.about)],
     }
+    again = make_edit(loc_edit.load_model(tmp_path / "out", device="cpu"), seed=1)
+    record = json.loads((loc_edit.export(again, tmp_path / "out", tmp_path / "twice") / "loc_edit.json").read_text())
+    assert record["edits"] == [dict(edit.about), dict(again.about)]
+    (tmp_path / "twice" / "loc_edit.json").write_text("[]")
+    with pytest.raises(BadModel, match=r"twice: loc_edit\.json is no record of edits"):
+        loc_edit.export(again, tmp_path / "twice", tmp_path / "thrice")
 
 
 def test_the_command_line(sources, ids, tmp_path, capsys):
