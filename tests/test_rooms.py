@@ -18,8 +18,8 @@ ORDER = (
 LATE = {("facts", "data"), ("tracing", "tables"), ("tracing", "figures")}
 """Imports to the right, allowed inside a function only: the built-in facts are facts; `Trace.plot` draws."""
 MODEL_WING = {
-    "models", "prompts", "noise", "batching", "tracing", "problems", "keys", "editing", "exporting", "sampling", "known", "probing",
-    "scores", "units", "controls", "experiment", "tuning",
+    "models", "prompts", "noise", "batching", "tracing", "problems", "keys", "editing", "exporting", "sampling",
+    "known", "probing", "scores", "units", "controls", "experiment", "tuning",
 }  # fmt: skip
 PAPER_WING = ("tables", "store", "regress", "figures", "analysis", "report")
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
