@@ -65,7 +65,7 @@ class Budget:
                 done += some
                 continue
             # Not in the `except` clause: the error holds on to the memory of the frames that it came through.
-            self.positions = some // 2 * cost
+            self.positions = min(self.positions, some // 2 * cost)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             log.warning("out of memory: going on with %d token positions at a time (%s)", self.positions, refused)

@@ -283,6 +283,22 @@ def test_where_one_run_does_not_fit_the_error_comes_through(deep, cases, monkeyp
     assert not any(point.fwd_hooks for point in deep.hook_dict.values())
 
 
+def test_what_would_be_computed_wrongly_is_refused(make_model, cases):
+    for shape, match in (
+        ({"positional_embedding_type": "shortformer"}, "shortformer"),
+        ({"attention_dir": "bidirectional"}, "bidirectional"),
+    ):
+        model = make_model(3, **shape)
+        prompts, targets, noises = cases(model)
+        with pytest.raises(ValueError, match=match):
+            trace_many(model, prompts, targets, noises=noises)
+    tall = make_model(3, n_heads=7)  # as many heads as the prompt has positions
+    prompts, targets, noises = cases(tall, [1])
+    assert len(prompts[0]) == 7
+    with pytest.raises(ValueError, match="hook_attn_scores"):
+        trace_many(tall, prompts, targets, noises=noises, site="attn.hook_attn_scores")
+
+
 def test_a_budget_gives_every_item_once_and_other_errors_pass(tiny):
     for n, cost, most in ((10, 3, None), (10, 100, None), (0, 1, None), (7, 1, 2)):
         given_out = []

@@ -83,6 +83,18 @@ def check_site(model: HookedTransformer, site: str) -> None:
         raise ValueError(f"site {site!r}: the model has no hook point {site_name(site, 0)}")
 
 
+def check_traceable(model: HookedTransformer, site: str) -> None:
+    """Refuse what tracing would compute wrongly: a site without positions in place, a model that is not causal."""
+    check_site(model, site)
+    if site.endswith(("hook_pattern", "hook_attn_scores")):
+        raise ValueError(f"site {site!r}: activations of shape [batch, pos, ...] are wanted, not [batch, head, ...]")
+    if model.cfg.attention_dir != "causal" or model.cfg.positional_embedding_type == "shortformer":
+        raise ValueError(
+            f"model {model.cfg.model_name}: a causal model whose position embeddings are added once is wanted, not "
+            f"{model.cfg.attention_dir} attention with {model.cfg.positional_embedding_type} embeddings"
+        )
+
+
 def site_name(site: str, layer: int) -> str:
     """The hook point's full name."""
     return SITES.get(site, "blocks.{layer}." + site).format(layer=layer)

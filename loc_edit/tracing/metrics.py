@@ -86,22 +86,20 @@ def make_scorer(
     metric: Metric,
     foils: Sequence[str | None],
 ) -> Scorer:
-    """The scorer of some facts' targets.
-
-    Raises:
-        ValueError: an unknown metric, or `logit_difference` without a foil.
-    """
-    if metric not in get_args(Metric):
-        raise ValueError(f"metric {metric!r}: probability, log_probability or logit_difference is wanted")
+    """The scorer of some facts' targets; `check_metric` has seen them."""
     device, others = model.cfg.device, None
     if metric == "logit_difference":
-        others = torch.stack([_foil(model, *each) for each in zip(prompts, foils, strict=True)])
+        pairs = zip(prompts, foils, strict=True)
+        others = torch.stack([target_tokens(model, prompt.text, foil or "")[0] for prompt, foil in pairs])
     padded = torch.nn.utils.rnn.pad_sequence(list(targets), batch_first=True, padding_value=NO_TARGET)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     return Scorer(model, metric, padded, others, lengths)
 
 
-def _foil(model: HookedTransformer, prompt: Prompt, foil: str | None) -> Int[Tensor, ""]:
-    if foil is None:
-        raise ValueError(f"fact {prompt.fact_id}: metric 'logit_difference' needs a foil, the other answer")
-    return target_tokens(model, prompt.text, foil)[0]
+def check_metric(metric: str, prompts: Sequence[Prompt], foils: Sequence[str | None]) -> None:
+    """Refuse an unknown metric, and `logit_difference` without a foil for each prompt."""
+    if metric not in get_args(Metric):
+        raise ValueError(f"metric {metric!r}: probability, log_probability or logit_difference is wanted")
+    for prompt, foil in zip(prompts, foils, strict=True):
+        if metric == "logit_difference" and foil is None:
+            raise ValueError(f"fact {prompt.fact_id}: metric 'logit_difference' needs a foil, the other answer")

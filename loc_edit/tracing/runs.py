@@ -12,8 +12,8 @@ from transformer_lens import HookedTransformer
 from loc_edit.batching import Budget, make_batch
 from loc_edit.models import token_texts
 from loc_edit.prompts import BadPrompt, Prompt, target_tokens
-from loc_edit.tracing.hooks import check_site, corruption_hooks, window_layers
-from loc_edit.tracing.metrics import Metric, Scorer, make_scorer
+from loc_edit.tracing.hooks import check_traceable, corruption_hooks, window_layers
+from loc_edit.tracing.metrics import Metric, Scorer, check_metric, make_scorer
 from loc_edit.tracing.result import Trace
 from loc_edit.tracing.sweep import LOCAL, Base, Layers, Units, enter, plan, run_base, sweep
 
@@ -80,7 +80,8 @@ def trace_many(
 ) -> list[list[Trace]]:
     """Causal Tracing of many prompts with many windows: what `trace` gives for each, with shared work.
 
-    Hooks of your own on the model are part of all runs; prompts are then taken one by one and whole.
+    Hooks of your own on the model are part of all runs.  Prompts are then taken one by one and whole; only the final
+    norm and the unembedding see no more than the positions that predict the target.
 
     Args:
         model: see `trace`.
@@ -100,13 +101,15 @@ def trace_many(
     Raises:
         ValueError: see `trace`; lists of different lengths.
     """
-    n_layers, n = model.cfg.n_layers, len(prompts)
+    n = len(prompts)
     foils = [None] * n if foils is None else foils
     if not n == len(targets) == len(noises) == len(foils):
         raise ValueError(f"{n} prompts, {len(targets)} targets, {len(noises)} noises and {len(foils)} foils are given")
     windows = [1 if site == "resid_post" else window for window in windows]
-    layers = {w: [window_layers(layer, w, n_layers) for layer in range(n_layers)] for w in windows}
-    check_site(model, site)
+    centers = range(model.cfg.n_layers)
+    layers = {w: [window_layers(center, w, model.cfg.n_layers) for center in centers] for w in windows}
+    check_traceable(model, site)
+    check_metric(metric, prompts, foils)
     answers = [
         target_tokens(model, prompt.text, target) if isinstance(target, str) else target.to(model.cfg.device)
         for prompt, target in zip(prompts, targets, strict=True)
@@ -115,20 +118,24 @@ def trace_many(
         corruption_hooks(prompt, noise)  # refuses noise of another length
         if len(prompt) + len(answer) - 1 > model.cfg.n_ctx:
             raise BadPrompt(f"fact {prompt.fact_id}: {prompt.text!r} and its target exceed the context")
-    runs = sorted({(some[0], some[-1]) for window in windows for some in layers[window]})
+    runs = sorted({_ends(some) for window in windows for some in layers[window]})
     job = _Job(model, prompts, answers, noises, foils, site, metric, runs, Budget(model, batch_size))
-    results = job.results()
     traces = []
-    for prompt, target, answer, (p_clean, p_corrupted, means) in zip(prompts, targets, answers, results, strict=True):
-        text = target if isinstance(target, str) else "".join(token_texts(model, answer)).strip()
+    for i, (p_clean, p_corrupted, means) in enumerate(job.results()):
+        target, prompt = targets[i], prompts[i]
+        text = target if isinstance(target, str) else "".join(token_texts(model, answers[i])).strip()
         labels = token_texts(model, prompt.tokens)
         mine = []
         for window in windows:
-            grid = torch.full((n_layers, len(prompt)), p_corrupted, dtype=torch.float32)
-            grid[:, prompt.subject.start :] = means[[runs.index((some[0], some[-1])) for some in layers[window]]]
+            grid = torch.full((len(centers), len(prompt)), p_corrupted, dtype=torch.float32)
+            grid[:, prompt.subject.start :] = means[[runs.index(_ends(some)) for some in layers[window]]]
             mine.append(Trace(prompt, text, p_clean, p_corrupted, grid, window, site, metric, labels))
         traces.append(mine)
     return traces
+
+
+def _ends(layers: range) -> Layers:
+    return layers[0], layers[-1]
 
 
 Result = tuple[float, float, Float[Tensor, "run pos"]]
@@ -197,42 +204,52 @@ class _Job:
         self, base: Base, scorer: Scorer, lengths: Int[Tensor, " fact"], prompts: Sequence[Prompt]
     ) -> list[Float[Tensor, "run pos"]]:
         """The mean restored metric of each prompt, run and position from the subject on."""
-        device, model = lengths.device, self.model
-        row, pos, sizes = [], [], []
-        for i, prompt in enumerate(prompts):
-            samples = (base.fact == i).nonzero()[:, 0]
-            where = torch.arange(prompt.subject.start, len(prompt), device=device)
-            row.append(samples.repeat(len(where)))
-            pos.append(where.repeat_interleave(len(samples)))
-            sizes.append((len(where), len(samples)))
-        rows, at = torch.cat(row), torch.cat(pos)
-        start = torch.zeros_like(at) if self._hooked else at
-        tails = lengths[base.fact[rows]] - start
-        firsts = sorted({first for first, _ in self.runs})
-        entered = None
-        if self.site in LOCAL and not self._hooked:
-            entered = torch.empty(len(firsts), len(rows), model.cfg.d_model, dtype=model.cfg.dtype, device=device)
-            alone = Units(rows, at, at, 1)
-
-            def begin(some: slice) -> None:
-                entered[:, some] = enter(model, base, firsts, alone[some], self.site)
-
-            self.budget.spend(len(rows), 1, begin)
-        steps = plan(self.runs, model.cfg.n_layers, entered=entered is not None)
-        values = torch.empty(len(self.runs), len(rows), device=device)
+        units = _all_units(base, prompts, whole=self._hooked)
+        tails = lengths[base.fact[units.row]] - units.start
+        entered = None if self._hooked or self.site not in LOCAL else self._entered(base, units)
+        steps = plan(self.runs, self.model.cfg.n_layers, entered=entered is not None)
         peak = max(len(step.source) for step in steps)
+        values = torch.empty(len(self.runs), len(units), device=lengths.device)
         for tail in tails.unique().tolist():
             alike = (tails == tail).nonzero()[:, 0]
-            alike = alike[start[alike].argsort(stable=True)]  # pasts of like length together: little padding
-            units = Units(rows[alike], at[alike], start[alike], tail)
+            alike = alike[units.start[alike].argsort(stable=True)]  # pasts of like length together: little padding
 
-            def work(some: slice, alike: Tensor = alike, units: Units = units) -> None:
-                known = None if entered is None else dict(zip(firsts, entered[:, alike[some]], strict=True))
-                final = sweep(model, base, steps, units[some], self.site, known)
-                fact, begins = base.fact[units.row[some]], units.start[some]
-                n = len(final)
-                values[:, alike[some]] = scorer(final.flatten(0, 1), fact.repeat(n), begins.repeat(n)).view(n, -1)
+            def work(some: slice, alike: Tensor = alike, tail: int = tail) -> None:
+                which = alike[some]
+                few = units.some(which, tail)
+                known = entered and {first: after[which] for first, after in entered.items()}
+                final = sweep(self.model, base, steps, few, self.site, known)
+                n, fact = len(final), base.fact[few.row]
+                values[:, which] = scorer(final.flatten(0, 1), fact.repeat(n), few.start.repeat(n)).view(n, len(few))
 
             self.budget.spend(len(alike), peak * tail, work)
+        samples = [int((base.fact == i).sum()) for i in range(len(prompts))]
+        sizes = [(len(p) - p.subject.start, k) for p, k in zip(prompts, samples, strict=True)]
         parts = values.double().split([n * k for n, k in sizes], dim=1)
         return [part.unflatten(1, size).mean(-1).float().cpu() for part, size in zip(parts, sizes, strict=True)]
+
+    def _entered(self, base: Base, units: Units) -> dict[int, Float[Tensor, "unit d_model"]]:
+        """By first layer of the runs, what `enter` gives for all units."""
+        firsts = sorted({first for first, _ in self.runs})
+        after = base.residual[0].new_empty(len(firsts), len(units), self.model.cfg.d_model)
+
+        def work(some: slice) -> None:
+            after[:, some] = enter(self.model, base, firsts, units.row[some], units.pos[some], self.site)
+
+        self.budget.spend(len(units), 1, work)
+        return dict(zip(firsts, after, strict=True))
+
+
+def _all_units(base: Base, prompts: Sequence[Prompt], *, whole: bool) -> Units:
+    """Every restored position of every corrupted row: fact by fact, position by position, sample by sample.
+
+    Their tails have no common length yet.
+    """
+    row, pos = [], []
+    for i, prompt in enumerate(prompts):
+        samples = (base.fact == i).nonzero()[:, 0]
+        where = torch.arange(prompt.subject.start, len(prompt), device=base.fact.device)
+        row.append(samples.repeat(len(where)))
+        pos.append(where.repeat_interleave(len(samples)))
+    at = torch.cat(pos)
+    return Units(torch.cat(row), at, torch.zeros_like(at) if whole else at, 0)

@@ -188,8 +188,9 @@ class Units:
     def __len__(self) -> int:
         return len(self.row)
 
-    def __getitem__(self, some: slice) -> "Units":
-        return Units(self.row[some], self.pos[some], self.start[some], self.tail)
+    def some(self, which: Int[Tensor, " some"], tail: int) -> "Units":
+        """Some of them, whose tails have this length."""
+        return Units(self.row[which], self.pos[which], self.start[which], tail)
 
 
 class _Tails:
@@ -223,13 +224,18 @@ class _Tails:
 
 
 def enter(
-    model: HookedTransformer, base: Base, layers: Sequence[int], units: Units, site: str
+    model: HookedTransformer,
+    base: Base,
+    layers: Sequence[int],
+    row: Int[Tensor, " unit"],
+    pos: Int[Tensor, " unit"],
+    site: str,
 ) -> Float[Tensor, "layer unit d_model"]:
-    """The residual stream after each of `layers` at the units' positions, the site restored there in that layer.
+    """The residual stream after each of `layers` at positions `pos`, the site restored there in that layer.
 
     For `LOCAL` sites: everywhere else it is the corrupted one.
     """
-    alone = Units(units.row, units.pos, units.pos, 1)
+    alone = Units(row, pos, pos, 1)
     tails = _Tails(base, alone)
     with model.hooks(fwd_hooks=_patches(base, [Step(layer, (0,), 1) for layer in layers], alone, site)):
         after = [tails.block(model, tails.corrupted(layer)[None], layer)[0, :, 0] for layer in layers]
