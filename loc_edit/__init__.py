@@ -22,6 +22,7 @@ _ROOMS = {
     "loc_edit.problems": ["PROBLEMS", "EditRequest", "NotEligible", "pose"],
     "loc_edit.keys": ["BadKeyStats", "KeyStats", "key_stats"],
     "loc_edit.editing.update": ["Edit", "EditMismatch", "WeightUpdate"],
+    "loc_edit.editing.stack": ["EditStack"],
     "loc_edit.editing.value": ["EditFailed"],
     "loc_edit.editing.rome": ["rome"],
     "loc_edit.editing.memit": ["memit", "memit_joint"],

@@ -19,6 +19,8 @@ class ValueSettings:
         kl: weight of the essence row's KL divergence.
         decay: weight of ||delta|| / ||v0||^2 (MEMIT: z0, the residual stream, for v0).
         clamp: largest ||delta|| in units of ||v0||.
+        early_stop: a loss below which a request's value is left as it is; 0 for never.  (The study's code has .05,
+            and never gets there.)
     """
 
     steps: int = 20
@@ -26,6 +28,7 @@ class ValueSettings:
     kl: float = 0.0625
     decay: float = 0.5
     clamp: float = 4.0
+    early_stop: float = 0.0
 
 
 @dataclass(frozen=True)

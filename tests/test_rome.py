@@ -183,6 +183,31 @@ def test_the_clamp_binds_where_it_is_small(deep, facts, stats_of, contexts):
     assert moved(steps=1)[0] == pytest.approx(0.0, abs=1e-5), "the last of `steps` forwards does not update"
 
 
+@pytest.mark.parametrize(("noised", "loss"), [(False, 7.0), (True, 8.0)])
+def test_early_stop_leaves_each_request_as_it_is_then(deep, facts, stats_of, contexts, noised, loss):
+    """Alone or in company, a request that stopped has the edit of the steps that it took."""
+    problem = "fact_forcing" if noised else "error_injection"
+    requests = [loc_edit.pose(fact, problem, deep, noise_scale=0.5) for fact in facts]
+
+    def edits(some, **settings):
+        chosen = loc_edit.RomeSettings(**{"clamp": 50.0, "lr": 2.0, "decay": 0.0, "kl": 0.0, **settings})
+        return loc_edit.rome(deep, some, 1, stats=stats_of(deep), contexts=contexts, settings=chosen)
+
+    after = [edits(requests, steps=steps) for steps in range(1, 9)]
+    stopped = edits(requests, steps=8, early_stop=loss)
+    taken = []
+    for i, one in enumerate(stopped):
+        gaps = [(one.delta(1) - some[i].delta(1)).norm().item() / (1 + one.norm) for some in after]
+        taken.append(gaps.index(min(gaps)))
+        assert min(gaps) < 1e-4
+        torch.testing.assert_close(
+            edits([requests[i]], steps=8, early_stop=loss)[0].delta(1), one.delta(1), rtol=1e-3, atol=1e-4
+        )
+    assert len(set(taken)) > 1  # else nothing stopped before the others
+    for one, other in zip(edits(requests, steps=8, early_stop=1e9), after[0], strict=True):
+        torch.testing.assert_close(one.delta(1), other.delta(1))  # none took a step
+
+
 def test_one_step_of_lower_does_update(deep, facts, stats_of, contexts):
     edit = loc_edit.rome(
         deep,

@@ -1,10 +1,12 @@
 """An edit as a thing: applied and undone, as hooks, saved, composed."""
 
+from itertools import permutations
+
 import pytest
 import torch
 
 import loc_edit
-from loc_edit import Edit, EditMismatch, WeightUpdate
+from loc_edit import Edit, EditMismatch, EditStack, WeightUpdate
 from loc_edit.editing.update import edit_hooks
 
 
@@ -116,6 +118,101 @@ def test_sums_of_edits_are_both_edits(tiny, tokens):
     with both.applied(tiny):
         assert not same_bits(tiny, before)
     assert same_bits(tiny, before)
+
+
+def test_a_sum_belongs_to_the_model_of_both(tiny, deep, tmp_path):
+    a, b = random_edit(tiny, seed=1), random_edit(tiny, seed=2)
+    (a + b).save(tmp_path / "both.safetensors")
+    assert Edit.load(tmp_path / "both.safetensors", tiny).layers == (0, 1)
+    with pytest.raises(EditMismatch, match="was made for model"):
+        Edit.load(tmp_path / "both.safetensors", deep)
+    assert "model" not in (a + random_edit(deep)).about
+
+
+# Several at once, undone in any order
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_edits_are_undone_exactly_in_any_order(tiny, order):
+    """After each undo the weights are those that the remaining edits alone would have given, bit for bit."""
+    before = weights(tiny)
+    edits = [random_edit(tiny, seed=1, bias=True), random_edit(tiny, (1,), 2, full=True), random_edit(tiny, (0,), 3)]
+    stack = EditStack(tiny)
+    for edit in edits:
+        stack.apply(edit)
+    left = list(edits)
+    for i in order:
+        assert not same_bits(tiny, before)
+        stack.undo(edits[i])
+        left.remove(edits[i])
+        assert list(stack.edits) == left
+        found = weights(tiny)
+        stack.clear()
+        assert same_bits(tiny, before)
+        for edit in left:
+            edit.write(tiny)
+        assert same_bits(tiny, found)
+        with torch.no_grad():
+            for name, parameter in tiny.named_parameters():
+                parameter.copy_(before[name])
+        for edit in left:
+            stack.apply(edit)
+    assert same_bits(tiny, before)
+
+
+def test_an_edit_made_on_top_of_another_outlives_it(deep, facts, stats_of, contexts):
+    before = weights(deep)
+    one, other = (loc_edit.pose(fact, "error_injection", deep) for fact in facts[:2])
+    with EditStack(deep) as stack:
+        stack.apply(loc_edit.rome(deep, one, 1, stats=stats_of(deep), contexts=contexts))
+        second = loc_edit.rome(deep, other, 1, stats=stats_of(deep), contexts=contexts)
+        stack.apply(second)
+        stack.undo(stack.edits[0])
+        torch.testing.assert_close(deep.blocks[1].mlp.W_out, before["blocks.1.mlp.W_out"] + second.delta(1))
+        stack.undo()
+        assert same_bits(deep, before)
+        stack.apply(second)
+    assert same_bits(deep, before)
+
+
+def test_a_stack_refuses_what_is_not_in_it(tiny, deep):
+    before = weights(tiny)
+    stack, edit = EditStack(tiny), random_edit(tiny)
+    with pytest.raises(ValueError, match="is not in the model"):
+        stack.undo(edit)
+    with pytest.raises(ValueError, match="None is not in the model"):
+        stack.undo()
+    stack.apply(edit)
+    with pytest.raises(ValueError, match="is in the model already"):
+        stack.apply(edit)
+    with pytest.raises(ValueError, match="layers"):
+        stack.apply(random_edit(tiny, layers=(7,)))
+    with pytest.raises(EditMismatch, match=r"shape \(24, 5\)"):
+        stack.apply(Edit((WeightUpdate(0, full=torch.zeros(24, 5)),)))
+    assert stack.edits == (edit,)
+    with pytest.raises(KeyboardInterrupt), stack:
+        raise KeyboardInterrupt
+    assert same_bits(tiny, before)
+
+
+# In other hands
+
+
+def test_a_small_edit_is_added_before_it_is_rounded(make_model):
+    """In half precision a weight takes the sum's nearest value, not the sum of rounded parts."""
+    model = make_model().to(torch.bfloat16)
+    before = model.blocks[0].mlp.W_out.float()
+    edit = random_edit(model, (0,), full=True, size=0.01)
+    with edit.applied(model):
+        assert torch.equal(model.blocks[0].mlp.W_out, (before + edit.delta(0)).bfloat16())
+
+
+def test_the_edited_tensors_under_their_names_elsewhere(editable):
+    before = weights(editable)
+    edit = random_edit(editable, bias=not editable.cfg.gated_mlp)
+    with pytest.raises(loc_edit.BadModel, match="Hugging Face names"):
+        edit.to_state_dict(editable)
+    assert same_bits(editable, before)
 
 
 def test_norm_is_frobenius_over_all_layers(tiny):

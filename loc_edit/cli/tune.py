@@ -1,6 +1,7 @@
 """`loc-edit tune`: the settings of the methods, chosen from a grid."""
 
 import tomllib
+from math import isnan
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from loc_edit.cli.show import out, progress
 from loc_edit.config import BadConfig, ExperimentConfig
+from loc_edit.settings import parse_method
 from loc_edit.tables import method_label, problem_label
 
 
@@ -18,7 +20,7 @@ def tune(
     problems: tuple[str, ...] = ("error_injection",),
     facts: Annotated[int | None, tyro.conf.arg(name="facts")] = 20,
     layer: int | None = None,
-    floor: float = 0.75,
+    floor: float = 0.7,
     grid: str = "auto",
     model: str = "builtin",
     data: str = "builtin",
@@ -73,15 +75,14 @@ def tune(
         run = wanted.run(progress=advance, workers=wanted.default_workers())
     tried, paths = tuning.write(wanted, run, floor)
     table = Table(title=f"chosen of {len(tried)} at layer {wanted.layers[0]}", title_justify="left")
-    settings = list(dict.fromkeys(name for one in wanted.candidates.values() for some in one for name in some))
     scores = ["rewrite", "paraphrase", "neighborhood"]
-    for name in ("problem", "method", *settings, *scores, "n"):
+    for name in ("problem", "method", "settings", *scores, "n"):
         table.add_column(name)
+    settings = list(dict.fromkeys(name for one in wanted.candidates.values() for some in one for name in some))
     for row in tried[tried["chosen"]].to_dict("records"):
-        method, _, window = row["method"].partition("-")
-        label = method_label(method, int(window)) if window else method_label(method, 1)
-        values = ["" if row[name] != row[name] else f"{row[name]:g}" for name in settings]
-        table.add_row(problem_label(row["problem"]), label, *values, *(f"{row[s]:.2f}" for s in scores), str(row["n"]))
+        values = ", ".join(f"{name} {row[name]:g}" for name in settings if not isnan(row[name]))
+        label = method_label(*parse_method(row["method"]))
+        table.add_row(problem_label(row["problem"]), label, values, *(f"{row[s]:.2f}" for s in scores), str(row["n"]))
     out.print(table)
     out.print("written: " + ", ".join(escape(str(path)) for path in paths))
 

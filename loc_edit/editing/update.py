@@ -16,7 +16,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from loc_edit.batching import Hook
-from loc_edit.models import W_out, b_out, check_layers, fingerprint
+from loc_edit.models import W_out, b_out, check_layers, fingerprint, hf_state_dict
 
 FORMAT = "loc_edit.edit/1"
 
@@ -25,7 +25,7 @@ class EditMismatch(ValueError):
     """An edit that does not belong to the model it is given."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WeightUpdate:
     """The change of one layer's `W_out`, as factors `left @ right` or whole, and of its bias if trained.
 
@@ -64,7 +64,7 @@ class WeightUpdate:
         return {name: value for name, value in parts.items() if value is not None}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Edit:
     """A change of a model's weights: the result of an editing method.
 
@@ -91,8 +91,11 @@ class Edit:
         return torch.stack([update.delta for update in self.updates if update.layer == layer]).sum(0)
 
     def __add__(self, other: "Edit") -> "Edit":
-        """Both edits, this one first."""
-        return Edit(self.updates + other.updates, {"parts": [dict(self.about), dict(other.about)]})
+        """Both edits, this one first; made for one model if both were."""
+        about: dict[str, Any] = {"parts": [dict(self.about), dict(other.about)]}
+        if self.about.get("model") == other.about.get("model") is not None:
+            about["model"] = self.about["model"]
+        return Edit(self.updates + other.updates, about)
 
     @contextmanager
     def applied(self, model: HookedTransformer) -> Iterator[HookedTransformer]:
@@ -117,9 +120,9 @@ class Edit:
         self.check_shapes(model)
         for update in self.updates:
             weight, bias = W_out(model, update.layer), b_out(model, update.layer)
-            weight.add_(update.delta.to(weight))
+            weight.copy_(weight + update.delta.to(weight.device))  # in float32 also where the weight is half
             if update.bias is not None:
-                bias.add_(update.bias.to(bias))
+                bias.copy_(bias + update.bias.to(bias.device))
 
     def _parameters(self, model: HookedTransformer) -> list[Tensor]:
         weights = [W_out(model, layer) for layer in self.layers]
@@ -135,6 +138,19 @@ class Edit:
             got, want = tuple(update.delta.shape), tuple(W_out(model, update.layer).shape)
             if got != want:
                 raise EditMismatch(f"edit of layer {update.layer}: shape {got}, and the model's W_out is {want}")
+
+    def to_state_dict(self, model: HookedTransformer) -> dict[str, Tensor]:
+        """The edited tensors under the names and in the orientation of the model's Hugging Face checkpoint.
+
+        `hf_model.load_state_dict(..., strict=False)` takes them.  The model is left as it is.
+
+        Raises:
+            BadModel: the model comes from no checkpoint with known names.
+            EditMismatch: the edit was made for weights of another shape.
+        """
+        biases = sorted({update.layer for update in self.updates if update.bias is not None})
+        with self.applied(model):
+            return hf_state_dict(model, self.layers, biases)
 
     def save(self, path: str | Path) -> None:
         """Write the factors and all that is known about the edit to a safetensors file."""
@@ -231,7 +247,8 @@ def _layer_hooks(edits: Sequence[Edit | None], owner: Int[Tensor, " row"], layer
 
 
 def change(key: Float[Tensor, "*rows d_mlp"], update: WeightUpdate) -> Float[Tensor, "*rows d_model"]:
-    """What an update adds to the MLP output of `key`."""
+    """What an update adds to the MLP output of `key`, in float32 at least."""
+    key = key.to(torch.promote_types(key.dtype, torch.float32))
     if update.full is not None:
         out = key @ update.full.to(key)
     else:

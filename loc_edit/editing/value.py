@@ -178,25 +178,30 @@ def _optimize(
     method: str,
     last_updates_when_lowering: bool,
 ) -> Float[Tensor, "request d_model"]:
-    """Adam with a projection after each step, all requests at once."""
+    """Adam with a projection after each step, all requests at once; a request that has stopped stays as it is."""
     objective = _Objective(model, rows, layer, settings, reference, method)
     delta = torch.zeros_like(reference).requires_grad_()
     adam = torch.optim.Adam([delta], lr=settings.lr)
     limit = settings.clamp * reference.norm(dim=-1, keepdim=True)
     lower = torch.tensor([r.objective == "lower" for r in rows.requests], device=reference.device)[:, None]
+    stopped = torch.zeros_like(lower)
     for step in range(settings.steps):
         last = step == settings.steps - 1
         if last and not (last_updates_when_lowering and lower.any()):
             break
         before = delta.detach().clone()
         adam.zero_grad()
-        objective(delta).sum().backward()
+        loss = objective(delta)
+        stopped |= loss.detach()[:, None] < settings.early_stop
+        if stopped.all():
+            break
+        loss.sum().backward()
         adam.step()
         with torch.no_grad():
             norm = delta.norm(dim=-1, keepdim=True)
             delta.mul_(torch.where(norm > limit, limit / norm, torch.ones_like(norm)))
-            if last:
-                delta.copy_(torch.where(lower, delta, before))
+            kept = (stopped | ~lower) if last else stopped
+            delta.copy_(torch.where(kept, before, delta))
     return delta.detach()
 
 
