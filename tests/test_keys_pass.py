@@ -287,7 +287,7 @@ def test_large_files_are_written_a_tensor_at_a_time_and_read_by_the_library(tmp_
 
     def make(name):
         made.append(name)
-        return tensors[name].T.contiguous().T  # any layout
+        return tensors[name].repeat_interleave(2, 0)[::2]  # any layout
 
     kinds = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     path = tmp_path / "x.safetensors"

@@ -18,6 +18,8 @@ Metric = Literal["probability", "log_probability", "logit_difference"]
 LOGITS = 2**20
 """Logits per call of the unembedding on the CPU: what stays in its cache."""
 LOGITS_ON_DEVICE = 2**28
+FEWEST = 256
+"""Rows in one call all the same: `Unembed` copies its weights at every call."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Scorer:
             torch.arange(len(fact), device=residual.device)[:, None], at.clamp(max=residual.shape[1] - 1)
         ]
         most = LOGITS if residual.device.type == "cpu" else LOGITS_ON_DEVICE
-        size = max(1, most // (targets.shape[1] * self.model.cfg.d_vocab_out))
+        size = max(FEWEST, most // (targets.shape[1] * self.model.cfg.d_vocab_out))
         parts = zip(answers.split(size), targets.split(size), fact.split(size), strict=True)
         return torch.cat([self._score(*part) for part in parts])
 
