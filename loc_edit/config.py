@@ -29,7 +29,15 @@ class ExperimentConfig(BaseModel):
     model: str = "builtin"
     """The built-in model, a hub name, or a local Hugging Face directory."""
     data: str = "builtin"
-    """The built-in facts, or a file of facts."""
+    """The built-in facts, a public data set by name (counterfact, zsre, known_1000), or a file of facts."""
+    data_limit: int | None = None
+    """The first so many records of it only; all if None."""
+    skip_invalid: bool = False
+    """Whether malformed records are left out and counted, and not an error."""
+    known: bool = False
+    """Whether to keep only the facts whose object the model says within 36 tokens after the prompt."""
+    min_probability: float = 0.0
+    """The lowest p(o_true) of the facts that are kept."""
     facts: int | None = 100
     """How many facts, spread evenly over the relations; all if None (in TOML: "all")."""
     layers: tuple[int, ...] | None = None
@@ -50,6 +58,8 @@ class ExperimentConfig(BaseModel):
     """Texts for the key statistics."""
     corpus_tokens: int = 200_000
     """Tokens of it that are used at most."""
+    ridge: float = 0.0
+    """Added to the diagonal of the keys' second moments, in units of its mean, for a small corpus."""
     preset: str = "auto"
     """Settings of the methods: builtin, gpt-j, gpt2-xl, none, or auto (by the model's name)."""
     settings: Annotated[dict[str, dict[str, Any]], tyro.conf.Suppress] = {}
@@ -76,7 +86,7 @@ class ExperimentConfig(BaseModel):
     def _all_facts(cls, value: Any) -> Any:
         return None if value == "all" else value
 
-    @field_validator("facts", "noise_samples", "corpus_tokens", "chunk", "workers")
+    @field_validator("facts", "data_limit", "noise_samples", "corpus_tokens", "chunk", "workers")
     @classmethod
     def _at_least_one(cls, value: int | None) -> int | None:
         if value is not None and value < 1:

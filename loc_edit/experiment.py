@@ -25,6 +25,7 @@ from loc_edit.data.builtin import spread
 from loc_edit.engine import cores, spread_out
 from loc_edit.facts import BadFact, Fact, load_facts
 from loc_edit.keys import KeyStats, key_stats
+from loc_edit.known import known_facts
 from loc_edit.models import check_editable, check_layers, fingerprint, load_model, versions
 from loc_edit.noise import noise_scale
 from loc_edit.prompts import encode, target_tokens
@@ -87,7 +88,12 @@ class Experiment:
     @cached_property
     def facts(self) -> list[Fact]:
         """The chosen facts; each has its subject in its prompt and fits the model's context with its object."""
-        facts = spread(self._data, self.config.facts or len(self._data))
+        pool, config = self._data, self.config
+        if config.known or config.min_probability > 0:
+            pool = known_facts(self.model, pool, known=config.known, min_probability=config.min_probability)
+            if not pool:
+                raise BadFact(f"{config.data}: the model knows none of the {len(self._data)} facts")
+        facts = spread(pool, config.facts or len(pool))
         ids = [fact.fact_id for fact in facts]
         if twice := {i for i in ids if ids.count(i) > 1}:
             raise BadFact(f"{self.config.data}: fact ids {sorted(twice)} are there twice")
@@ -98,7 +104,8 @@ class Experiment:
 
     @cached_property
     def _data(self) -> list[Fact]:
-        return load_facts(self.config.data, seed=self.config.seed)
+        config = self.config
+        return load_facts(config.data, limit=config.data_limit, seed=config.seed, skip_invalid=config.skip_invalid)
 
     @cached_property
     def layers(self) -> list[int]:
@@ -119,9 +126,15 @@ class Experiment:
 
     @cached_property
     def stats(self) -> KeyStats:
-        """Second moments of the keys, of every layer."""
-        layers = range(self.model.cfg.n_layers)
-        return key_stats(self.model, layers, self.config.corpus, tokens=self.config.corpus_tokens)
+        """Second moments of the keys, of every layer that an editor needs them of."""
+        config, n_layers = self.config, self.model.cfg.n_layers
+        edited = [window_layers(cell.layer, cell.window, n_layers) for cell in self.cells if cell.method in NEED_STATS]
+        layers = sorted({layer for window in edited for layer in window})
+        return key_stats(self.model, layers, config.corpus, tokens=config.corpus_tokens, ridge=config.ridge)
+
+    @property
+    def _needs_stats(self) -> bool:
+        return any(cell.method in NEED_STATS for cell in self.cells)
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -200,7 +213,7 @@ class Experiment:
                 for unit in stream[:1]:
                     unit.chunk.forget()
             return
-        if any(cell.method in NEED_STATS for cell in self.cells) and any(streams):
+        if self._needs_stats and any(streams):
             _ = self.stats  # computed here once; the workers find them in the cache
         units = {unit.key: unit for stream in streams for unit in stream}
         tasks = [[unit.key for unit in stream] for stream in streams]
@@ -280,7 +293,9 @@ class Experiment:
         bench = self.bench()
         probe = Chunk(bench, self.facts[:4])
         seconds = _seconds(lambda: [trace_rows(probe, window) for window in self.config.windows])
-        _ = self.stats, probe.essences
+        _ = probe.essences
+        if self._needs_stats:
+            _ = self.stats
         cells = {(cell.problem, cell.method, cell.window): cell for cell in self.cells}
         for problem in self.config.problems:
             probe.posed(problem)

@@ -29,7 +29,7 @@ from loc_edit.sampling import sample_essences
 from loc_edit.scores import EditScore, compare
 from loc_edit.settings import FinetuneSettings, MemitSettings, RomeSettings, Settings
 from loc_edit.store import cell_key
-from loc_edit.tracing import trace_many, window_layers
+from loc_edit.tracing import Trace, trace_many, window_layers
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Workbench:
     def edit_cell(self, cell: Cell) -> str:
         """Names all that an edit's numbers depend on, but for the fact."""
         contexts = list(self.contexts.get(cell.method, ()))
-        corpus = [self.config.corpus, self.config.corpus_tokens]
+        corpus = [self.config.corpus, self.config.corpus_tokens, self.config.ridge]
         about = {"cell": asdict(cell), "contexts": contexts, "corpus": corpus, "essence": self.config.essence}
         return cell_key({**self.common(), **about})
 
@@ -126,6 +126,15 @@ class Chunk:
         subjects, ids = [fact.subject for fact in self.facts], [fact.fact_id for fact in self.facts]
         return sample_essences(self.bench.model, subjects, ids, seed=self.bench.config.seed)
 
+    @cached_property
+    def traces(self) -> dict[int, list[Trace]]:
+        """Each fact's traces, by window; all windows share the clean and the corrupted runs."""
+        model, config = self.bench.model, self.bench.config
+        prompts = [encode(model, fact) for fact in self.facts]
+        targets = [fact.target_true for fact in self.facts]
+        found = trace_many(model, prompts, targets, noises=self.noise, site=config.site, windows=config.windows)
+        return {window: [traces[i] for traces in found] for i, window in enumerate(config.windows)}
+
     def posed(self, problem: str) -> Posed:
         """The requests of a problem, with their probes measured on the unedited model; only the last is kept."""
         if problem not in self._posed:
@@ -135,8 +144,8 @@ class Chunk:
     def forget(self) -> None:
         """Let go of what was computed once; it is computed again if asked for."""
         self._posed.clear()
-        self.__dict__.pop("noise", None)
-        self.__dict__.pop("essences", None)
+        for name in ("noise", "essences", "traces"):
+            self.__dict__.pop(name, None)
 
     def _pose(self, problem: str) -> Posed:
         bench = self.bench
@@ -157,13 +166,10 @@ class Chunk:
 
 def trace_rows(chunk: Chunk, window: int) -> pd.DataFrame:
     """The traces of a chunk's facts at one window, as rows."""
-    bench, site = chunk.bench, chunk.bench.config.site
-    prompts = [encode(bench.model, fact) for fact in chunk.facts]
-    targets = [fact.target_true for fact in chunk.facts]
-    traces = trace_many(bench.model, prompts, targets, noises=chunk.noise, site=site, windows=[window])
+    cell = chunk.bench.trace_cell(window)
     frames = [
-        found.to_frame().assign(relation=fact.relation, cell=bench.trace_cell(window))
-        for fact, (found,) in zip(chunk.facts, traces, strict=True)
+        found.to_frame().assign(relation=fact.relation, cell=cell)
+        for fact, found in zip(chunk.facts, chunk.traces[window], strict=True)
     ]
     return pd.concat(frames, ignore_index=True)
 

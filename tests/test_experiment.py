@@ -365,7 +365,7 @@ def test_a_killed_run_goes_on_to_the_same_rows(builtin_run, tmp_path, computed):
     assert len(there.done("traces")) + len(there.done("edits")) == 3
     assert list(Path(killed.out).rglob("*.tmp"))  # killed in the middle of writing
     resumed = Experiment(killed).run()
-    assert len(computed) == 3
+    assert len(computed) == 4  # of 6; one of the three was the row without an edit
     assert not list(Path(killed.out).rglob("*.tmp"))
     assert_same_rows(whole, resumed, rtol=1e-4, atol=1e-6)  # another process may round otherwise
 
@@ -485,6 +485,46 @@ def test_facts_of_one_id_are_refused(lab, tmp_path, facts):
     save_facts([facts[0], replace(facts[1], fact_id=0)], tmp_path / "twice.jsonl")
     with pytest.raises(loc_edit.BadFact, match="record 1: its id 0 is that of record 0"):
         lab(data=str(tmp_path / "twice.jsonl")).run()
+
+
+# Which facts
+
+
+def test_facts_may_be_the_first_few_those_known_or_those_likely(lab, tiny, facts, monkeypatch):
+    likely = {f.fact_id: loc_edit.answers(tiny, [f])[0].p_true for f in facts}
+    least = sorted(likely.values())[2]
+    assert sorted(likely.values())[1] < least  # there is something to leave out
+    kept = [fact.fact_id for fact in lab(min_probability=least).facts]
+    assert kept == [fact_id for fact_id, p in likely.items() if p >= least]
+    assert [fact.fact_id for fact in lab(data_limit=2).facts] == [0, 1]
+    known = [a.fact_id for a in loc_edit.answers(tiny, facts) if a.known]
+    assert len(known) < len(facts)
+    if known:
+        assert [fact.fact_id for fact in lab(known=True).facts] == known
+    with pytest.raises(loc_edit.BadFact, match="the model knows none of the 4 facts"):
+        _ = lab(min_probability=1.0).facts
+
+
+def test_malformed_records_are_refused_or_left_out(lab, tmp_path, facts):
+    save_facts(facts[:2], tmp_path / "some.jsonl")
+    with open(tmp_path / "some.jsonl", "a") as file:
+        file.write('{"subject": "Rome"}\n')
+    with pytest.raises(loc_edit.BadFact, match="record 2"):
+        lab(data=str(tmp_path / "some.jsonl")).run()
+    assert not (tmp_path / "run").exists()
+    run = lab(data=str(tmp_path / "some.jsonl"), skip_invalid=True).run()
+    assert set(run.edits["fact_id"]) == {0, 1}
+
+
+def test_statistics_are_those_of_the_layers_that_editors_need(lab, tiny, stats_of, monkeypatch):
+    asked, given = [], stats_of(tiny)
+    monkeypatch.undo()  # the lab's statistics are given
+    monkeypatch.setattr(Experiment, "model", tiny)
+    monkeypatch.setattr(experiment_room, "key_stats", lambda *args, **kwargs: asked.append((args, kwargs)) or given)
+    _ = lab(layers=(1,), methods=("rome", "finetune-2"), ridge=0.5).stats
+    _ = lab(layers=(1,), methods=("memit-2",)).stats
+    assert [args[1] for args, _ in asked] == [[1], [0, 1]]
+    assert asked[0][1]["ridge"] == 0.5
 
 
 # Facts that fail
