@@ -4,7 +4,7 @@ A tuning is an experiment whose cells differ in their settings, so it is stopped
 """
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
 from itertools import product
@@ -24,8 +24,8 @@ GRIDS_PATH = Path(__file__).parent / "data" / "tuning.toml"
 TOP_REWRITE = 0.99
 """A rewrite score above this counts as this: more of it is worth nothing."""
 
-Grid = Mapping[str, Mapping[str, Sequence[Any]]]
-"""Method -> setting -> values to try; `finetune` counts for every window, `finetune-5` for that one."""
+Grid = Mapping[str, Mapping[str, Any]]
+"""Method -> setting -> list of values to try; `finetune` counts for every window, `finetune-5` for that one."""
 
 
 def grids() -> dict[str, Grid]:

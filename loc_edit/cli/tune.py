@@ -3,7 +3,7 @@
 import tomllib
 from math import isnan
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.markup import escape
@@ -13,6 +13,9 @@ from loc_edit.cli.show import out, progress
 from loc_edit.config import BadConfig, ExperimentConfig
 from loc_edit.settings import parse_method
 from loc_edit.tables import method_label, problem_label
+
+if TYPE_CHECKING:
+    from loc_edit import tuning
 
 
 def tune(
@@ -87,7 +90,7 @@ def tune(
     out.print("written: " + ", ".join(escape(str(path)) for path in paths))
 
 
-def _grid(name: str, model: str) -> "dict[str, dict[str, list[object]]]":
+def _grid(name: str, model: str) -> "tuning.Grid":
     """A grid of the package by name, or of a file."""
     from loc_edit import tuning
 
@@ -95,7 +98,7 @@ def _grid(name: str, model: str) -> "dict[str, dict[str, list[object]]]":
     if name == "auto":
         name = "builtin" if model == "builtin" else "paper"
     if name in known:
-        return known[name]  # type: ignore[return-value]
+        return known[name]
     path = Path(name)
     if not path.is_file():
         raise BadConfig(f"grid {name!r}: no such file, and not one of auto, {', '.join(known)}")
