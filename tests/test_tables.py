@@ -254,3 +254,16 @@ def test_every_table_of_the_paper_is_written(tmp_path):
     assert missing == {"table_6": "no overall scores in the edit rows"}
     written, missing = regress.write_tables(pd.DataFrame(), pd.DataFrame(), tmp_path)
     assert not written
+
+
+def test_controls_have_means_of_their_own():
+    some = edits[(edits["method"] == "rome") & (edits["layer"] == edits["layer"].max())]
+    drawn = some.assign(method="random_layer_rome")
+    found = tables.control_scores(pd.concat([edits, drawn]), ["rewrite"])
+    assert set(found["method"]) == {"none", "random_layer_rome"}
+    assert set(found["layer"]) == {-1}
+    assert (found.loc[found["method"] == "none", "mean"] == 0).all()
+    means = found[found["method"] == "random_layer_rome"].set_index("problem")["mean"]
+    for problem, rows in some.groupby("problem"):
+        assert means[problem] == pytest.approx(rows["rewrite"].mean())
+    assert not set(tables.mean_scores(pd.concat([edits, drawn]))["method"]) & {"none", "random_layer_rome"}

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from loc_edit.figures.style import BLUE, GREY, METHOD_COLORS, METHOD_MARKERS, RED, layer_ticks, panels, styled
-from loc_edit.tables import OUTCOMES, method_label, problem_label, require
+from loc_edit.tables import OUTCOMES, method_label, problem_label, require, without_controls
 
 AXIS_NAMES = {
     "trace": "tracing effect (fraction restored)",
@@ -56,7 +56,8 @@ def scores_by_layer(data: pd.DataFrame) -> Figure:
     """Mean scores against the edited layer, a line per method, a panel per problem x score (Figures 7 to 9).
 
     Args:
-        data: `problem, method, window, layer, outcome, mean, low, high`, see `tables.mean_scores`.
+        data: `problem, method, window, layer, outcome, mean, low, high`, see `tables.mean_scores`.  Controls among
+            the rows, see `tables.control_scores`, are level lines: dashed at a random layer, dotted without an edit.
     """
     require(data, ["problem", "method", "window", "layer", "outcome", "mean", "low", "high"], "scores_by_layer")
     with styled():
@@ -66,12 +67,14 @@ def scores_by_layer(data: pd.DataFrame) -> Figure:
         figure, axes = panels(len(grid), columns=columns, size=(2.3, 1.7), sharex=True, sharey=True)
         for place, (ax, (problem, outcome)) in enumerate(zip(axes, grid, strict=True)):
             cell = data[(data["problem"] == problem) & (data["outcome"] == outcome)]
-            _score_lines(ax, cell)
+            edits = without_controls(cell)
+            _control_lines(ax, cell.drop(index=edits.index))
+            _score_lines(ax, edits)
             title = problem_label(problem) + (f": {outcome}" if len(outcomes) > 1 else "")
             ax.set_title(title, loc="left")
             ax.tick_params(labelleft=place % columns == 0)
         for ax in axes:
-            layer_ticks(ax, data["layer"])
+            layer_ticks(ax, without_controls(data)["layer"])
         axes[0].set_ylim(-0.03, 1.03)
         figure.supxlabel("edited layer", fontsize=8.5)
         figure.supylabel("mean score" if len(outcomes) > 1 else f"mean {outcomes[0]} score", fontsize=8.5)
@@ -97,6 +100,16 @@ def _score_lines(ax: Axes, cell: pd.DataFrame) -> None:
         color = METHOD_COLORS.get(name, GREY)
         ax.plot(line["layer"], line["mean"], marker=METHOD_MARKERS.get(name, "x"), color=color, label=name)
         ax.fill_between(line["layer"], line["low"], line["high"], color=color, alpha=0.15, linewidth=0)
+
+
+def _control_lines(ax: Axes, cell: pd.DataFrame) -> None:
+    for row in cell.to_dict("records"):
+        if row["method"] == "none":
+            ax.axhline(row["mean"], color=GREY, linestyle=":", label="no edit")
+            continue
+        name = _label(row["method"].removeprefix("random_layer_"), row["window"])
+        ax.axhline(row["mean"], color=METHOD_COLORS.get(name, GREY), linestyle="--", linewidth=0.7)
+        ax.plot([], [], color=GREY, linestyle="--", linewidth=0.7, label="random layer")
 
 
 def _one_legend(figure: Figure, axes: list[Axes]) -> None:

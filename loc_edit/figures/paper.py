@@ -83,7 +83,7 @@ def _scores(rows: Rows, outcomes: Sequence[str]) -> pd.DataFrame:
     known = [name for name in outcomes if name in edits and edits[name].notna().any()]
     if len(edits) == 0 or not known:
         raise RowsMissing(f"no {' or '.join(outcomes)} scores in the edit rows")
-    return tables.mean_scores(edits, known)
+    return pd.concat([tables.mean_scores(edits, known), tables.control_scores(edits, known)], ignore_index=True)
 
 
 def _second_model(rows: Rows) -> pd.DataFrame:

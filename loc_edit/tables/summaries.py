@@ -65,12 +65,21 @@ def is_constant(values: pd.Series | np.ndarray) -> bool:
 
 
 def mean_scores(frame: pd.DataFrame, outcomes: Sequence[str] = OUTCOMES, level: float = 0.95) -> pd.DataFrame:
-    """Mean scores per problem x method x layer, one row per outcome.
+    """Mean scores per problem x method x layer, one row per outcome; controls are left out.
 
     Returns:
         problem, method, window, layer, outcome, n, n_dropped, mean, std, low, high; Student's interval.
     """
-    frame = without_controls(frame)
+    return _mean_scores(without_controls(frame), outcomes, level)
+
+
+def control_scores(edits: pd.DataFrame, outcomes: Sequence[str] = OUTCOMES, level: float = 0.95) -> pd.DataFrame:
+    """Mean scores of the controls, over all layers: rows as those of `mean_scores`, with layer -1."""
+    controls = edits.drop(index=without_controls(edits).index)
+    return _mean_scores(controls.assign(layer=-1), outcomes, level)
+
+
+def _mean_scores(frame: pd.DataFrame, outcomes: Sequence[str], level: float) -> pd.DataFrame:
     outcomes = [name for name in outcomes if name in frame]
     keys = [*combinations(frame), "layer"]
     require(frame, keys, "mean_scores")
