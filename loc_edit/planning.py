@@ -26,8 +26,8 @@ class Plan:
         combinations: methods x problems.
         layers: layers to edit.
         seconds: for one process; from a few facts, the edits at the middle layer.
-        disk: the rows of traces, edits and controls.  Measured on the rows of those few facts: bytes of an empty
-            shard per unit, and bytes per row beyond that, which in fuller shards are fewer, as they compress better.
+        disk: the rows of traces, edits and controls.  Measured on the rows of those few facts: bytes per shard, one a
+            unit, and bytes per row in it, which in fuller shards are fewer, as they compress better.
         stats_disk: the key statistics in the cache, d_mlp^2 x 4 bytes x layers of the model; 0 where no method
             needs them.  (Computing them takes more for a while: `loc-edit stats --plan`.)
         model: the model's parameters, as they are in memory.
@@ -88,10 +88,11 @@ def make_plan(
     groups = len({(cell.problem, cell.method, cell.window) for cell in cells})
     # controls have the columns of edits: without an edit one row a problem and fact, at a random layer one a group
     cells_each = len(cells) + (len(problems) + groups if controls else 0)
-    trace_rows_each, trace_shard, trace_row = _sizes("traces", traced)
     _, edit_shard, edit_row = _sizes("edits", edited)
-    disk: float = n_chunks * (len(windows) * trace_shard + cells_each * edit_shard)
-    disk += share * len(windows) * trace_rows_each * trace_row + len(facts) * cells_each * edit_row
+    disk = cells_each * (n_chunks * edit_shard + len(facts) * edit_row)
+    if windows:
+        n_rows, trace_shard, trace_row = _sizes("traces", traced)
+        disk += len(windows) * (n_chunks * trace_shard + share * n_rows * trace_row)
     cfg = bench.model.cfg
     moments = cfg.n_layers * int(cfg.d_mlp or 0) ** 2 if needs_stats else 0
     return Plan(
@@ -109,13 +110,13 @@ def make_plan(
     )
 
 
-def _sizes(kind: Kind, shards: Sequence[Any]) -> tuple[float, int, float]:
-    """Of some shards: rows in each, bytes of one without rows, and bytes a row takes beyond that; means."""
-    empty, n_rows = shard_size(kind, []), sum(map(len, shards))
-    if not n_rows:
-        return 0.0, empty, 0.0
-    grown = sum(shard_size(kind, rows) - empty for rows in shards)
-    return n_rows / len(shards), empty, grown / n_rows
+def _sizes(kind: Kind, shards: Sequence[Any]) -> tuple[float, float, float]:
+    """Of some shards of several rows each: rows in one, bytes of one beside its rows, bytes of a row; means."""
+    n_rows = sum(map(len, shards)) / len(shards)
+    first = sum(shard_size(kind, rows[:1]) for rows in shards) / len(shards)
+    whole = sum(shard_size(kind, rows) for rows in shards) / len(shards)
+    row = (whole - first) / (n_rows - 1) if n_rows > 1 else 0.0
+    return n_rows, first - row, row
 
 
 def _timed(work: Callable[[], Sequence[Any]]) -> tuple[float, Sequence[Any]]:

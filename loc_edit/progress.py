@@ -89,14 +89,14 @@ def run_progress(run: Run) -> RunProgress:
     traced = run.read("traces", ["fact_id", "window"]).drop_duplicates()
     edits = without_controls(rows)
     try:
-        n_facts, note = _count_facts(run.config, {*rows["fact_id"], *traced["fact_id"]})
+        n_facts, note = _count_facts(run.config, {*rows["fact_id"].unique(), *traced["fact_id"].unique()})
         counted = _count_edits(run.config, n_facts, edits, shards)
         traces = _count_traces(run.config, n_facts, traced)
     except KeyError as error:
         raise BadRun(f"{run.path}: its config.toml has no key {error}, so it is not of an experiment") from error
     per_fact = 0 if "grid" in run.config else len(run.config["problems"]) + len(counted)
-    own = [shard for shard in shards if _cell_of(shard) in set(edits["cell"])]
-    times, sizes = _times(own)
+    cells = set(edits["cell"].unique())
+    times, sizes = _times([shard for shard in shards if _cell_of(shard) in cells])
     working = float(edits["seconds"].sum())
     return RunProgress(
         edits=counted,
@@ -131,7 +131,8 @@ def grouped_reasons(edits: pd.DataFrame) -> pd.DataFrame:
     bad = bad.assign(kind=bad["reason"].map({text: _kind(text) for text in texts}))
     found = []
     for (problem, status, _), rows in bad.groupby(["problem", "status", "kind"], sort=False):
-        labels = {method_label(str(m), int(w)): None for m, w in zip(rows["method"], rows["window"], strict=True)}
+        methods = rows[["method", "window"]].drop_duplicates()
+        labels = [method_label(str(m), int(w)) for m, w in zip(methods["method"], methods["window"], strict=True)]
         found.append(
             {
                 "problem": problem,
@@ -153,7 +154,9 @@ def reason_lines(reasons: pd.DataFrame) -> list[str]:
     for (problem, status), rows in reasons.groupby(["problem", "status"], sort=False):
         n_facts, n_rows = int(rows["facts"].sum()), int(rows["rows"].sum())
         what = (
-            _count(n_facts, "fact") if status == "skipped" else f"{_count(n_rows, 'edit')} of {_count(n_facts, 'fact')}"
+            counted(n_facts, "fact")
+            if status == "skipped"
+            else f"{counted(n_rows, 'edit')} of {counted(n_facts, 'fact')}"
         )
         if len(rows) == 1:
             why = str(rows["reason"].iloc[0])
@@ -163,7 +166,8 @@ def reason_lines(reasons: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _count(n: int, noun: str) -> str:
+def counted(n: int, noun: str) -> str:
+    """`1 fact`, `2 facts`."""
     return f"{n:,} {noun}" + ("s" if n != 1 else "")
 
 

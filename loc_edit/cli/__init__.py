@@ -133,6 +133,8 @@ def _plan_with_default(default: ExperimentConfig) -> Any:
                 f"cache   {size(plan.stats_disk):>9}  (key statistics; `loc-edit stats --plan` says what they take)"
             )
         each = f"model {size(plan.model)}" + (f", key statistics {size(plan.stats_memory)}" * bool(plan.stats_memory))
-        out.print(f"memory  {size(plan.memory):>9}  ({plan.processes} x ({each}); what a batch takes comes on top)")
+        out.print(
+            f"memory  {size(plan.memory):>9}  ({plan.processes} x ({each}); Python and batches on top)", soft_wrap=True
+        )
 
     return plan

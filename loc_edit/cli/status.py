@@ -22,7 +22,7 @@ def status(run: Annotated[Path, tyro.conf.Positional]) -> None:
     Args:
         run: the run's folder; it may be written to meanwhile.
     """
-    from loc_edit.progress import run_progress
+    from loc_edit.progress import counted, run_progress
     from loc_edit.store import load_run
 
     loaded = load_run(run)
@@ -33,9 +33,10 @@ def status(run: Annotated[Path, tyro.conf.Positional]) -> None:
     out.print(_table(found))
     _print_rest(found)
     for row in found.reasons.to_dict("records"):
-        what = "1 fact" if row["facts"] == 1 else f"{row['facts']:,} facts"
-        count = what if row["status"] == "skipped" else f"{row['rows']:,} edits of {what} ({row['methods']})"
-        why = f"{row['problem']}: {count} {row['status']}: {row['reason']} (such as fact {row['example']})"
+        what = counted(row["facts"], "fact")
+        if row["status"] == "failed":
+            what = f"{counted(row['rows'], 'edit')} of {what} ({row['methods']})"
+        why = f"{row['problem']}: {what} {row['status']}: {row['reason']} (such as fact {row['example']})"
         out.print(escape(why), soft_wrap=True)
     for path in found.damaged:
         out.print(f"damaged, its rows are computed again by the next run: {escape(str(path))}", soft_wrap=True)
@@ -61,9 +62,8 @@ def _print_rest(found: "RunProgress") -> None:
     if found.seconds == found.seconds:
         out.print(f"work       {_each(found.seconds)} of one process (mean of the rows' own seconds)")
     if found.rows_per_second == found.rows_per_second:
-        out.print(
-            f"rate       {found.rows_per_second * 60:,.0f} edits a minute (by the times of the files, pauses left out)"
-        )
+        rate = f"{found.rows_per_second * 60:,.0f} edit rows a minute"
+        out.print(f"rate       {rate} (by the times of the files, pauses left out)")
     if found.remaining and found.seconds_to_go == found.seconds_to_go:
         out.print(f"to go      {duration(found.seconds_to_go)}")
     if found.last == found.last:
