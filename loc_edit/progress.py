@@ -89,7 +89,9 @@ def run_progress(run: Run) -> RunProgress:
     traced = run.read("traces", ["fact_id", "window"]).drop_duplicates()
     edits = without_controls(rows)
     try:
-        n_facts, note = _count_facts(run.config, {*rows["fact_id"].unique(), *traced["fact_id"].unique()})
+        n_facts, note = _count_facts(
+            run.config, {*rows["fact_id"].unique().tolist(), *traced["fact_id"].unique().tolist()}
+        )
         counted = _count_edits(run.config, n_facts, edits, shards)
         traces = _count_traces(run.config, n_facts, traced)
     except KeyError as error:
