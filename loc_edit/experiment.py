@@ -6,7 +6,6 @@ on disk is not computed again.
 """
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property, partial
@@ -28,6 +27,7 @@ from loc_edit.keys import KeyStats, key_stats
 from loc_edit.known import known_facts
 from loc_edit.models import check_editable, check_layers, fingerprint, load_model, versions
 from loc_edit.noise import noise_scale
+from loc_edit.planning import Plan, make_plan
 from loc_edit.prompts import encode, target_tokens
 from loc_edit.sampling import sample_contexts
 from loc_edit.settings import parse_method
@@ -288,40 +288,16 @@ class Experiment:
             write_atomic(path, json.dumps(contexts, indent=1, ensure_ascii=False).encode())
         return contexts
 
-    def plan(self) -> "Plan":
-        """What the experiment means in traces and edits, and how long it would take; computes a few to tell."""
-        bench = self.bench()
-        probe = Chunk(bench, self.facts[:4])
-        seconds = _seconds(lambda: [trace_rows(probe, window) for window in self.config.windows])
-        _ = probe.essences
-        if self._needs_stats:
-            _ = self.stats
-        cells = {(cell.problem, cell.method, cell.window): cell for cell in self.cells}
-        for problem in self.config.problems:
-            probe.posed(problem)
-        middle = [cell for cell in self.cells if cell.layer == self.layers[len(self.layers) // 2]]
-        editing = _seconds(lambda: [edit_rows(probe, cell) for cell in middle]) * len(self.layers)
-        n = len(self.facts)
-        return Plan(
-            facts=n,
-            traces=n * len(self.config.windows),
-            edits=n * len(self.cells),
-            combinations=len(cells),
-            layers=len(self.layers),
-            seconds=(seconds + editing) / len(probe.facts) * n,
+    def plan(self) -> Plan:
+        """What the experiment means in traces and edits, time, disk and memory; computes a few rows to tell."""
+        return make_plan(
+            self.bench(),
+            self.facts,
+            self.cells,
+            windows=self.windows,
+            controls=self.controls,
+            processes=self.default_workers(),
         )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What an experiment means; `seconds` is an estimate from a few facts at the middle layer."""
-
-    facts: int
-    traces: int
-    edits: int
-    combinations: int
-    layers: int
-    seconds: float
 
 
 def _open_worker(experiment: Experiment, folder: Path) -> Callable[[str], Rows | pd.DataFrame]:
@@ -339,9 +315,3 @@ def _open_worker(experiment: Experiment, folder: Path) -> Callable[[str], Rows |
         return unit.compute()
 
     return compute
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start

@@ -23,7 +23,7 @@ from loc_edit import analysis, cli, keys, tables
 from loc_edit.facts import save_facts
 from loc_edit.models import loading
 
-COMMANDS = ("run", "plan", "trace", "edit", "stats", "analyze", "facts")
+COMMANDS = ("run", "plan", "status", "trace", "edit", "stats", "analyze", "facts")
 SMALL = """
 facts = 12
 layers = [3, 4]
@@ -284,6 +284,7 @@ def test_the_program_runs_by_itself(tmp_path):
         (("edit", "--fact", "99999", "--layer", "3"), "no fact 99999"),
         (("stats", "--corpus", "absent.txt"), "absent.txt"),
         (("analyze", "nowhere"), "nowhere"),
+        (("status", "nowhere"), "nowhere"),
         (("facts", "--data", "absent.json"), "absent.json"),
     ],
 )

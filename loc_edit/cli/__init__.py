@@ -14,8 +14,9 @@ from rich.markup import escape
 from loc_edit.cli.commands import analyze, edit, trace
 from loc_edit.cli.export import export
 from loc_edit.cli.facts import facts
-from loc_edit.cli.show import duration, err, out, progress, r2_table, score_table
+from loc_edit.cli.show import duration, err, out, progress, r2_table, score_table, size
 from loc_edit.cli.stats import stats
+from loc_edit.cli.status import status
 from loc_edit.cli.tune import tune
 from loc_edit.config import ExperimentConfig, first_error
 
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands = {
             "run": _run_with_default(_experiment(args)),
             "plan": _plan_with_default(_experiment(args)),
+            "status": status,
             "trace": trace,
             "edit": edit,
             "tune": tune,
@@ -90,6 +92,8 @@ def _run_with_default(default: ExperimentConfig) -> Any:
         """
         from loc_edit.analysis import analyze
         from loc_edit.experiment import Experiment
+        from loc_edit.progress import grouped_reasons, reason_lines
+        from loc_edit.tables import without_controls
 
         with progress() as advance:
             wanted = Experiment(experiment)
@@ -99,6 +103,8 @@ def _run_with_default(default: ExperimentConfig) -> Any:
         out.print(score_table(found))
         counts = ", ".join(f"{n} {status}" for status, n in done.counts().items())
         out.print(f"edits: {counts}")
+        for line in reason_lines(grouped_reasons(without_controls(done.edits))):
+            out.print(escape(line), soft_wrap=True)
         out.print(f"rows, tables and figures: [bold]{escape(str(done.path))}[/]")
 
     return run
@@ -108,7 +114,7 @@ def _plan_with_default(default: ExperimentConfig) -> Any:
     def plan(
         experiment: Annotated[ExperimentConfig, tyro.conf.arg(name="")] = default, config: str = "default"
     ) -> None:
-        """Say how many traces and edits an experiment means and about how long it takes; run nothing.
+        """Say how many traces and edits an experiment means, and about what time, disk and memory it takes.
 
         Args:
             experiment: its options.
@@ -120,6 +126,15 @@ def _plan_with_default(default: ExperimentConfig) -> Any:
         out.print(f"facts   {plan.facts:>9,}")
         out.print(f"traces  {plan.traces:>9,}  (each at every layer and position)")
         out.print(f"edits   {plan.edits:>9,}  ({plan.combinations} methods x problems, {plan.layers} layers)")
-        out.print(f"time    {duration(plan.seconds):>9}  (estimated from 4 facts on this machine)")
+        out.print(f"time    {duration(plan.seconds):>9}  (of one process, estimated from 4 facts on this machine)")
+        out.print(f"disk    {size(plan.disk):>9}  (rows, measured on those facts)")
+        if plan.stats_disk:
+            out.print(
+                f"cache   {size(plan.stats_disk):>9}  (key statistics; `loc-edit stats --plan` says what they take)"
+            )
+        each = f"model {size(plan.model)}" + (f", key statistics {size(plan.stats_memory)}" * bool(plan.stats_memory))
+        out.print(
+            f"memory  {size(plan.memory):>9}  ({plan.processes} x ({each}); Python and batches on top)", soft_wrap=True
+        )
 
     return plan

@@ -121,22 +121,16 @@ def _show_plan(plan: "StatsPlan") -> None:
         "full rank": f"at least {plan.full_rank:,} tokens",
         "error": f"about {plan.error:.0%} of C^-1 k; 10% takes {plan.tokens_for(0.1):,} tokens, "
         f"1% takes {plan.tokens_for(0.01):,}  (sqrt(d_mlp / tokens))",
-        "memory": f"{_size(plan.memory)} for the pass, {_size(plan.solving)} per layer to solve  "
-        f"({_size(plan.memory_free)} are free)",
-        "disk": f"{_size(plan.disk)} for the pass, {_size(plan.result)} afterwards  ({_size(plan.disk_free)} are free)",
+        "memory": f"{show.size(plan.memory)} for the pass, {show.size(plan.solving)} per layer to solve  "
+        f"({show.size(plan.memory_free)} are free)",
+        "disk": f"{show.size(plan.disk)} for the pass, {show.size(plan.result)} afterwards  "
+        f"({show.size(plan.disk_free)} are free)",
         "time": f"{show.duration(plan.seconds)}  ({plan.speed:,.0f} tokens/s on this machine, measured on a little)",
     }
     for name, words in lines.items():
         show.out.print(f"{name:<12} {words}", soft_wrap=True)
     if plan.tokens < plan.full_rank:
         show.out.print("[bold yellow]too few tokens for full rank:[/] more text, a larger --tokens, or --ridge 0.01")
-
-
-def _size(n: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if n >= size:
-            return f"{n / size:,.1f} {unit}"
-    return f"{n} B"
 
 
 class _Speed(ProgressColumn):

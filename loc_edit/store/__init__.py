@@ -14,11 +14,11 @@ tear, or to fall out of step with them.
 
 from loc_edit.store.disk import StoreError, write_atomic
 from loc_edit.store.folder import BadRun, RunMismatch
-from loc_edit.store.lock import RunLocked
+from loc_edit.store.lock import RunLocked, lock_holder
 from loc_edit.store.rows import KEYS, SCHEMA_VERSION, SCHEMAS, BadRows, Kind
 from loc_edit.store.run import Run, load_run
 from loc_edit.store.settings import cell_key
-from loc_edit.store.shards import write_shard
+from loc_edit.store.shards import Shard, aside, shard_size, write_shard
 
 __all__ = [
     "KEYS",
@@ -30,9 +30,13 @@ __all__ = [
     "Run",
     "RunLocked",
     "RunMismatch",
+    "Shard",
     "StoreError",
+    "aside",
     "cell_key",
     "load_run",
+    "lock_holder",
+    "shard_size",
     "write_atomic",
     "write_shard",
 ]

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import time
 import weakref
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class FolderLock:
             log.warning("%s: no file locks on this system; do not start a second writer on it", folder)
             return
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(self._descriptor)
         except BlockingIOError:
             owner = os.read(self._descriptor, 200).decode(errors="replace").strip() or "unknown"
             here = ", this one: close its Run first" if owner == _name_of_this_process() else ""
@@ -72,6 +73,39 @@ class FolderLock:
 
     def __del__(self) -> None:
         self.release()
+
+
+def lock_holder(folder: Path) -> str | None:
+    """Who writes to the run in `folder` now, in words; `None` if nobody does.
+
+    It takes the lock for an instant to tell, shared with others who ask; nothing in the folder is changed.
+    """
+    try:
+        descriptor = os.open(folder / LOCK_NAME, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"unknown: the lock cannot be read ({error.strerror})"
+    try:
+        if fcntl is None:
+            return "unknown: no file locks on this system"
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.read(descriptor, 200).decode(errors="replace").strip() or "unknown"
+    except OSError as error:
+        return f"unknown: no file locks on this disk ({error.strerror})"
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _take(descriptor: int) -> None:
+    """Takes the lock, or says `BlockingIOError`; tried twice, as `lock_holder` has it for an instant."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(0.05)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _name_of_this_process() -> str:

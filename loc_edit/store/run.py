@@ -153,6 +153,15 @@ class Run:
         """The units whose rows are on disk and whole; all others are still to be computed."""
         return set(self._shards(kind))
 
+    def shards(self, kind: Kind) -> list[Shard]:
+        """The files of those units."""
+        return list(self._shards(kind).values())
+
+    @property
+    def damaged(self) -> list[Path]:
+        """Shards seen so far that do not match their checksum; a writer sets them aside instead."""
+        return sorted(self._damaged)
+
     @property
     def traces(self) -> pd.DataFrame:
         """The trace rows, sorted by fact, site, window, layer and position."""

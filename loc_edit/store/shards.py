@@ -64,6 +64,11 @@ def write_shard(folder: Path, kind: Kind, key: str, rows: Sequence[Mapping[str, 
     return Shard(key, path, len(table), table.schema.remove_metadata())
 
 
+def shard_size(kind: Kind, rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> int:
+    """Bytes of a shard of these rows, but for some hundred that its key and version take; writes nothing."""
+    return len(_parquet(to_table(kind, rows, "measured")))
+
+
 def remove_shard(path: Path) -> None:
     """Removes a shard, if it is there."""
     with disk_errors("remove", path):
@@ -98,6 +103,11 @@ def set_aside(path: Path) -> None:
         except FileNotFoundError:
             return
     log.warning("%s does not match its checksum: set aside as %s, to be computed again", path, aside.name)
+
+
+def aside(folder: Path) -> list[Path]:
+    """The damaged shards in `folder` that were set aside, by name."""
+    return sorted(folder.glob("_*.parquet.corrupt"))
 
 
 def _verify(kind: Kind, path: Path) -> Shard | None:
