@@ -257,7 +257,7 @@ def test_every_table_of_the_paper_is_written(tmp_path):
 
 
 def test_controls_have_means_of_their_own():
-    edits = edit_rows(trace_rows(n_facts=5), layers=(1, 3))
+    edits = edit_rows(trace_rows(n_facts=5), layers=(1, 3), controls=True)
     some = edits[(edits["method"] == "rome") & (edits["layer"] == edits["layer"].max())]
     drawn = some.assign(method="random_layer_rome")
     found = tables.control_scores(pd.concat([edits, drawn]), ["rewrite"])
