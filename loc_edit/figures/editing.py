@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from loc_edit.figures.style import BLUE, GREY, METHOD_COLORS, METHOD_MARKERS, RED, layer_ticks, panels, styled
-from loc_edit.tables import OUTCOMES, method_label, problem_label, require, without_controls
+from loc_edit.tables import OUTCOMES, is_control, method_label, problem_label, require, without_controls
 
 AXIS_NAMES = {
     "trace": "tracing effect (fraction restored)",
@@ -67,9 +67,8 @@ def scores_by_layer(data: pd.DataFrame) -> Figure:
         figure, axes = panels(len(grid), columns=columns, size=(2.3, 1.7), sharex=True, sharey=True)
         for place, (ax, (problem, outcome)) in enumerate(zip(axes, grid, strict=True)):
             cell = data[(data["problem"] == problem) & (data["outcome"] == outcome)]
-            edits = without_controls(cell)
-            _control_lines(ax, cell.drop(index=edits.index))
-            _score_lines(ax, edits)
+            _control_lines(ax, cell[is_control(cell)])
+            _score_lines(ax, without_controls(cell))
             title = problem_label(problem) + (f": {outcome}" if len(outcomes) > 1 else "")
             ax.set_title(title, loc="left")
             ax.tick_params(labelleft=place % columns == 0)

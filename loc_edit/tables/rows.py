@@ -161,9 +161,12 @@ def join(
 
 def without_controls(edits: pd.DataFrame) -> pd.DataFrame:
     """The edit rows that are edits at a chosen layer: no controls."""
-    if "method" not in edits:
-        return edits
-    return edits[~edits["method"].str.startswith(CONTROLS)]
+    return edits[~is_control(edits)] if "method" in edits else edits
+
+
+def is_control(edits: pd.DataFrame) -> pd.Series:
+    """Whether a row is a control: no edit, or an edit at a layer drawn by lot."""
+    return edits["method"].str.startswith(CONTROLS)
 
 
 def combinations(frame: pd.DataFrame) -> list[str]:

@@ -7,7 +7,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from loc_edit.tables.rows import OUTCOMES, RowsMissing, combinations, in_paper_order, require, without_controls
+from loc_edit.tables.rows import (
+    OUTCOMES,
+    RowsMissing,
+    combinations,
+    in_paper_order,
+    is_control,
+    require,
+    without_controls,
+)
 
 
 def layer_correlations(
@@ -75,8 +83,7 @@ def mean_scores(frame: pd.DataFrame, outcomes: Sequence[str] = OUTCOMES, level: 
 
 def control_scores(edits: pd.DataFrame, outcomes: Sequence[str] = OUTCOMES, level: float = 0.95) -> pd.DataFrame:
     """Mean scores of the controls, over all layers: rows as those of `mean_scores`, with layer -1."""
-    controls = edits.drop(index=without_controls(edits).index)
-    return _mean_scores(controls.assign(layer=-1), outcomes, level)
+    return _mean_scores(edits[is_control(edits)].assign(layer=-1), outcomes, level)
 
 
 def _mean_scores(frame: pd.DataFrame, outcomes: Sequence[str], level: float) -> pd.DataFrame:
