@@ -307,6 +307,19 @@ def test_bad_arguments_are_refused_and_named(tiny, facts):
     assert not any(point.fwd_hooks for point in tiny.hook_dict.values()), "a refusal leaves no hook behind"
 
 
+def test_logits_that_are_no_numbers_name_the_fact(make_model, facts, caplog):
+    model = make_model(n_layers=3)
+    with torch.no_grad():
+        model.unembed.W_U[:, 3] = float("nan")
+    prompt, noise = case(model, facts[1])
+    with pytest.raises(ValueError, match="fact 1: its trace is not a number, as the model's logits are NaN"):
+        loc_edit.trace(model, prompt, "Polish", noise=noise)
+    [[found]] = loc_edit.trace_many(model, [prompt], ["Polish"], noises=[noise], windows=[1])
+    assert "fact 1: its trace is not a number" in caplog.text  # a grid goes on with its other facts
+    assert found.degenerate
+    assert found.to_frame()["p_restored"].isna().any()
+
+
 def test_resid_post_takes_a_window_of_1(deep, facts):
     prompt, noise = case(deep, facts[0])
     wide = loc_edit.trace(deep, prompt, "Paris", noise=noise, site="resid_post", window=5)

@@ -1,6 +1,7 @@
 """What a trace is: the grid of restored runs of one prompt, and the numbers made of it."""
 
 from dataclasses import dataclass, field
+from math import isnan
 from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
@@ -53,6 +54,11 @@ class Trace:
     def fraction(self) -> Float[Tensor, "layer pos"]:
         """The effect as a share of what the noise took away; NaN where that is degenerate."""
         return self.fractions()
+
+    @property
+    def is_nan(self) -> bool:
+        """Whether any of the numbers is none."""
+        return isnan(self.p_clean) or isnan(self.p_corrupted) or bool(self.p_restored.isnan().any())
 
     @property
     def degenerate(self) -> bool:

@@ -1,5 +1,6 @@
 """`trace` and `trace_many`: checks, batches of bounded size, and the results; `sweep` is what makes them fast."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,10 @@ from loc_edit.tracing.hooks import check_traceable, corruption_hooks, window_lay
 from loc_edit.tracing.metrics import Metric, Scorer, check_metric, make_scorer
 from loc_edit.tracing.result import Trace
 from loc_edit.tracing.sweep import LOCAL, Base, Layers, Units, enter, plan, run_base, sweep
+
+log = logging.getLogger(__name__)
+
+NOT_A_NUMBER = "fact {}: its trace is not a number, as the model's logits are NaN or infinite"
 
 CACHED = 2**30
 """Bytes of corrupted activations that are kept at a time."""
@@ -49,7 +54,7 @@ def trace(
         batch_size: see `trace_many`.
 
     Raises:
-        ValueError: an unknown site, a window below 1, noise of another shape.
+        ValueError: an unknown site, a window below 1, noise of another shape; the model's logits are not numbers.
     """
     (found,) = trace_many(
         model,
@@ -62,6 +67,8 @@ def trace(
         foils=[foil],
         batch_size=batch_size,
     )
+    if found[0].is_nan:
+        raise ValueError(NOT_A_NUMBER.format(prompt.fact_id))
     return found[0]
 
 
@@ -96,7 +103,8 @@ def trace_many(
             the device.  Where memory does not suffice it is halved, with a warning in the log.
 
     Returns:
-        For each prompt its traces, one a window, in the order given.
+        For each prompt its traces, one a window, in the order given; where the model's logits are not numbers, nor
+        is the trace, with a warning in the log that names the fact.
 
     Raises:
         ValueError: see `trace`; lists of different lengths.
@@ -130,6 +138,8 @@ def trace_many(
             grid = torch.full((len(centers), len(prompt)), p_corrupted, dtype=torch.float32)
             grid[:, prompt.subject.start :] = means[[runs.index(_ends(some)) for some in layers[window]]]
             mine.append(Trace(prompt, text, p_clean, p_corrupted, grid, window, site, metric, labels))
+        if any(one.is_nan for one in mine):
+            log.warning(NOT_A_NUMBER.format(prompt.fact_id))
         traces.append(mine)
     return traces
 
