@@ -62,8 +62,8 @@ class Trace:
 
     @property
     def degenerate(self) -> bool:
-        """Whether the noise changed the metric by less than 1e-6, so that fractions mean nothing."""
-        return abs(self.p_clean - self.p_corrupted) < DEGENERATE
+        """Whether the noise changed the metric by less than 1e-6, or to no number, so that fractions mean nothing."""
+        return not abs(self.p_clean - self.p_corrupted) >= DEGENERATE
 
     def fractions(self, denominator: Literal["clean", "max"] = "clean") -> Float[Tensor, "layer pos"]:
         """The effect divided by `top - p_corrupted`.
