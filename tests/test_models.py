@@ -404,3 +404,20 @@ def test_the_builtin_model_loads_without_a_network():
     prompt = loc_edit.encode(model, fact)
     assert model(prompt.tokens[None]).isfinite().all()
     models.check_editable(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_logits_of_a_model_in_half_precision_are_not_rounded_to_it(make_model, dtype):
+    """Nearer to float32 arithmetic on the same residual stream than the model's own last product."""
+    half = make_model().to(dtype)
+    whole = make_model()
+    whole.load_state_dict(half.state_dict())
+    residual = torch.randn(2, 5, half.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    wanted = whole.unembed(half.ln_final(residual.to(dtype)).float())
+    found, own = models.logits_at(half, residual.to(dtype)), half.unembed(half.ln_final(residual.to(dtype)))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert (own.float() - wanted).abs().max() > 100 * (found - wanted).abs().max()
+    assert torch.equal(
+        models.logits_at(whole, residual), whole.unembed(whole.ln_final(residual))
+    )  # the others as they were

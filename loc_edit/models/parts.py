@@ -37,10 +37,19 @@ def embeddings(model: HookedTransformer) -> Float[Tensor, "d_vocab d_model"]:
 def logits_at(
     model: HookedTransformer, residual: Float[Tensor, "batch pos d_model"]
 ) -> Float[Tensor, "batch pos d_vocab"]:
-    """Logits of the final residual stream, as `model.forward` ends; for chosen positions only."""
+    """Logits of the final residual stream, as `model.forward` ends; for chosen positions only.
+
+    In float32 at least: those of a model in half precision are not rounded to it, which would cost a probability
+    several per cent.
+    """
     if model.cfg.normalization_type is not None:
         residual = model.ln_final(residual)
-    logits = model.unembed(residual)
+    unembed = model.unembed
+    if unembed.W_U.dtype in (torch.float16, torch.bfloat16):
+        residual = unembed.hook_in(residual).float()
+        logits = unembed.hook_out(residual @ unembed.W_U.float() + unembed.b_U.float())
+    else:
+        logits = unembed(residual)
     cap = model.cfg.output_logits_soft_cap
     return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
