@@ -1,7 +1,7 @@
 """Hyperparameters of the editing methods, as frozen records, and presets of them.  No torch in this room."""
 
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class ValueSettings:
     kl: float = 0.0625
     decay: float = 0.5
     clamp: float = 4.0
-    early_stop: float = 0.0
+    early_stop: float = field(default=0.0, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,10 @@ def test_every_field_survives_toml(file):
     config = ExperimentConfig(
         model="gpt2-xl",
         data='a "quoted" path.json',
+        data_limit=7,
+        skip_invalid=True,
+        known=True,
+        min_probability=0.25,
         facts=3,
         layers=(2, 0),
         methods=("memit-3", "finetune-5"),
@@ -54,6 +58,7 @@ def test_every_field_survives_toml(file):
         noise_samples=2,
         corpus="c.txt",
         corpus_tokens=9,
+        ridge=0.5,
         preset="gpt-j",
         settings={"finetune-5": {"eps": 0.5, "fact_forcing": {"steps": 2}}},
         essence=False,
