@@ -25,20 +25,18 @@ GATED = {
     "initializer_range": 0.3,
     "head_dim": 8,
 }
+NEOX = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
 CONFIGS = {
     "gpt2": lambda: GPT2Config(**SIZES, n_positions=64, n_embd=16, n_layer=3, n_head=2, initializer_range=0.3),
     "gptj": lambda: GPTJConfig(
         **SIZES, n_positions=64, n_embd=16, n_layer=3, n_head=2, rotary_dim=4, initializer_range=0.3
     ),
-    "neox": lambda: GPTNeoXConfig(
-        **SIZES,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-    ),
+    "neox": lambda: GPTNeoXConfig(**SIZES, **NEOX, num_hidden_layers=3, initializer_range=0.3),
     "llama": lambda: LlamaConfig(**SIZES, **GATED),
     "mistral": lambda: MistralConfig(**SIZES, **GATED),
     "qwen2": lambda: Qwen2Config(**SIZES, **{k: v for k, v in GATED.items() if k != "head_dim"}),
@@ -54,13 +52,7 @@ VARIANTS = {
         **SIZES, n_embd=16, n_layer=2, n_head=2, n_positions=64, tie_word_embeddings=False
     ),
     "neox, one after the other": lambda: GPTNeoXConfig(
-        **SIZES,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        use_parallel_residual=False,
+        **SIZES, **NEOX, num_hidden_layers=2, use_parallel_residual=False
     ),
     "llama, grouped, wide heads": lambda: LlamaConfig(**SIZES, **GROUPED),
     "llama, tied": lambda: LlamaConfig(**SIZES, **GATED, tie_word_embeddings=True),

@@ -30,6 +30,14 @@ SENTENCES = (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _a_cache_of_its_own(tmp_path_factory):
+    """An empty cache for each file of tests: neither the user's is touched nor another file's found."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOC_EDIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
     """A byte-level BPE tokenizer of a few hundred tokens, in a folder: TransformerLens reads it back from there."""

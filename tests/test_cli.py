@@ -39,13 +39,6 @@ steps = 4
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _a_cache_of_its_own(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOC_EDIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
 def _one_model():
     """The built-in model is read once; tests leave it as it is."""
     read, kept = loading._load_builtin, {}

@@ -27,11 +27,6 @@ METHODS = ("rome", "memit-2", "finetune-1", "finetune-2")
 QUICK = {"rome": {"steps": 3}, "memit": {"steps": 3}, "finetune": {"steps": 3}}
 
 
-@pytest.fixture(autouse=True)
-def _a_cache_of_its_own(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("LOC_EDIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 @pytest.fixture
 def lab(tmp_path, monkeypatch, tiny, stats_of, facts):
     """(**options) -> an experiment on the tiny model and its four facts."""

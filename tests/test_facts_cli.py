@@ -7,19 +7,10 @@ from dataclasses import replace
 
 import pytest
 from test_cli import call, files, here, message  # noqa: F401
+from test_facts import FLAT
 
 import loc_edit
 from loc_edit.facts import load_facts, save_facts
-
-FLAT = {
-    "case_id": 4,
-    "prompt": "What is the twin city of Lyon? It is",
-    "target_new": "Manila",
-    "subject": "Lyon",
-    "ground_truth": "Beirut",
-    "rephrase_prompt": "Lyon is the twin city of",
-    "locality_prompt": "The twin city of Trieste is",
-}
 
 
 @pytest.fixture(autouse=True)

@@ -322,7 +322,6 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path, say, what):
 @pytest.fixture
 def lab(tmp_path, monkeypatch, tiny, stats_of, facts):
     """(**options) -> an experiment on the tiny model and its four facts."""
-    monkeypatch.setenv("LOC_EDIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(Experiment, "model", tiny)
     monkeypatch.setattr(Experiment, "stats", stats_of(tiny))
     save_facts(facts, tmp_path / "facts.jsonl")

@@ -129,18 +129,37 @@ def edit(
         out.print(f"saved {save}")
 
 
-def analyze(run: Annotated[Path, tyro.conf.Positional], window: int | None = None, draws: int = 2000) -> None:
+def analyze(
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    out_folder: Annotated[Path | None, tyro.conf.arg(name="out")] = None,
+    window: int | None = None,
+    draws: int = 2000,
+    compare_paper: bool = False,
+    second: Path | None = None,
+) -> None:
     """Write the tables and figures of a run, and say what is missing for the others.
 
     Args:
-        run: the run's folder.
+        runs: the run's folder; or several of the same model and settings, whose rows are taken together.
+        out_folder: where tables/ and figures/ go; the run's folder by default.
         window: the restoration window of the main ones; by default the only one, or 5.
         draws: resamples and permutations of the statistics; 0 leaves them out.
+        compare_paper: also set the study's numbers (GPT-J) beside ours.
+        second: the run of another model, for Figure 13.
     """
     from loc_edit.analysis import analyze as analyze_run
     from loc_edit.store import load_run
 
-    found = analyze_run(load_run(run), window=window, draws=draws)
+    if not runs:
+        raise ValueError("analyze: name the folder of a run, such as runs/demo")
+    found = analyze_run(
+        [load_run(run) for run in runs],
+        out_folder,
+        window=window,
+        draws=draws,
+        compare_paper=compare_paper,
+        second=None if second is None else load_run(second),
+    )
     out.print(r2_table(found))
     out.print(score_table(found))
     out.print(f"written: {', '.join(sorted(found.written))}")

@@ -81,13 +81,7 @@ def probability_table(fact: "Fact", score: "EditScore") -> Table:
 
 def r2_table(found: "Analysis") -> Table:
     """R^2 of layer, tracing effect and both, a row per problem x method."""
-    table = Table(
-        title="variance of the rewrite score explained",
-        title_justify="left",
-        box=box.SIMPLE,
-        collapse_padding=True,
-        pad_edge=False,
-    )
+    table = _plain_table("variance of the rewrite score explained")
     for name in ("problem", "method", "R² layer", "R² tracing", "R² both", "added", "p", "n"):
         table.add_column(name, justify="left" if name in ("problem", "method") else "right")
     for row in found.fits.to_dict("records"):
@@ -100,13 +94,7 @@ def r2_table(found: "Analysis") -> Table:
 def score_table(found: "Analysis") -> Table:
     """Mean scores, a column per layer, a section per problem x method."""
     layers = sorted(found.scores["layer"].unique())
-    table = Table(
-        title="mean scores by edited layer (0-based)",
-        title_justify="left",
-        box=box.SIMPLE,
-        collapse_padding=True,
-        pad_edge=False,
-    )
+    table = _plain_table("mean scores by edited layer (0-based)")
     table.add_column("", no_wrap=True)
     for layer in layers:
         table.add_column(str(layer), justify="right", no_wrap=True)
@@ -118,3 +106,8 @@ def score_table(found: "Analysis") -> Table:
             table.add_row(f"  {outcome}", *(f"{means[layer]:.2f}" if layer in means else "" for layer in layers))
         table.add_section()
     return table
+
+
+def _plain_table(title: str) -> Table:
+    """A wide table: no frame, little room between columns."""
+    return Table(title=title, title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False)

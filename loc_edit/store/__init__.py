@@ -17,7 +17,7 @@ from loc_edit.store.folder import BadRun, RunMismatch
 from loc_edit.store.lock import RunLocked, lock_holder
 from loc_edit.store.rows import KEYS, SCHEMA_VERSION, SCHEMAS, BadRows, Kind
 from loc_edit.store.run import Run, load_run
-from loc_edit.store.settings import cell_key
+from loc_edit.store.settings import cell_key, describe, differences
 from loc_edit.store.shards import Shard, aside, shard_size, write_shard
 
 __all__ = [
@@ -34,6 +34,8 @@ __all__ = [
     "StoreError",
     "aside",
     "cell_key",
+    "describe",
+    "differences",
     "load_run",
     "lock_holder",
     "shard_size",
