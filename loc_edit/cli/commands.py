@@ -130,7 +130,8 @@ def edit(
 
 
 def analyze(
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    run: Annotated[Path, tyro.conf.Positional],
+    more: Annotated[tuple[Path, ...], tyro.conf.Positional] = (),
     out_folder: Annotated[Path | None, tyro.conf.arg(name="out")] = None,
     window: int | None = None,
     draws: int = 2000,
@@ -140,7 +141,8 @@ def analyze(
     """Write the tables and figures of a run, and say what is missing for the others.
 
     Args:
-        runs: the run's folder; or several of the same model and settings, whose rows are taken together.
+        run: the run's folder.
+        more: further runs of the same model and settings, whose rows are taken together with the first's.
         out_folder: where tables/ and figures/ go; the run's folder by default.
         window: the restoration window of the main ones; by default the only one, or 5.
         draws: resamples and permutations of the statistics; 0 leaves them out.
@@ -150,10 +152,8 @@ def analyze(
     from loc_edit.analysis import analyze as analyze_run
     from loc_edit.store import load_run
 
-    if not runs:
-        raise ValueError("analyze: name the folder of a run, such as runs/demo")
     found = analyze_run(
-        [load_run(run) for run in runs],
+        [load_run(path) for path in (run, *more)],
         out_folder,
         window=window,
         draws=draws,
