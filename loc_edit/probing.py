@@ -12,8 +12,8 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from loc_edit.batching import NO_TARGET, Batch, Hook, make_batch, resume, run
+from loc_edit.editing.rows import draw_noise
 from loc_edit.editing.update import Edit, edit_hooks
-from loc_edit.editing.value import draw_noise
 from loc_edit.facts import Fact
 from loc_edit.models import logits_at
 from loc_edit.noise import generator

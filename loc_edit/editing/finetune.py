@@ -12,8 +12,9 @@ from transformer_lens import HookedTransformer
 
 from loc_edit.batching import Hook, embed_noise, make_batch, resume, run, target_log_probs
 from loc_edit.editing.rome import describe
+from loc_edit.editing.rows import draw_noise
 from loc_edit.editing.update import Edit, WeightUpdate
-from loc_edit.editing.value import EditFailed, draw_noise
+from loc_edit.editing.value import EditFailed
 from loc_edit.models import W_out, check_editable, check_layers, fingerprint, has_output_bias
 from loc_edit.noise import generator
 from loc_edit.problems import EditRequest
