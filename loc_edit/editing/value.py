@@ -23,7 +23,7 @@ from loc_edit.models import logits_at
 from loc_edit.noise import generator
 from loc_edit.settings import ValueSettings
 
-CALL = 64
+CALL = 128
 """What calling a layer once costs, forward and backward, in positions computed in it: so many of padding are worth one
 call less.  (Measured on the CPU with the built-in model; more on a GPU.)"""
 
