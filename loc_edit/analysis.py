@@ -1,12 +1,19 @@
-"""From a run's rows to its tables and figures.  No torch here."""
+"""From the rows of a run, or of several that belong together, to tables and figures.  No torch here."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from loc_edit import figures, regress, tables
-from loc_edit.store import Run
+from loc_edit.store import KEYS, Run, RunMismatch, describe, differences
+
+FINGERPRINT = "model_fingerprint"
+
+WHICH = ("chunk", "data_limit", "facts", "known", "layers", "methods", "min_probability", "problems", "windows")
+"""Settings that say which rows there are, not what is in them: runs that differ in these alone belong together."""
 
 
 @dataclass(frozen=True)
@@ -26,23 +33,87 @@ class Analysis:
     missing: dict[str, str]
 
 
-def analyze(run: Run, out: str | Path | None = None, *, window: int | None = None, draws: int = 2000) -> Analysis:
+def analyze(
+    run: Run | Sequence[Run],
+    out: str | Path | None = None,
+    *,
+    window: int | None = None,
+    draws: int = 2000,
+    compare_paper: bool = False,
+    second: Run | None = None,
+) -> Analysis:
     """Write every table and figure of the study that a run's rows allow.
 
     Args:
-        run: from `load_run`.
+        run: from `load_run`; or several of the same model and settings, whose rows are taken together.
         out: where `tables/` and `figures/` go; the run's folder by default.
         window: the restoration window of the main tables and figures; by default the only one, or 5.
         draws: resamples and permutations of the statistics; 0 leaves them out.
+        compare_paper: also a table with the study's numbers beside ours.
+        second: a run of another model, for Figure 13.
 
     Raises:
         RowsMissing: the run has no finished edit, or no trace.
+        RunMismatch: several runs whose rows must not stand in one statistic; or a second one of the same model.
+        ValueError: several runs, and no `out`.
     """
-    traces, edits = run.traces, run.read("edits", lists=True)
-    if traces.empty or not (edits["status"] == "done").any():
-        raise tables.RowsMissing(f"{run.path}: no trace or no finished edit yet, so there is nothing to analyse")
-    folder = Path(out) if out else run.path
-    written, missing = regress.write_tables(traces, edits, folder / "tables", window=window, draws=draws)
-    drawn, not_drawn = figures.draw_all(traces, edits, folder / "figures", window=window)
+    runs = [run] if isinstance(run, Run) else list(run)
+    if out is None and len(runs) != 1:
+        raise ValueError(f"tables and figures of {len(runs)} runs: say where they go (`out`)")
+    if second is not None and second.provenance.get(FINGERPRINT) == runs[0].provenance.get(FINGERPRINT):
+        raise RunMismatch(f"{second.path} is of the same model as {runs[0].path}; Figure 13 compares two models")
+    traces, edits = gather(runs)
+    other = None if second is None else gather([second])
+    folder = Path(out) if out else runs[0].path
+    written, missing = regress.write_tables(
+        traces, edits, folder / "tables", window=window, draws=draws, compare_paper=compare_paper
+    )
+    drawn, not_drawn = figures.draw_all(traces, edits, folder / "figures", window=window, second=other)
     frame = tables.Rows.of(traces, edits, window).joined()
     return Analysis(regress.fits(frame), tables.mean_scores(frame), written | drawn, missing | not_drawn)
+
+
+def gather(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Trace and edit rows of runs that belong together, a row that several of them have taken once.
+
+    Raises:
+        RunMismatch: another model, or another setting than which facts, layers, methods, problems and windows
+            there are; the message names it.
+        RowsMissing: a run has no trace, or no finished edit.
+    """
+    for run in runs[1:]:
+        _refuse_strangers(runs[0], run)
+    traces, edits = [run.traces for run in runs], [run.read("edits", lists=True) for run in runs]
+    for run, these, those in zip(runs, traces, edits, strict=True):
+        if these.empty or not (those["status"] == "done").any():
+            raise tables.RowsMissing(f"{run.path}: no trace or no finished edit yet, so there is nothing to analyse")
+    return _together(traces, "traces"), _together(edits, "edits")
+
+
+def _together(parts: list[pd.DataFrame], kind: str) -> pd.DataFrame:
+    if len(parts) == 1:
+        return parts[0]
+    rows = pd.concat(parts, ignore_index=True).drop_duplicates([*KEYS[kind], "cell"], ignore_index=True)
+    return rows.sort_values(list(KEYS[kind]), kind="stable", ignore_index=True)
+
+
+def _refuse_strangers(first: Run, other: Run) -> None:
+    """Refuses runs of different models or settings: their rows do not mix."""
+    models = [{FINGERPRINT: run.provenance.get(FINGERPRINT, "")} for run in (first, other)]
+    found = differences(*models) or differences(*_shared(first.config, other.config))
+    if found:
+        raise RunMismatch(
+            f"the rows of {first.path} and {other.path} do not belong together: {describe(found)} "
+            "(there: the first, here: the second)"
+        )
+
+
+def _shared(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two configurations without what says which rows there are, settings of methods where both have them."""
+    first, second = ({k: v for k, v in c.items() if k not in (*WHICH, "settings")} for c in (one, other))
+    here, there = one.get("settings", {}), other.get("settings", {})
+    both = [(method, problem) for method in here for problem in here[method] if problem in there.get(method, {})]
+    return (
+        first | {f"settings.{method}.{problem}": here[method][problem] for method, problem in both},
+        second | {f"settings.{method}.{problem}": there[method][problem] for method, problem in both},
+    )

@@ -241,9 +241,10 @@ def test_our_numbers_stand_beside_the_studys():
 
 def test_every_table_of_the_paper_is_written(tmp_path):
     traces = trace_rows(n_facts=8)
-    edits = edit_rows(traces)
+    edits = edit_rows(traces, methods=(("rome", 1), ("finetune", 5)), problems=("error_injection",))
     written, missing = regress.write_tables(traces, edits, tmp_path, draws=50, compare_paper=True)
     assert not missing
+    assert set(pd.read_csv(tmp_path / "statistics.csv")["outcome"]) == set(tables.OUTCOMES)
     assert {f"table_{n}" for n in range(1, 7)} | {"statistics", "verdict", "compare_paper"} < set(written)
     subset = tables.concentrated_facts(tables.by_layer(traces))
     assert 0 < len(subset) < 8

@@ -9,7 +9,7 @@ import pandas as pd
 
 from loc_edit import tables
 from loc_edit.regress.ols import fits
-from loc_edit.regress.statistics import localization_informs_editing, statistics
+from loc_edit.regress.statistics import localization_informs_editing, sensitivity, statistics
 from loc_edit.tables import Rows, RowsMissing
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,10 @@ def _concentrated(rows: Rows) -> pd.DataFrame:
     return tables.r2_table(fits(subset))
 
 
+def _sensitivity(rows: Rows) -> pd.DataFrame:
+    return sensitivity(rows.edits, rows.traces)
+
+
 def _correlations(rows: Rows) -> pd.DataFrame:
     return tables.with_paper_layers(tables.layer_correlations(rows.joined()))
 
@@ -54,6 +58,7 @@ TABLES: dict[str, PaperTable] = {
     "table_5": PaperTable("R^2 of the neighborhood score", _explained("neighborhood")),
     "table_6": PaperTable("R^2 of the overall score", _explained("overall")),
     "layer_correlations": PaperTable("correlation of tracing effect and rewrite score, per layer", _correlations),
+    "sensitivity": PaperTable("R^2 for each window, site, denominator and choice of token", _sensitivity),
 }
 
 
@@ -101,10 +106,13 @@ def write_tables(
 
 
 def _resampled(draws: int, seed: int) -> dict[str, PaperTable]:
+    def of_every_outcome(rows: Rows) -> pd.DataFrame:
+        frame = rows.joined()
+        known = [name for name in tables.OUTCOMES if name in frame and frame[name].notna().any()]
+        return pd.concat([statistics(frame, name, draws=draws, seed=seed) for name in known], ignore_index=True)
+
     return {
-        "statistics": PaperTable(
-            "all statistics of the rewrite score", lambda rows: statistics(rows.joined(), draws=draws, seed=seed)
-        ),
+        "statistics": PaperTable("all statistics of every score", of_every_outcome),
         "verdict": PaperTable(
             "does localization inform editing?",
             lambda rows: localization_informs_editing(rows.joined(), draws=draws, seed=seed),

@@ -112,7 +112,12 @@ def sensitivity(
 
     Returns:
         The rows of `fits` with the columns site, trace_window, denominator, regressor in front.
+
+    Raises:
+        RowsMissing: there are no traces, or no edits.
     """
+    if traces.empty:
+        raise tables.RowsMissing("there are no trace rows")
     parts = []
     for (site, window), cells in traces.groupby(["site", "window"]):
         for denominator in denominators:
@@ -133,7 +138,7 @@ def sensitivity(
                 }
                 part = fits(frame, outcome)
                 parts.append(pd.concat([pd.DataFrame([choice] * len(part)), part], axis=1))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    return pd.concat(parts, ignore_index=True)
 
 
 def _beside_fits(

@@ -24,7 +24,7 @@ from loc_edit.store.lock import RunLocked, lock_holder
 from loc_edit.store.rows import KEYS, SCHEMA_VERSION, SCHEMAS, BadRows, Kind
 from loc_edit.store.run import Run, load_run
 from loc_edit.store.selection import Selection
-from loc_edit.store.settings import cell_key
+from loc_edit.store.settings import cell_key, describe, differences
 from loc_edit.store.shards import Shard, aside, shard_size, write_shard
 
 __all__ = [
@@ -42,6 +42,8 @@ __all__ = [
     "StoreError",
     "aside",
     "cell_key",
+    "describe",
+    "differences",
     "event",
     "journal",
     "load_run",
