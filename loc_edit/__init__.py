@@ -19,6 +19,7 @@ _ROOMS = {
     "loc_edit.prompts": ["BadPrompt", "Prompt", "SubjectNotFound", "encode", "target_tokens"],
     "loc_edit.noise": ["noise_scale", "subject_noise"],
     "loc_edit.tracing": ["Trace", "corruption_hooks", "restoration_hooks", "trace", "trace_many", "window_layers"],
+    "loc_edit.localizers": ["LOCALIZERS", "localize"],
     "loc_edit.problems": ["PROBLEMS", "EditRequest", "NotEligible", "pose"],
     "loc_edit.keys": ["BadKeyStats", "KeyStats", "key_stats"],
     "loc_edit.editing.update": ["Edit", "EditMismatch", "WeightUpdate"],
@@ -36,7 +37,7 @@ _ROOMS = {
     "loc_edit.analysis": ["analyze"],
     "loc_edit.store": ["Run", "load_run"],
     "loc_edit.tables": ["layer_correlations"],
-    "loc_edit.regress": ["Fit", "fit", "fits", "localization_informs_editing", "statistics"],
+    "loc_edit.regress": ["Fit", "fit", "fits", "layer_choices", "localization_informs_editing", "statistics"],
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = sorted(_HOME)

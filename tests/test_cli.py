@@ -190,6 +190,16 @@ def test_trace_prints_and_saves_one_trace(here):
     assert set(drawn["window"]) == {3}
 
 
+@pytest.mark.parametrize("localizer", ["attribution", "mean_ablation", "direct"])
+def test_trace_by_another_localizer(here, localizer):
+    few = ("--samples", 2, "--window", 1, "--folder", "traces", "--noise", "u0.5")
+    result = call("trace", "--fact", 1, "--localizer", localizer, *few)
+    assert result.status == 0, result.err
+    assert f"{localizer}: restored" in result.out
+    assert len(list((here / "traces").iterdir())) == 3
+    assert "localizer 'guess'" in message(call("trace", "--fact", 1, "--localizer", "guess", *few))
+
+
 @pytest.mark.parametrize(
     ("method", "problem"), [("rome", "error_injection"), ("finetune-1", "fact_erasure"), ("finetune-5", "fact_forcing")]
 )
@@ -336,11 +346,11 @@ def test_bad_facts_are_named(here):
     assert not (here / "runs").exists()
 
 
-def test_another_configuration_in_the_folder_is_refused(small):
+def test_another_run_in_the_folder_is_refused(small):
     before = files(small.run)
-    line = message(call("run", "--config", small.config, "--out", small.run, "--seed", 5))
+    line = message(call("tune", "--methods", "finetune-1", "--facts", 1, "--folder", small.run))
     assert str(small.run) in line
-    assert "seed" in line
+    assert "an experiment, and this is a tuning" in line
     assert files(small.run) == before
 
 

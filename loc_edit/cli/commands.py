@@ -1,7 +1,7 @@
 """The commands about one fact and a finished run."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.markup import escape
@@ -11,7 +11,12 @@ from loc_edit.cli.show import out, probability_table, r2_table, score_table, top
 from loc_edit.config import ExperimentConfig
 
 if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
     from loc_edit.facts import Fact
+
+REFERENCE = 50
+"""Prompts of other facts that a cell's output is replaced from."""
 
 
 def trace(
@@ -20,6 +25,7 @@ def trace(
     data: str = "builtin",
     window: int = 5,
     site: str = "mlp_out",
+    localizer: str = "causal_tracing",
     noise: str = "s3",
     samples: int = 10,
     seed: int = 0,
@@ -33,7 +39,9 @@ def trace(
         data: the built-in facts, or a file of facts.
         window: layers restored together.
         site: mlp_out, attn_out, resid_post, or what follows `blocks.<l>.` in a hook name.
-        noise: a standard deviation, or s3.
+        localizer: causal_tracing, attribution, integrated_gradients, zero_ablation, mean_ablation, resample_ablation,
+            severed_mlp, severed_attn, direct, random.
+        noise: a standard deviation, or s3; u0.5 (uniform), m1 (full covariance), swap (another subject).
         samples: noise samples.
         seed: start of the random draws.
         folder: where the files go.
@@ -45,10 +53,20 @@ def trace(
     chosen, net = _chosen(facts, fact, data), loc_edit.load_model(model)
     prompt = loc_edit.encode(net, chosen)
     drawn = loc_edit.subject_noise(net, prompt, scale=noise, facts=facts, samples=samples, seed=seed)
-    found = loc_edit.trace(net, prompt, chosen.target_true, noise=drawn, site=site, window=window)
-    numbers = f"p clean {found.p_clean:.3f}, corrupted {found.p_corrupted:.3f}"
+    found = loc_edit.localize(
+        net,
+        prompt,
+        chosen.target_true,
+        noise=drawn,
+        localizer=localizer,
+        site=site,
+        window=window,
+        **_options(localizer, net, chosen, facts),
+    )
+    what = {"probability": "p", "logit_difference": "logit difference"}[found.metric]
+    numbers = f"{what} clean {found.p_clean:.3f}, corrupted {found.p_corrupted:.3f}"
     out.print(f"{escape(prompt.text)} -> [bold]{escape(chosen.target_true)}[/]   {numbers}")
-    table = Table(title=f"restored p, {site}, window {found.window}; * subject", title_justify="left")
+    table = Table(title=f"{localizer}: restored {what}, {site}, window {found.window}; * subject", title_justify="left")
     table.add_column("token")
     for layer in range(len(found.p_restored)):
         table.add_column(str(layer), justify="right")
@@ -165,6 +183,17 @@ def analyze(
     out.print(f"written: {', '.join(sorted(found.written))}")
     for name, reason in sorted(found.missing.items()):
         out.print(f"not made: {name}: {escape(reason)}")
+
+
+def _options(localizer: str, model: "HookedTransformer", fact: "Fact", facts: "list[Fact]") -> dict[str, Any]:
+    """What a localiser wants besides: prompts of other facts of the relation, or the false object."""
+    from loc_edit.prompts import encode
+
+    if localizer in ("mean_ablation", "resample_ablation"):
+        return {"reference": [encode(model, other) for other in facts if other.relation == fact.relation][:REFERENCE]}
+    if localizer == "direct":
+        return {"metric": "logit_difference", "foil": fact.target_new}
+    return {}
 
 
 def _chosen(facts: "list[Fact]", fact_id: int, data: str) -> "Fact":
