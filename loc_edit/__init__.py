@@ -19,6 +19,7 @@ _ROOMS = {
     "loc_edit.prompts": ["BadPrompt", "Prompt", "SubjectNotFound", "encode", "target_tokens"],
     "loc_edit.noise": ["noise_scale", "subject_noise"],
     "loc_edit.tracing": ["Trace", "corruption_hooks", "restoration_hooks", "trace", "trace_many", "window_layers"],
+    "loc_edit.localizers": ["LOCALIZERS", "localize"],
     "loc_edit.problems": ["PROBLEMS", "EditRequest", "NotEligible", "pose"],
     "loc_edit.keys": ["BadKeyStats", "KeyStats", "key_stats"],
     "loc_edit.editing.update": ["Edit", "EditMismatch", "WeightUpdate"],

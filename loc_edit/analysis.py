@@ -59,7 +59,7 @@ def analyze(
     """
     runs = [run] if isinstance(run, Run) else list(run)
     if out is None and len(runs) != 1:
-        raise ValueError(f"tables and figures of {len(runs)} runs: say where they go (out=)")
+        raise ValueError(f"tables and figures of {len(runs)} runs: say where they go (`out`)")
     if second is not None and second.provenance.get(FINGERPRINT) == runs[0].provenance.get(FINGERPRINT):
         raise RunMismatch(f"{second.path} is of the same model as {runs[0].path}; Figure 13 compares two models")
     traces, edits = gather(runs)

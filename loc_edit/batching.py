@@ -7,15 +7,15 @@ computes what it computes alone.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
-from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
-from loc_edit.models import logits_at
+from loc_edit.models import Past, logits_at, new_past, run_layers, takes_past
 from loc_edit.prompts import BadPrompt, Prompt
 
 log = logging.getLogger(__name__)
@@ -175,7 +175,8 @@ def run(
 ) -> Float[Tensor, "row pos d_model"]:
     """The residual stream before `stop_at_layer` (by default after the last), noise and hooks applied."""
     stop = model.cfg.n_layers if stop_at_layer is None else stop_at_layer
-    return model.run_with_hooks(batch.tokens, stop_at_layer=stop, fwd_hooks=[*noise_hooks(batch.noise), *hooks])
+    with model.hooks(fwd_hooks=[*noise_hooks(batch.noise), *hooks]):
+        return run_layers(model, batch.tokens, stop=stop)
 
 
 def resume(
@@ -185,30 +186,37 @@ def resume(
     hooks: Sequence[Hook] = (),
 ) -> Float[Tensor, "row pos d_model"]:
     """The final residual stream from the one before `layer` (after the last block: the same one)."""
-    if layer == model.cfg.n_layers:
-        return residual
-    return model.run_with_hooks(residual, start_at_layer=layer, stop_at_layer=model.cfg.n_layers, fwd_hooks=list(hooks))
+    with model.hooks(fwd_hooks=list(hooks)):
+        return run_layers(model, residual, start=layer, stop=model.cfg.n_layers)
 
 
 @dataclass(frozen=True)
 class Tails:
     """Rows from one position each on, and the attention keys and values of what comes before.
 
-    For when what comes before stays as it is: only the tails are computed again.
+    For when what comes before stays as it is: only the tails are computed again.  Where a model takes no keys and
+    values of earlier positions, the tails are the whole rows.
 
     Attributes:
         start: first position of each row's tail, in the row.
+        first: the position in the tail from which on a row may change: 0, but for tails that are whole rows.
         residual: residual stream of the tails before `layer`, padded on the right.
         layer: where the tails go on.
-        cache: keys and values of the positions before, from `layer` on, padded on the left; frozen.
+        past: keys and values of the positions before, from `layer` on, padded on the left; frozen.
         mask: 1 where a position, of the part before and the tail together, is a real one.
     """
 
     start: Int[Tensor, " row"]
+    first: Int[Tensor, " row"]
     residual: Float[Tensor, "row tail d_model"]
     layer: int
-    cache: TransformerLensKeyValueCache
-    mask: Int[Tensor, "row before_and_tail"]
+    past: Past | None = None
+    mask: Int[Tensor, "row before_and_tail"] | None = None
+
+    def add(self, delta: Float[Tensor, "row d_model"]) -> Float[Tensor, "row tail d_model"]:
+        """The residual stream with `delta` added at each row's first position."""
+        at = torch.arange(len(self.first), device=delta.device)
+        return self.residual.index_put((at, self.first), delta.to(self.residual), accumulate=True)
 
 
 @torch.no_grad()
@@ -223,42 +231,30 @@ def make_tails(
 
     The rows are run once from there, to keep the keys and values of the positions before `start`.
     """
-    rows, device = len(residual), residual.device
-    whole = TransformerLensKeyValueCache.init_cache(model.cfg, device, rows)
+    if not takes_past(model):
+        return Tails(torch.zeros_like(start), start, residual, layer)
+    whole = new_past(model, len(residual))
     if layer < model.cfg.n_layers:
-        ones = torch.ones(residual.shape[:2], dtype=torch.long, device=device)
-        model(
-            residual, start_at_layer=layer, stop_at_layer=model.cfg.n_layers, past_kv_cache=whole, attention_mask=ones
-        )
+        ones = torch.ones(residual.shape[:2], dtype=torch.long, device=residual.device)
+        run_layers(model, residual, start=layer, stop=model.cfg.n_layers, past=whole, mask=ones)
     n_before, n_tail = int(start.max()), int((lengths - start).max())
-    before = start[:, None] - n_before + torch.arange(n_before, device=device)
-    tail = (start[:, None] + torch.arange(n_tail, device=device)).clamp(max=residual.shape[1] - 1)
-    at = torch.arange(rows, device=device)[:, None]
-    kept = TransformerLensKeyValueCache.init_cache(model.cfg, device, rows)
+    before = start[:, None] - n_before + torch.arange(n_before, device=residual.device)
+    tail = (start[:, None] + torch.arange(n_tail, device=residual.device)).clamp(max=residual.shape[1] - 1)
+    at = torch.arange(len(residual), device=residual.device)[:, None]
+    kept = new_past(model, len(residual))
     for entry, full in zip(kept.entries[layer:], whole.entries[layer:], strict=True):
         entry.past_keys = full.past_keys[at, before.clamp(min=0)]
         entry.past_values = full.past_values[at, before.clamp(min=0)]
     kept.freeze()
     mask = torch.cat([before >= 0, torch.ones_like(tail, dtype=torch.bool)], dim=1).long()
-    return Tails(start, residual[at, tail], layer, kept, mask)
+    return Tails(start, torch.zeros_like(start), residual[at, tail], layer, kept, mask)
 
 
 def resume_tails(
     model: HookedTransformer, tails: Tails, residual: Float[Tensor, "row tail d_model"]
 ) -> Float[Tensor, "row tail d_model"]:
     """The final residual stream of the tails, from `residual` in place of theirs."""
-    if tails.layer == model.cfg.n_layers:
-        return residual
-    return cast(
-        Tensor,
-        model(
-            residual,
-            start_at_layer=tails.layer,
-            stop_at_layer=model.cfg.n_layers,
-            past_kv_cache=tails.cache,
-            attention_mask=tails.mask,
-        ),
-    )
+    return run_layers(model, residual, start=tails.layer, stop=model.cfg.n_layers, past=tails.past, mask=tails.mask)
 
 
 def activations(
@@ -273,11 +269,11 @@ def activations(
     rows = torch.arange(len(batch), device=batch.tokens.device)
     found: dict[str, Tensor] = {}
 
-    def keep(value: Tensor, hook: Any) -> Tensor:
-        found[hook.name] = value[rows, batch.last_subject]
-        return value
+    def keep(value: Tensor, hook: Any, name: str) -> None:
+        found[name] = value[rows, batch.last_subject]
 
-    run(model, batch, stop_at_layer=stop_at_layer, hooks=[*hooks, *((name, keep) for name in names)])
+    keeping = [(name, partial(keep, name=name)) for name in names]
+    run(model, batch, stop_at_layer=stop_at_layer, hooks=[*hooks, *keeping])
     return found
 
 

@@ -10,7 +10,7 @@ from transformer_lens import HookedTransformer
 
 from loc_edit.facts import Fact
 from loc_edit.models import embeddings, tokenizer
-from loc_edit.prompts import Prompt
+from loc_edit.prompts import Prompt, encode
 
 
 def generator(*key: object) -> torch.Generator:
@@ -45,13 +45,8 @@ def noise_scale(model: HookedTransformer, scale: str | float, facts: Sequence[Fa
         factor = float("nan")
     if not factor >= 0:
         raise ValueError(f"noise scale {scale!r}: a number or a factor such as 's3' is wanted")
-    if not facts:
-        raise ValueError(f"noise scale {scale!r} is relative to the subjects of a data set: give facts= or a number")
-    subjects = [fact.subject for fact in facts]
-    ids = tokenizer(model)(subjects, add_special_tokens=False)["input_ids"]
-    flat = torch.tensor([i for one in ids for i in one], device=model.cfg.device)
     # Rounded: the last digits depend on threads and device, and a run's identity holds this number.
-    return float(f"{factor * embeddings(model)[flat].double().std().item():.9g}")
+    return float(f"{factor * _subject_embeddings(model, scale, facts).std().item():.9g}")
 
 
 def subject_noise(
@@ -63,22 +58,90 @@ def subject_noise(
     samples: int = 10,
     seed: int = 0,
 ) -> Float[Tensor, "sample subject d_model"]:
-    """Gaussian noise for the embeddings of the prompt's subject, drawn once per (seed, fact).
+    """Noise for the embeddings of the prompt's subject, drawn once per (seed, fact).
 
     Args:
         model: gives the width and the device.
         prompt: gives the subject's length and the fact.
-        scale: see `noise_scale`.
-        facts: see `noise_scale`.
-        samples: number of samples K >= 1.
+        scale: Gaussian of this standard deviation, see `noise_scale`: a number, or `"s3"`.  Or another rule:
+            `"u0.5"` or `"us3"`, uniform between plus and minus that; `"m1"`, Gaussian with 1 time (squared) the full
+            covariance of the subjects' embeddings; `"swap"`, what makes other facts' subjects of the subject.
+        facts: the data set, whose subjects the rules `s`, `us`, `m` and `swap` are about.
+        samples: number of samples K >= 1; of `swap` there are fewer where fewer subjects fit.
         seed: with the fact's id, the generator's seed.
 
     Returns:
         The tensor that is added to `hook_embed` at the subject's positions, in units of the embeddings.
+
+    Raises:
+        ValueError: no such rule, or no facts where it needs them; of `swap`, no other subject fits the prompt.
+
+    Source: Meng et al. 2022a, appendix B.1 (Gaussian, uniform, covariance); Wang et al. 2023, Zhang and Nanda 2024
+    (another subject in place of noise).
     """
     if samples < 1:
         raise ValueError(f"noise samples {samples}: at least 1 is wanted")
-    sigma = noise_scale(model, scale, facts)
-    length = prompt.subject.stop - prompt.subject.start
-    eps = torch.randn(samples, length, model.cfg.d_model, generator=generator("noise", seed, prompt.fact_id))
-    return (sigma * eps).to(model.cfg.device, model.cfg.dtype)
+    draws = generator("noise", seed, prompt.fact_id)
+    shape = samples, prompt.subject.stop - prompt.subject.start, model.cfg.d_model
+    if scale == "swap":
+        noise = _swaps(model, prompt, facts, samples, draws)
+    elif isinstance(scale, str) and scale.startswith("u"):
+        noise = noise_scale(model, scale[1:], facts) * (2 * torch.rand(shape, generator=draws) - 1)
+    elif isinstance(scale, str) and scale.startswith("m"):
+        noise = torch.randn(shape, generator=draws) @ _root(model, scale, facts)
+    else:
+        noise = noise_scale(model, scale, facts) * torch.randn(shape, generator=draws)
+    return noise.to(model.cfg.device, model.cfg.dtype)
+
+
+def _subject_embeddings(
+    model: HookedTransformer, scale: str, facts: Sequence[Fact] | None
+) -> Float[Tensor, "token d_model"]:
+    """The embeddings of all tokens of all subjects, each subject tokenised alone, every occurrence counted."""
+    if not facts:
+        raise ValueError(f"noise scale {scale!r} is relative to the subjects of a data set: give facts= or a number")
+    ids = tokenizer(model)([fact.subject for fact in facts], add_special_tokens=False)["input_ids"]
+    flat = torch.tensor([i for one in ids for i in one], device=model.cfg.device)
+    return embeddings(model)[flat].double()
+
+
+def _root(model: HookedTransformer, scale: str, facts: Sequence[Fact] | None) -> Float[Tensor, "d_model d_model"]:
+    """What turns white noise into noise with the factor's share of the subjects' covariance."""
+    try:
+        factor = float(scale[1:])
+    except ValueError:
+        factor = float("nan")
+    if not factor >= 0:
+        raise ValueError(f"noise scale {scale!r}: a factor such as 'm1' is wanted")
+    values, vectors = torch.linalg.eigh(_subject_embeddings(model, scale, facts).T.cov().cpu())
+    return (factor * values.clamp(min=0).sqrt()[:, None] * vectors.T).float()
+
+
+def _swaps(
+    model: HookedTransformer,
+    prompt: Prompt,
+    facts: Sequence[Fact] | None,
+    samples: int,
+    draws: torch.Generator,
+) -> Float[Tensor, "sample subject d_model"]:
+    """Embeddings of other subjects less those of the prompt's, of subjects whose prompt differs in the span alone."""
+    span, own = prompt.subject, prompt.tokens
+    others: dict[str, Tensor] = {}
+    for fact in facts or ():
+        if fact.subject == prompt.subject_text or fact.subject in others:
+            continue
+        try:
+            other = encode(model, Fact(template=prompt.template, subject=fact.subject, target_true="-"))
+        except ValueError:  # its subject cannot be found in this template
+            continue
+        elsewhere = len(other) == len(own) and (other.tokens != own).nonzero()[:, 0].tolist()
+        if elsewhere and other.subject == span and set(elsewhere) <= set(range(span.start, span.stop)):
+            others[fact.subject] = other.tokens[span]
+    if not others:
+        raise ValueError(
+            f"fact {prompt.fact_id}: no other subject of {len(facts or ())} facts takes the place of "
+            f"{prompt.subject_text!r} token for token; give more facts= or another noise"
+        )
+    chosen = torch.randperm(len(others), generator=draws)[:samples].tolist()
+    tokens = torch.stack([list(others.values())[i] for i in chosen])
+    return (embeddings(model)[tokens] - embeddings(model)[own[span]]).float().cpu()

@@ -12,9 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
-from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
-from loc_edit.models import logits_at, tokenizer
+from loc_edit.models import logits_at, new_past, run_layers, takes_past, tokenizer
 from loc_edit.noise import generator
 from loc_edit.prompts import tokenize
 
@@ -88,14 +87,14 @@ def sample_tokens(
 def _continue(
     model: HookedTransformer, tokens: Int[Tensor, "row pos"], draws: Float[Tensor, "row new"], top_k: int
 ) -> Int[Tensor, "row longer"]:
-    """Rows of one length, continued with cached attention keys and values."""
-    cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, len(tokens))
+    """Rows of one length, continued with cached attention keys and values where the model takes them."""
+    past = new_past(model, len(tokens)) if takes_past(model) else None
     new = tokens
     for draw in draws.to(model.cfg.device).T:
+        given = tokens if past is None else new
         # An explicit mask: by itself the model would take an EOS in the text for padding.
-        residual = model(
-            new, past_kv_cache=cache, attention_mask=torch.ones_like(new), stop_at_layer=model.cfg.n_layers
-        )
+        mask = None if past is None else torch.ones_like(new)
+        residual = run_layers(model, given, stop=model.cfg.n_layers, past=past, mask=mask)
         top, ids = logits_at(model, residual[:, -1:])[:, 0].float().topk(min(top_k, model.cfg.d_vocab_out))
         chosen = (draw[:, None] >= top.softmax(-1).cumsum(-1)).sum(-1).clamp(max=top.shape[1] - 1)
         new = ids.gather(1, chosen[:, None])

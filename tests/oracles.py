@@ -187,7 +187,8 @@ def rome(model, request, layer, moment, contexts, settings, fixed=None, fresh=No
     )
     mlp = model.blocks[layer].mlp
     v_star = v0 + delta
-    return torch.outer(u, v_star - (k_star @ mlp.W_out + mlp.b_out)) / (k_star @ u)
+    bias = 0 if mlp.b_out is None else mlp.b_out
+    return torch.outer(u, v_star - (k_star @ mlp.W_out + bias)) / (k_star @ u)
 
 
 def memit(model, request, layers, moments, contexts, settings, fixed=None, fresh=None):

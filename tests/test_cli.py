@@ -190,6 +190,16 @@ def test_trace_prints_and_saves_one_trace(here):
     assert set(drawn["window"]) == {3}
 
 
+@pytest.mark.parametrize("localizer", ["attribution", "mean_ablation", "direct"])
+def test_trace_by_another_localizer(here, localizer):
+    few = ("--samples", 2, "--window", 1, "--folder", "traces", "--noise", "u0.5")
+    result = call("trace", "--fact", 1, "--localizer", localizer, *few)
+    assert result.status == 0, result.err
+    assert f"{localizer}: restored" in result.out
+    assert len(list((here / "traces").iterdir())) == 3
+    assert "localizer 'guess'" in message(call("trace", "--fact", 1, "--localizer", "guess", *few))
+
+
 @pytest.mark.parametrize(
     ("method", "problem"), [("rome", "error_injection"), ("finetune-1", "fact_erasure"), ("finetune-5", "fact_forcing")]
 )

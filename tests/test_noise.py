@@ -64,3 +64,47 @@ def test_s3_needs_a_data_set_and_samples_are_positive(tiny, facts):
             loc_edit.noise_scale(tiny, "s3", nothing)
     with pytest.raises(ValueError, match="samples 0"):
         loc_edit.subject_noise(tiny, loc_edit.encode(tiny, facts[0]), scale=1.0, samples=0)
+
+
+def test_uniform_noise_fills_its_box(tiny, facts):
+    prompt = loc_edit.encode(tiny, facts[0])
+    noise = loc_edit.subject_noise(tiny, prompt, scale="u0.2", samples=300)
+    assert noise.abs().max() <= 0.2
+    assert noise.std().item() == pytest.approx(0.2 / 3**0.5, rel=0.05)
+    half = loc_edit.noise_scale(tiny, "s3", facts)
+    wide = loc_edit.subject_noise(tiny, prompt, scale="us3", facts=facts, samples=300)
+    assert 0.95 * half < wide.abs().max() <= half
+
+
+def test_full_covariance_noise_has_the_covariance_of_the_subjects(tiny, facts):
+    prompt = loc_edit.encode(tiny, facts[0])
+    noise = loc_edit.subject_noise(tiny, prompt, scale="m2", facts=facts, samples=20_000)
+    ids = [i for f in facts for i in tiny.tokenizer(f.subject, add_special_tokens=False)["input_ids"]]
+    expected = 4 * torch.cov(tiny.embed.W_E[ids].T)
+    torch.testing.assert_close(noise.flatten(0, 1).T.cov(), expected, rtol=0, atol=0.06 * expected.abs().max().item())
+    assert (expected - expected.diag().diag()).abs().max() > 0.2 * expected.abs().max()  # more than a scale
+
+
+def test_swapping_the_subject_is_the_other_subjects_prompt(tiny, facts):
+    fact = facts[1]
+    prompt = loc_edit.encode(tiny, fact)
+    other = loc_edit.Fact(template=fact.template, subject="Anna Norway", target_true="-")
+    assert len(loc_edit.encode(tiny, other)) == len(prompt)
+    long = loc_edit.Fact(template=fact.template, subject="A much longer name than that", target_true="-")
+    pool = [fact, long, *facts]
+    with pytest.raises(ValueError, match="fact 1: no other subject of 1 facts takes the place of 'Anna Kowalska'"):
+        loc_edit.subject_noise(tiny, prompt, scale="swap", facts=[fact])
+    noise = loc_edit.subject_noise(tiny, prompt, scale="swap", facts=[*pool, other])
+    assert len(noise) >= 1
+    with tiny.hooks(fwd_hooks=loc_edit.corruption_hooks(prompt, noise)):
+        swapped = tiny(prompt.tokens[None])
+    expected = tiny(loc_edit.encode(tiny, other).tokens[None])[0]
+    assert min((row - expected).abs().max().item() for row in swapped) < 1e-4
+    plain = tiny(prompt.tokens[None])[0]
+    assert min((row - plain).abs().max().item() for row in swapped) > 1e-2
+
+
+@pytest.mark.parametrize("scale", ["u", "m-1", "mx", "us"])
+def test_rules_without_a_number_are_refused(tiny, facts, scale):
+    with pytest.raises(ValueError, match="is wanted"):
+        loc_edit.subject_noise(tiny, loc_edit.encode(tiny, facts[0]), scale=scale, facts=facts)

@@ -1,17 +1,22 @@
 """The commands about one fact and a finished run."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from loc_edit.cli.show import out, probability_table, progress, r2_table, score_table, size, top_tokens
+from loc_edit.cli.show import out, probability_table, r2_table, score_table, top_tokens
 from loc_edit.config import ExperimentConfig
 
 if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
     from loc_edit.facts import Fact
+
+REFERENCE = 50
+"""Prompts of other facts that a cell's output is replaced from."""
 
 
 def trace(
@@ -20,6 +25,7 @@ def trace(
     data: str = "builtin",
     window: int = 5,
     site: str = "mlp_out",
+    localizer: str = "causal_tracing",
     noise: str = "s3",
     samples: int = 10,
     seed: int = 0,
@@ -33,7 +39,9 @@ def trace(
         data: the built-in facts, or a file of facts.
         window: layers restored together.
         site: mlp_out, attn_out, resid_post, or what follows `blocks.<l>.` in a hook name.
-        noise: a standard deviation, or s3.
+        localizer: causal_tracing, attribution, integrated_gradients, zero_ablation, mean_ablation, resample_ablation,
+            severed_mlp, severed_attn, direct, random.
+        noise: a standard deviation, or s3; u0.5 (uniform), m1 (full covariance), swap (another subject).
         samples: noise samples.
         seed: start of the random draws.
         folder: where the files go.
@@ -45,10 +53,20 @@ def trace(
     chosen, net = _chosen(facts, fact, data), loc_edit.load_model(model)
     prompt = loc_edit.encode(net, chosen)
     drawn = loc_edit.subject_noise(net, prompt, scale=noise, facts=facts, samples=samples, seed=seed)
-    found = loc_edit.trace(net, prompt, chosen.target_true, noise=drawn, site=site, window=window)
-    numbers = f"p clean {found.p_clean:.3f}, corrupted {found.p_corrupted:.3f}"
+    found = loc_edit.localize(
+        net,
+        prompt,
+        chosen.target_true,
+        noise=drawn,
+        localizer=localizer,
+        site=site,
+        window=window,
+        **_options(localizer, net, chosen, facts),
+    )
+    what = {"probability": "p", "logit_difference": "logit difference"}[found.metric]
+    numbers = f"{what} clean {found.p_clean:.3f}, corrupted {found.p_corrupted:.3f}"
     out.print(f"{escape(prompt.text)} -> [bold]{escape(chosen.target_true)}[/]   {numbers}")
-    table = Table(title=f"restored p, {site}, window {found.window}; * subject", title_justify="left")
+    table = Table(title=f"{localizer}: restored {what}, {site}, window {found.window}; * subject", title_justify="left")
     table.add_column("token")
     for layer in range(len(found.p_restored)):
         table.add_column(str(layer), justify="right")
@@ -130,7 +148,8 @@ def edit(
 
 
 def analyze(
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    run: Annotated[Path, tyro.conf.Positional],
+    more: Annotated[tuple[Path, ...], tyro.conf.Positional] = (),
     out_folder: Annotated[Path | None, tyro.conf.arg(name="out")] = None,
     window: int | None = None,
     draws: int = 2000,
@@ -140,7 +159,8 @@ def analyze(
     """Write the tables and figures of a run, and say what is missing for the others.
 
     Args:
-        runs: the run's folder; or several of the same model and settings, whose rows are taken together.
+        run: the run's folder.
+        more: further runs of the same model and settings, whose rows are taken together with the first's.
         out_folder: where tables/ and figures/ go; the run's folder by default.
         window: the restoration window of the main ones; by default the only one, or 5.
         draws: resamples and permutations of the statistics; 0 leaves them out.
@@ -150,10 +170,8 @@ def analyze(
     from loc_edit.analysis import analyze as analyze_run
     from loc_edit.store import load_run
 
-    if not runs:
-        raise ValueError("analyze: name the folder of a run, such as runs/demo")
     found = analyze_run(
-        [load_run(run) for run in runs],
+        [load_run(path) for path in (run, *more)],
         out_folder,
         window=window,
         draws=draws,
@@ -167,39 +185,15 @@ def analyze(
         out.print(f"not made: {name}: {escape(reason)}")
 
 
-def report(
-    run: Annotated[Path, tyro.conf.Positional],
-    out_file: Annotated[Path | None, tyro.conf.arg(name="out")] = None,
-    facts: int = 1000,
-    window: int | None = None,
-    draws: int = 2000,
-    model: str | None = None,
-) -> None:
-    """Write a run's report: one HTML file with the answer, figures, tables and every fact; it loads nothing.
+def _options(localizer: str, model: "HookedTransformer", fact: "Fact", facts: "list[Fact]") -> dict[str, Any]:
+    """What a localiser wants besides: prompts of other facts of the relation, or the false object."""
+    from loc_edit.prompts import encode
 
-    Args:
-        run: the run's folder, finished or not.
-        out_file: the file, or a folder for report.html; by default report.html in the run's folder.
-        facts: how many facts the explorer holds at most, evenly spread.
-        window: the restoration window of tables and figures; by default the only one, or 5.
-        draws: resamples and permutations of the statistics; 0 leaves the answer out.
-        model: where the run's model is, such as builtin; each fact's best edits are then made again, to show the
-            next tokens before and after.
-    """
-    import numpy as np
-
-    from loc_edit.report import Continuations, thinned, write_report
-    from loc_edit.store import load_run
-
-    loaded, found = load_run(run), None
-    if model is not None:
-        from loc_edit.replay import replay
-
-        ids = thinned(np.union1d(*(loaded.read(kind, ["fact_id"])["fact_id"] for kind in ("traces", "edits"))), facts)
-        with progress() as advance:
-            found = Continuations(*replay(loaded, ids.tolist(), model, advance))
-    path = write_report(loaded, out_file, facts=facts, window=window, draws=draws, next_tokens=found)
-    out.print(f"report: [bold]{escape(str(path))}[/] ({size(path.stat().st_size)})", soft_wrap=True)
+    if localizer in ("mean_ablation", "resample_ablation"):
+        return {"reference": [encode(model, other) for other in facts if other.relation == fact.relation][:REFERENCE]}
+    if localizer == "direct":
+        return {"metric": "logit_difference", "foil": fact.target_new}
+    return {}
 
 
 def _chosen(facts: "list[Fact]", fact_id: int, data: str) -> "Fact":

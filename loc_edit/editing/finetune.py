@@ -1,7 +1,7 @@
 """Constrained fine-tuning: Adam on `W_out` and `b_out` inside an L-infinity box (Zhu et al. 2020)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, overload
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from loc_edit.batching import Hook, embed_noise, make_batch, noise_hooks, resume, target_log_probs
+from loc_edit.batching import Hook, embed_noise, make_batch, resume, run, target_log_probs
 from loc_edit.editing.rome import describe
 from loc_edit.editing.update import Edit, WeightUpdate
 from loc_edit.editing.value import EditFailed, draw_noise
@@ -136,7 +136,7 @@ class _Training:
             for i, (prompt, own) in enumerate(zip(prompts, self.weight.flatten().tolist(), strict=True))
         ]
         noise = embed_noise(self.model, prompts, self.batch.tokens.shape[1], fresh)
-        return self.model.run_with_hooks(self.batch.tokens, stop_at_layer=self.layers[0], fwd_hooks=noise_hooks(noise))
+        return run(self.model, replace(self.batch, noise=noise), stop_at_layer=self.layers[0])
 
     def loss(self) -> Float[Tensor, " request"]:
         """NLL of the target, summed over its tokens and the noised copies; p(target) for objective `lower`."""

@@ -250,14 +250,14 @@ class _Objective:
 
     def _continue(self, tails: Tails, delta: Float[Tensor, "row d_model"]) -> Float[Tensor, "row tail d_model"]:
         """The final residual stream with `delta` added after the layer at each row's last subject token."""
-        first, rest = tails.residual[:, :1], tails.residual[:, 1:]
-        changed = torch.cat([first + delta[:, None].to(first), rest], dim=1)
-        return resume_tails(self.model, tails, changed)
+        return resume_tails(self.model, tails, tails.add(delta))
 
     def _essence_log_probs(self, delta: Float[Tensor, "request d_model"]) -> Float[Tensor, "request d_vocab"]:
         """Next-token log-probabilities at the subject's last token of the essence row."""
-        final = self._continue(self.essence_tails, delta)
-        return logits_at(self.model, final[:, :1])[:, 0].float().log_softmax(-1)
+        tails = self.essence_tails
+        rows = torch.arange(len(delta), device=delta.device)
+        final = self._continue(tails, delta)[rows, tails.first]
+        return logits_at(self.model, final[:, None])[:, 0].float().log_softmax(-1)
 
     @torch.no_grad()
     def _fresh_tails(self) -> Tails:

@@ -27,6 +27,7 @@ from loc_edit.keys.disk import write_tensors
 from loc_edit.keys.moments import free_memory
 from loc_edit.keys.probes import Probes
 from loc_edit.keys.tokens import TokenRows
+from loc_edit.models import run_layers
 
 log = logging.getLogger(__name__)
 
@@ -130,8 +131,8 @@ class Pass:
             return key
 
         hooks: list[Hook] = [(f"blocks.{layer}.mlp.hook_post", add) for layer in self.sums.by_layer]
-        with torch.inference_mode():
-            model.run_with_hooks(tokens, stop_at_layer=max(self.sums.by_layer) + 1, fwd_hooks=hooks)
+        with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
+            run_layers(model, tokens, stop=max(self.sums.by_layer) + 1)
         self.seen += int(lengths.sum())
 
     def save(self, path: Path, identity: str) -> None:

@@ -5,14 +5,18 @@ The only room that knows how checkpoints, configurations and the model class beh
 The seam for TransformerLens 4, which replaces `HookedTransformer` by `TransformerBridge` (same hook names; Hugging
 Face's modules underneath).  What has to change, tried in `tests/test_bridge.py`:
 
-- The name: rooms import `HookedTransformer` from transformer_lens for their signatures.  A subclass of the bridge takes
-  its place, which returns the final residual stream for `stop_at_layer=n_layers`; a bridge goes on to the logits.
+- The name: rooms import `HookedTransformer` from transformer_lens for their signatures; `TransformerBridge` takes its
+  place.
 - Loading: `loading_from_pretrained` is gone, and `TransformerBridge.boot_transformers(directory)` does what
   `loading` and `checkpoints` do here.  A loaded bridge is taken by `load_model` as it is.
 - Writing: `W_out` and `b_out` in `parts` give what is to be written in place.  For a bridge over transposed weights
   this is a view, no parameter, and an edit and its undo go through it.
-- The attention's cache: a bridge has Hugging Face's, and takes no `past_kv_cache`.  The fast paths of `tracing` and
-  the value optimiser of `editing` are built on that; they need the plain path (whole rows) there.
+- Running layers: all rooms call `run_layers` in `passes`.  A bridge goes on to the logits after its last layer, so the
+  final residual stream is read off a hook there.  With `start` it also runs the layers below, on nothing, and hooks on
+  them fire: what they are given does not count.
+- The attention's keys and values: a bridge leaves them to Hugging Face's cache, and takes no `past_kv_cache`.  The fast
+  paths of `tracing`, of the value optimiser in `editing` and of `sampling` are built on that.  They ask `takes_past`,
+  and go on with whole rows where it says no: the same results, in several times the time.
 """
 
 from loc_edit.models.checkpoints import MLP_OUTPUTS, MlpOutput, hf_state_dict, mlp_output, read_config
@@ -20,12 +24,14 @@ from loc_edit.models.checks import BadModel, check_editable, check_layers, check
 from loc_edit.models.identity import fingerprint, tokenizer_fingerprint, versions
 from loc_edit.models.loading import BUILTIN, load_model, quiet
 from loc_edit.models.parts import W_out, b_out, embeddings, has_output_bias, logits_at, token_texts, tokenizer
+from loc_edit.models.passes import Past, new_past, run_layers, takes_past
 
 __all__ = [
     "BUILTIN",
     "MLP_OUTPUTS",
     "BadModel",
     "MlpOutput",
+    "Past",
     "W_out",
     "b_out",
     "check_editable",
@@ -38,8 +44,11 @@ __all__ = [
     "load_model",
     "logits_at",
     "mlp_output",
+    "new_past",
     "quiet",
     "read_config",
+    "run_layers",
+    "takes_past",
     "token_texts",
     "tokenizer",
     "tokenizer_fingerprint",

@@ -33,6 +33,8 @@ class Trace:
         site: the hook point that was restored.
         metric: what the three numbers are.
         token_texts: the prompt's tokens as text.
+        localizer: what found the numbers; of others than Causal Tracing `p_restored` is `p_corrupted` plus what the
+            cell is worth (see `loc_edit.localizers`).
     """
 
     prompt: Prompt
@@ -44,6 +46,7 @@ class Trace:
     site: str
     metric: str = "probability"
     token_texts: tuple[str, ...] = ()
+    localizer: str = "causal_tracing"
 
     @property
     def effect(self) -> Float[Tensor, "layer pos"]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from loc_edit.batching import Budget, make_batch
-from loc_edit.models import token_texts
+from loc_edit.models import takes_past, token_texts
 from loc_edit.prompts import BadPrompt, Prompt, target_tokens
 from loc_edit.tracing.hooks import check_traceable, corruption_hooks, window_layers
 from loc_edit.tracing.metrics import Metric, Scorer, check_metric, make_scorer
@@ -188,6 +188,11 @@ class _Job:
         """Whether someone listens to, or changes, what the model computes."""
         return any(module._forward_hooks or module._forward_pre_hooks for module in self.model.modules())
 
+    @cached_property
+    def _whole(self) -> bool:
+        """Whether whole rows are computed, in place of their tails."""
+        return self._hooked or not takes_past(self.model)
+
     def _some(self, which: Sequence[int]) -> list[Result]:
         """The numbers of some prompts, which share their clean and corrupted runs."""
         model, device = self.model, self.model.cfg.device
@@ -201,7 +206,7 @@ class _Job:
             [*(None for _ in prompts), *(eps for _, eps in copies)],
         )
         fact = torch.tensor([i for i, _ in copies], device=device)
-        base = run_base(model, batch, fact, self.site)
+        base = run_base(model, batch, fact, self.site, whole=self._whole)
         scorer = make_scorer(model, prompts, answers, self.metric, [self.foils[i] for i in which])
         everyone = torch.arange(len(prompts), device=device)
         clean = scorer(base.clean_final, everyone, torch.zeros_like(everyone)).tolist()
@@ -214,9 +219,9 @@ class _Job:
         self, base: Base, scorer: Scorer, lengths: Int[Tensor, " fact"], prompts: Sequence[Prompt]
     ) -> list[Float[Tensor, "run pos"]]:
         """The mean restored metric of each prompt, run and position from the subject on."""
-        units = _all_units(base, prompts, whole=self._hooked)
+        units = _all_units(base, prompts, whole=self._whole)
         tails = lengths[base.fact[units.row]] - units.start
-        entered = None if self._hooked or self.site not in LOCAL else self._entered(base, units)
+        entered = None if self._whole or self.site not in LOCAL else self._entered(base, units)
         steps = plan(self.runs, self.model.cfg.n_layers, entered=entered is not None)
         peak = max(len(step.source) for step in steps)
         values = torch.empty(len(self.runs), len(units), device=lengths.device)

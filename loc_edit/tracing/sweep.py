@@ -19,7 +19,8 @@ on.  What is left of it is computed once, and many runs in one batch:
 6. Only the positions that predict the target are unembedded (`Scorer`).
 
 A user's own hooks fire in every call.  They may count positions or rows; so while there are any, facts go one by
-one and every tail is the whole row.
+one and every tail is the whole row.  Tails are whole rows as well where the model takes no keys and values of earlier
+positions (`takes_past`).
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -34,6 +35,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from loc_edit.batching import Batch, Hook, run
+from loc_edit.models import run_layers
 from loc_edit.tracing.hooks import site_name
 
 Layers = tuple[int, int]
@@ -87,8 +89,8 @@ class Base:
     Attributes:
         fact: which fact a row is about.
         residual: by layer, the residual stream before it; after the last layer too.
-        keys: by layer, the attention's keys, as its cache takes them.
-        values: by layer, its values.
+        keys: by layer, the attention's keys, as its cache takes them; none where tails are whole rows.
+        values: by layer, its values; likewise.
         clean: by layer, the site's clean output, one row a fact.
         clean_final: the residual stream of the clean rows after the last layer.
     """
@@ -130,8 +132,15 @@ class _Record(_Past):
         return keys, values
 
 
-def run_base(model: HookedTransformer, batch: Batch, fact: Int[Tensor, " row"], site: str) -> Base:
+def run_base(model: HookedTransformer, batch: Batch, fact: Int[Tensor, " row"], site: str, *, whole: bool) -> Base:
     """The base of a batch that holds one clean row a fact, and then the corrupted rows of facts `fact`.
+
+    Args:
+        model: the model.
+        batch: the rows.
+        fact: which fact each corrupted row is about.
+        site: the hook point that is restored.
+        whole: whether tails are whole rows, so that no keys and values are kept.
 
     Raises:
         ValueError: the site does not fire, or its activations do not have the batch and the position in front.
@@ -145,11 +154,10 @@ def run_base(model: HookedTransformer, batch: Batch, fact: Int[Tensor, " row"], 
 
     stream = run(model, batch, stop_at_layer=0)
     wanted = stream.shape[:2]
-    residual, entries = [stream[n_clean:]], []
+    residual, entries = [stream[n_clean:]], [_Record(stream[:, :0, None], stream[:, :0, None]) for _ in range(n_layers)]
     for layer in range(n_layers):
-        entries.append(_Record(stream[:, :0, None], stream[:, :0, None]))
         with model.hooks(fwd_hooks=[(site_name(site, layer), partial(keep, layer=layer))]):
-            stream = _block(model, stream, layer, entries[-1])
+            stream = _block(model, stream, layer, None if whole else entries[layer])
         residual.append(stream[n_clean:])
         if layer not in clean:
             raise ValueError(
@@ -162,8 +170,8 @@ def run_base(model: HookedTransformer, batch: Batch, fact: Int[Tensor, " row"], 
     return Base(
         fact,
         residual,
-        [entry.keys[n_clean:] for entry in entries],
-        [entry.values[n_clean:] for entry in entries],
+        [] if whole else [entry.keys[n_clean:] for entry in entries],
+        [] if whole else [entry.values[n_clean:] for entry in entries],
         [clean[layer] for layer in range(n_layers)],
         stream[:n_clean],
     )
@@ -299,5 +307,5 @@ def _block(
     model: HookedTransformer, residual: Tensor, layer: int, past: _Past | None, mask: Tensor | None = None
 ) -> Tensor:
     """One layer, its hook points included."""
-    cache = None if past is None else {layer: past}
-    return model(residual, start_at_layer=layer, stop_at_layer=layer + 1, past_kv_cache=cache, attention_mask=mask)
+    entries = None if past is None else {layer: past}
+    return run_layers(model, residual, start=layer, stop=layer + 1, past=entries, mask=mask)

@@ -1,0 +1,28 @@
+"""The documentation site: `sphinx-build -W docs docs/_build`."""
+
+from importlib.metadata import version as installed
+
+project = "loc_edit"
+author = "the loc_edit authors"
+copyright = author
+version = release = installed("loc-edit")
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build"]
+nb_execution_mode = "off"  # the tutorial is executed by the tests
+
+html_theme = "furo"
+html_title = "loc_edit"
+html_copy_source = False
+
+default_role = "code"  # docstrings write `name` for code, as Markdown does
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
