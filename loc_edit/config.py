@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tomli_w
 import tyro
@@ -73,6 +73,12 @@ class ExperimentConfig(BaseModel):
     workers: int | None = None
     """Processes that compute side by side, each with its own copy of the model.  None: from the command line,
     one per core for a small model on the CPU; else 1."""
+    engine: Literal["local", "ray"] = "local"
+    """Where units are computed: on this machine, or on a Ray cluster (`pip install 'loc-edit[ray]'`)."""
+    address: str | None = None
+    """Of the Ray cluster: auto, host:6379, ray://host:10001; None starts one on this machine."""
+    gpus: float | None = None
+    """GPUs of each Ray worker; None: one where the cluster has any."""
     out: str = "runs/demo"
     """The run's folder."""
 

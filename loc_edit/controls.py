@@ -9,26 +9,20 @@ import torch
 from loc_edit.noise import generator
 from loc_edit.scores import compare
 from loc_edit.store import cell_key
-from loc_edit.units import Cell, Chunk, Rows, Workbench, scored, skipped_rows
+from loc_edit.units import Cell, Chunk, Rows, Workbench, request_columns, scored, skipped_rows
 
 NO_LAYER = -1
-
-
-def unedited_cell(bench: Workbench, problem: str) -> str:
-    """Names all that an unedited row's numbers depend on, but for the fact."""
-    return cell_key({**bench.common(), "control": "none", "problem": problem, "essence": bench.config.essence})
 
 
 def unedited_rows(chunk: Chunk, problem: str) -> Rows:
     """One row per fact, with method `none`: the unedited model scored against itself, which nothing should beat."""
     posed = chunk.posed(problem)
     common = {"problem": problem, "method": "none", "window": 0, "layer": NO_LAYER}
-    common |= {"seed": chunk.bench.config.seed, "cell": unedited_cell(chunk.bench, problem)}
+    common |= {"seed": chunk.bench.config.seed, "cell": chunk.bench.unedited_cell(problem)}
     again = posed.meter.measure([None] * len(posed.requests))
     rows = skipped_rows(common, posed)
     for before, after, request in zip(posed.meter.before, again, posed.requests, strict=True):
-        about = {"fact_id": request.fact_id, "target": request.target, "objective": request.objective}
-        rows.append({**common, **about, **scored(compare(before, after, request))})
+        rows.append({**common, **request_columns(chunk, request), **scored(compare(before, after, request))})
     return rows
 
 
@@ -53,11 +47,11 @@ def random_layer_rows(chunk: Chunk, cells: Sequence[Cell], finished: pd.DataFram
     """
     bench, layers = chunk.bench, [cell.layer for cell in cells]
     keys = {cell.layer: bench.edit_cell(cell) for cell in cells}
-    mine = finished[finished["cell"].isin(set(keys.values()))].to_dict("records")
-    by_place = {(row["cell"], row["fact_id"]): row for row in mine}
+    mine = finished[finished["fact_id"].isin(set(chunk.contents))].to_dict("records")
+    by_place = {(row["cell"], row["fact_content"]): row for row in mine}
     rows: list[dict[str, Any]] = []
     for fact in chunk.facts:
         drawn = random_layer(layers, bench.config.seed, fact.fact_id)
-        row = {str(name): value for name, value in by_place[keys[drawn], fact.fact_id].items()}
+        row = {str(name): value for name, value in by_place[keys[drawn], fact.content].items()}
         rows.append({**row, "method": f"random_layer_{cells[0].method}", "cell": random_layer_cell(bench, cells)})
     return rows

@@ -1,28 +1,33 @@
 """The study, end to end: facts -> traces and edits -> rows on disk.  The page to read first.
 
 `Experiment.run` goes through the facts a chunk at a time: it traces each fact once per window, poses each problem,
-edits at each layer with each method, scores, and writes the rows of every unit of work as one shard.  A unit that is
-on disk is not computed again.
+edits at each layer with each method, scores, and writes the rows of every unit of work as one shard.  What is on disk
+is not computed again: a run that was stopped goes on, and one that has more facts, layers, methods, problems or windows
+computes those.
 """
 
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from functools import cache, cached_property, partial
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from transformer_lens import HookedTransformer
 
 from loc_edit.batching import make_batch
 from loc_edit.config import ExperimentConfig
-from loc_edit.controls import random_layer_cell, random_layer_rows, unedited_cell, unedited_rows
+from loc_edit.contexts import save_contexts, saved_contexts
+from loc_edit.controls import random_layer_rows
 from loc_edit.corpora import IDENTITY, check_corpus, corpus_content
 from loc_edit.data.builtin import spread
-from loc_edit.engine import cores, spread_out
+from loc_edit.engine import Engine, cores, spread_out
 from loc_edit.facts import BadFact, Fact, load_facts
+from loc_edit.grid import Place, Unit, last_places, missing, on_disk, places, ranked, select
 from loc_edit.keys import KeyStats, key_stats
 from loc_edit.known import known_facts
 from loc_edit.models import check_editable, check_layers, fingerprint, load_model, versions
@@ -31,28 +36,20 @@ from loc_edit.planning import Plan, make_plan
 from loc_edit.prompts import encode, target_tokens
 from loc_edit.sampling import sample_contexts
 from loc_edit.settings import parse_method
-from loc_edit.store import Kind, Run, load_run, write_atomic
+from loc_edit.store import Run, cell_key, journal, load_run
+from loc_edit.ticker import Progress, Ticker
 from loc_edit.tracing.hooks import check_site, window_layers
-from loc_edit.units import Cell, Chunk, Rows, Workbench, edit_rows, trace_rows
+from loc_edit.units import NEED_STATS, Cell, Rows, Workbench
+from loc_edit.worker import Outcome, Worker
 
 SMALL = 50_000_000
 """Parameters up to which a copy of the model per core is no burden."""
 
-NEED_STATS = ("rome", "memit")
+ENGINE = ("workers", "engine", "address", "gpus")
+"""Options that say where rows are computed, not what they are."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with a few words, the number of units done, and the number of units in all."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Some facts in one cell, or their traces: computed, written and resumed as one."""
-
-    kind: Kind
-    key: str
-    words: str
-    chunk: Chunk
-    compute: Callable[[], Rows | pd.DataFrame]
+SENT = ("facts", "sigma", "layers")
+"""What another process is given, not left to compute again."""
 
 
 class Experiment:
@@ -73,10 +70,11 @@ class Experiment:
         return cls(ExperimentConfig.from_toml(path))
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process needs to make the same experiment: no model, no facts."""
-        kinds = type(self).__mro__
-        cached = {name for kind in kinds for name, v in vars(kind).items() if isinstance(v, cached_property)}
-        return {name: value for name, value in vars(self).items() if name not in cached}
+        """What another process needs to make the same experiment: its facts and noise, but no model."""
+        return {name: value for name, value in vars(self).items() if name in SENT or not self._is_cached(name)}
+
+    def _is_cached(self, name: str) -> bool:
+        return any(isinstance(vars(kind).get(name), cached_property) for kind in type(self).__mro__)
 
     @cached_property
     def model(self) -> HookedTransformer:
@@ -132,10 +130,6 @@ class Experiment:
         layers = sorted({layer for window in edited for layer in window})
         return key_stats(self.model, layers, config.corpus, tokens=config.corpus_tokens, ridge=config.ridge)
 
-    @property
-    def _needs_stats(self) -> bool:
-        return any(cell.method in NEED_STATS for cell in self.cells)
-
     @cached_property
     def cells(self) -> list[Cell]:
         """Every problem x method x layer, in the order of computing."""
@@ -147,8 +141,8 @@ class Experiment:
         ]
 
     def resolved(self) -> dict[str, Any]:
-        """The whole configuration with nothing left to a default: what a run's folder records and compares."""
-        values = self.config.model_dump(mode="json", exclude={"out", "preset", "settings", "workers"})
+        """The whole configuration with nothing left to a default: what a run's folder records."""
+        values = self.config.model_dump(mode="json", exclude={"out", "preset", "settings", *ENGINE})
         if self.config.corpus not in ("builtin", IDENTITY):  # a file's name does not say what is in it
             values["corpus_content"] = corpus_content(self.config.corpus)
         settings: dict[str, dict[str, Any]] = {}
@@ -162,14 +156,15 @@ class Experiment:
         Args:
             out: the folder; the configuration's by default.
             progress: told of every unit.
-            workers: processes that compute side by side, each with its own copy of the model; the
+            workers: processes (or Ray actors) that compute side by side, each with its own copy of the model; the
                 configuration's by default, or 1, which is this process.  (A script that asks for more needs the
                 usual `if __name__ == "__main__":`.)
 
         Raises:
-            RunMismatch: the folder holds a run of another configuration or model.
+            RunMismatch: the folder holds a run of another model or of other facts.
             BadModel, BadFact, ValueError: the model, a fact or a layer cannot be used.
             StoreError: the disk refused; rows written before are kept, and running again goes on.
+            WorkerDied: a unit has ended several workers.
         """
         for _ in self.rows(out, progress, workers):
             pass
@@ -180,45 +175,42 @@ class Experiment:
     ) -> Iterator[Rows | pd.DataFrame]:
         """Like `run`, but yields the rows of each unit when they are on disk."""
         provenance = {**versions(), "model_fingerprint": fingerprint(self.model), "seed": self.config.seed}
-        _ = self.facts  # refuse bad facts, and a bad site, before a folder is made
+        facts = ranked(self.facts)  # refuse bad facts, and a bad site, before a folder is made
         check_site(self.model, self.config.site)
         check_corpus(self.config.corpus)
-        with Run.create(out or self.config.out, self.resolved(), provenance) as run:
-            bench = self.bench(run.path)
-            done = run.done("traces") | run.done("edits")
-            chunks = self.chunks(bench)
-            units = [list(self.units(chunk)) for chunk in chunks]
-            missing = [[unit for unit in stream if unit.key not in done] for stream in units]
-            last = [unit for unit in self.last_units(chunks, run) if unit.key not in done]
-            total = sum(map(len, units)) + len(self.last_units(chunks, run))
-            finished = total - sum(map(len, missing)) - len(last)
-            if finished and progress:
-                progress("found on disk", finished, total)
-            computed = self._compute(missing, run.path, workers or self.config.workers or 1)
-            for unit, rows in chain(computed, ((unit, unit.compute()) for unit in last)):
-                run.write(unit.kind, unit.key, rows)
-                finished += 1
-                if progress:
-                    progress(unit.words, finished, total)
-                yield rows
+        folder = Path(out or self.config.out).expanduser()
+        bench = self.bench(folder)
+        wanted, last = self.places(bench), self.last_places(bench)
+        selection = select([*wanted, *last], facts)
+        with Run.create(folder, self.resolved(), provenance, selection) as run, journal(run.path):
+            save_contexts(run.path, self.config.seed, bench.contexts)
+            done = on_disk([*run.shards("traces"), *run.shards("edits")], facts)
+            streams = missing(wanted, len(facts), self.config.chunk, done)
+            copied = missing(last, len(facts), self.config.chunk, done)
+            n_missing = sum(map(len, streams)) + sum(map(len, copied))
+            total = (len(wanted) + len(last)) * math.ceil(len(facts) / self.config.chunk)
+            meter = Ticker(progress, total, total - n_missing)
+            with meter.told(config=cell_key(run.config), facts=len(facts), versions=provenance, folder=str(run.path)):
+                worker = Worker(bench, facts)
+                computed = chain(
+                    self._compute(streams, worker, workers or self.config.workers or 1),
+                    _copy(copied, run, worker),
+                )
+                for unit, outcome in computed:
+                    chunk_name = worker.name(unit.facts)
+                    run.write(unit.place.kind, f"{unit.place.name}-{chunk_name}", outcome.rows)
+                    meter.unit(unit.place.words, chunk_name, outcome)
+                    yield outcome.rows
 
-    def _compute(
-        self, streams: list[list[Unit]], folder: Path, workers: int
-    ) -> Iterator[tuple[Unit, Rows | pd.DataFrame]]:
-        """Every unit with its rows, in this process or in several."""
-        if workers == 1:
-            for stream in streams:
-                for unit in stream:
-                    yield unit, unit.compute()
-                for unit in stream[:1]:
-                    unit.chunk.forget()
-            return
-        if self._needs_stats and any(streams):
+    def _compute(self, streams: list[list[Unit]], here: Worker, workers: int) -> Iterator[tuple[Unit, Outcome]]:
+        """Every unit with its rows, in this process or in others."""
+        config = self.config
+        engine = Engine(config.engine, workers, config.address, config.gpus)
+        if engine == Engine():
+            return spread_out(streams, lambda: here, engine)
+        if any(unit.place.needs_stats for stream in streams for unit in stream):
             _ = self.stats  # computed here once; the workers find them in the cache
-        units = {unit.key: unit for stream in streams for unit in stream}
-        tasks = [[unit.key for unit in stream] for stream in streams]
-        for key, rows in spread_out(tasks, partial(_open_worker, self, folder), workers):
-            yield units[key], rows
+        return spread_out(streams, partial(_open_worker, self, here.bench.contexts), engine)
 
     def default_workers(self) -> int:
         """One worker per core for a small model on the CPU, as small products do not fill several threads; else 1."""
@@ -229,89 +221,66 @@ class Experiment:
         """The edit rows of the run's folder, each with its tracing effect."""
         return load_run(self.config.out).frame()
 
-    def units(self, chunk: Chunk) -> Iterator[Unit]:
-        """Every unit of work of some facts: first the traces, then the edits."""
-        for window in self.windows:
-            key = f"{chunk.bench.trace_cell(window)}-{chunk.name}"
-            yield Unit("traces", key, f"tracing, window {window}", chunk, partial(trace_rows, chunk, window))
-        for problem in self.config.problems:
-            if self.controls:
-                key = f"{unedited_cell(chunk.bench, problem)}-{chunk.name}"
-                yield Unit("edits", key, f"{problem}, no edit", chunk, partial(unedited_rows, chunk, problem))
-            for cell in self.cells:
-                if cell.problem == problem:
-                    key = f"{chunk.bench.edit_cell(cell)}-{chunk.name}"
-                    yield Unit("edits", key, str(cell), chunk, partial(edit_rows, chunk, cell))
+    def places(self, bench: Workbench) -> list[Place]:
+        """What is computed for every fact."""
+        return places(bench, self.windows, self.config.problems, self.cells, controls=self.controls)
 
-    def last_units(self, chunks: list[Chunk], run: Run) -> list[Unit]:
-        """What is made of the finished rows: the random-layer control of each method and problem."""
-        if not self.controls:
-            return []
-        groups: dict[tuple[str, str, int], list[Cell]] = {}
-        for cell in self.cells:
-            groups.setdefault((cell.problem, cell.method, cell.window), []).append(cell)
-        finished = cache(lambda: run.read("edits", lists=True))
-        return [
-            Unit(
-                "edits",
-                f"{random_layer_cell(chunk.bench, cells)}-{chunk.name}",
-                "random-layer control",
-                chunk,
-                lambda chunk=chunk, cells=cells: random_layer_rows(chunk, cells, finished()),  # type: ignore[misc]
-            )
-            for chunk in chunks
-            for cells in groups.values()
-        ]
+    def last_places(self, bench: Workbench) -> list[Place]:
+        """What is made for every fact of its finished rows."""
+        return last_places(bench, self.cells) if self.controls else []
 
-    def chunks(self, bench: Workbench) -> list[Chunk]:
-        """The facts, some at a time."""
-        size = self.config.chunk
-        return [Chunk(bench, self.facts[i : i + size]) for i in range(0, len(self.facts), size)]
+    def bench(self, contexts: Path | Mapping[str, Sequence[str]] | None = None) -> Workbench:
+        """What all units share.
 
-    def bench(self, folder: Path | None = None) -> Workbench:
-        """What all units share; context texts are those saved in `folder`, else sampled, and saved there."""
+        Args:
+            contexts: the editors' context texts, or a run's folder, of which those are taken that were saved there;
+                sampled where there are none.
+        """
         lowest = [min(window_layers(cell.layer, cell.window, self.model.cfg.n_layers)) for cell in self.cells]
-        return Workbench(
-            self.config, self.model, self.sigma, sorted(set(lowest)), self._contexts(folder), lambda: self.stats
-        )
-
-    def _contexts(self, folder: Path | None) -> dict[str, list[str]]:
-        path = folder / "contexts.json" if folder else None
-        if path and path.is_file():
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        seed = self.config.seed
-        contexts = {
-            "rome": list(sample_contexts(self.model, "rome", seed=seed)),
-            "memit": list(sample_contexts(self.model, "memit", seed=seed)),
-        }
-        if path:
-            write_atomic(path, json.dumps(contexts, indent=1, ensure_ascii=False).encode())
-        return contexts
+        if not isinstance(contexts, Mapping):
+            seed = self.config.seed
+            contexts = saved_contexts(contexts, seed) or {
+                "rome": sample_contexts(self.model, "rome", seed=seed),
+                "memit": sample_contexts(self.model, "memit", seed=seed),
+            }
+        return Workbench(self.config, self.model, self.sigma, sorted(set(lowest)), contexts, lambda: self.stats)
 
     def plan(self) -> Plan:
-        """What the experiment means in traces and edits, time, disk and memory; computes a few rows to tell."""
+        """What the experiment means in traces and edits, time, disk and memory; computes a few rows to tell.
+
+        What is in the run's folder already is not to be computed; the folder is only looked at.
+        """
+        folder, facts = Path(self.config.out).expanduser(), ranked(self.facts)
+        bench = self.bench(folder)
+        done: dict[str, np.ndarray] = {}
+        if (folder / "config.toml").is_file():
+            run = load_run(folder)
+            done = on_disk([*run.shards("traces"), *run.shards("edits")], facts)
         return make_plan(
-            self.bench(),
-            self.facts,
+            bench,
+            facts,
             self.cells,
             windows=self.windows,
             controls=self.controls,
             processes=self.default_workers(),
+            done=lambda cell: int(done[cell].sum()) if cell in done else 0,
         )
 
 
-def _open_worker(experiment: Experiment, folder: Path) -> Callable[[str], Rows | pd.DataFrame]:
-    """In a worker process: the same experiment, and what computes one of its units by key."""
-    units = {
-        unit.key: unit for chunk in experiment.chunks(experiment.bench(folder)) for unit in experiment.units(chunk)
-    }
-    at_work: list[Chunk] = []
+def _open_worker(experiment: Experiment, contexts: Mapping[str, Sequence[str]]) -> Worker:
+    """In another process: the same experiment, and what computes one of its units."""
+    return Worker(experiment.bench(contexts), ranked(experiment.facts), away=True)
 
-    def compute(key: str) -> Rows | pd.DataFrame:
-        unit = units[key]
-        if at_work and at_work[0] is not unit.chunk:
-            at_work.pop().forget()
-        at_work[:] = [unit.chunk]
-        return unit.compute()
 
-    return compute
+def _copy(streams: list[list[Unit]], run: Run, worker: Worker) -> Iterator[tuple[Unit, Outcome]]:
+    """The units of `last_places`, a place at a time: its finished rows are read once."""
+    units = [unit for stream in streams for unit in stream]
+    for place in dict.fromkeys(unit.place for unit in units):
+        assert isinstance(place.what, tuple)
+        names = [worker.bench.edit_cell(cell) for cell in place.what]
+        finished = run.read("edits", lists=True, cells=names)
+        for unit in units:
+            if unit.place is place:
+                start = time.perf_counter()
+                rows = random_layer_rows(worker.chunk(unit.facts), place.what, finished)
+                yield unit, Outcome(rows, time.perf_counter() - start)

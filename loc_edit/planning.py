@@ -3,10 +3,11 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from loc_edit.facts import Fact
+from loc_edit.keys import KeyStats
 from loc_edit.settings import FinetuneSettings
 from loc_edit.store import Kind, shard_size
 from loc_edit.units import Cell, Chunk, Workbench, edit_rows, trace_rows
@@ -25,7 +26,9 @@ class Plan:
         edits: facts x layers x methods x problems, controls not counted.
         combinations: methods x problems.
         layers: layers to edit.
-        seconds: for one process; from a few facts, the edits at the middle layer.
+        traces_missing: those of the traces that are not in the run's folder yet.
+        edits_missing: likewise of the edits.
+        work: what is missing, for one process; from a few facts, the edits at the middle layer.
         disk: the rows of traces, edits and controls.  Measured on the rows of those few facts: bytes per shard, one a
             unit, and bytes per row in it, which in fuller shards are fewer, as they compress better.
         stats_disk: the key statistics in the cache, d_mlp^2 x 4 bytes x layers of the model; 0 where no method
@@ -41,12 +44,19 @@ class Plan:
     edits: int
     combinations: int
     layers: int
-    seconds: float
+    traces_missing: int
+    edits_missing: int
+    work: float
     disk: int
     stats_disk: int
     model: int
     stats_memory: int
     processes: int
+
+    @property
+    def seconds(self) -> float:
+        """The work divided by the processes; where these share cores, it takes longer."""
+        return self.work / self.processes
 
     @property
     def memory(self) -> int:
@@ -62,8 +72,11 @@ def make_plan(
     windows: Sequence[int],
     controls: bool = True,
     processes: int = 1,
+    done: Callable[[str], int] = lambda cell: 0,
 ) -> Plan:
     """The plan of an experiment; computes all of a few facts but for the layers beside the middle one.
+
+    No key statistics are computed for it: with the identity in their place, an edit takes as long.
 
     Args:
         bench: what its units share.
@@ -72,18 +85,23 @@ def make_plan(
         windows: restoration windows to trace with.
         controls: whether rows without an edit and at a random layer are part of it.
         processes: that will compute side by side.
+        done: by the name of a cell, how many of the facts are on disk.
     """
+    n_layers = bench.model.cfg.n_layers
+    bench = replace(bench, stats=lambda: KeyStats.identity(bench.model, range(n_layers)))
     probe, layers = Chunk(bench, facts[:PROBED]), list(dict.fromkeys(cell.layer for cell in cells))
     needs_stats = any(not isinstance(cell.settings, FinetuneSettings) for cell in cells)
     tracing, traced = _timed(lambda: [trace_rows(probe, window) for window in windows])
-    if needs_stats:
-        bench.stats()
     _ = probe.essences
     problems = list(dict.fromkeys(cell.problem for cell in cells))
     for problem in problems:
         probe.posed(problem)
     middle = [cell for cell in cells if cell.layer == layers[len(layers) // 2]]
     editing, edited = _timed(lambda: [edit_rows(probe, cell) for cell in middle])
+    traces_missing = sum(len(facts) - done(bench.trace_cell(window)) for window in windows)
+    edits_missing = sum(len(facts) - done(bench.edit_cell(cell)) for cell in cells)
+    traces_share = traces_missing / (len(windows) * len(probe.facts)) if windows else 0.0
+    edits_share = edits_missing / (len(middle) * len(probe.facts))
     share, n_chunks = len(facts) / len(probe.facts), math.ceil(len(facts) / bench.config.chunk)
     groups = len({(cell.problem, cell.method, cell.window) for cell in cells})
     # controls have the columns of edits: without an edit one row a problem and fact, at a random layer one a group
@@ -101,7 +119,9 @@ def make_plan(
         edits=len(facts) * len(cells),
         combinations=groups,
         layers=len(layers),
-        seconds=(tracing + editing * len(layers)) * share,
+        traces_missing=traces_missing,
+        edits_missing=edits_missing,
+        work=tracing * traces_share + editing * edits_share,
         disk=round(disk),
         stats_disk=4 * moments,
         model=sum(p.nbytes for p in bench.model.parameters()),

@@ -68,6 +68,12 @@ class EditRequest:
         return self.prompt.fact_id
 
 
+def sees_noise(problem: str) -> bool:
+    """Whether requests of a problem, or their scores, depend on the subject noise."""
+    row = PROBLEMS[problem]
+    return row.subject_noised or row.target == "noised_output"
+
+
 def pose(
     fact: Fact,
     problem: str,
@@ -97,7 +103,7 @@ def pose(
         raise ValueError(f"problem {problem!r}: one of {', '.join(PROBLEMS)} is wanted")
     row = PROBLEMS[problem]
     prompt = encode(model, fact)
-    if row.subject_noised or row.target == "noised_output":
+    if sees_noise(problem):
         noise = _need_noise(problem, model, prompt, noise, noise_scale, seed)
     if row.target == "noised_output":
         assert noise is not None

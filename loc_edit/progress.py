@@ -49,6 +49,7 @@ class RunProgress:
         last: when the last shard was written, seconds since the epoch; NaN without any.
         writer: who holds the folder's lock now, in words; `None` if nobody does.
         damaged: shards that do not match their checksum, and those set aside for that before.
+        kept: rows in the folder of earlier settings or facts, which are left out of all else.
     """
 
     edits: pd.DataFrame
@@ -62,6 +63,7 @@ class RunProgress:
     last: float
     writer: str | None
     damaged: list[Path]
+    kept: int
 
     @property
     def remaining(self) -> int:
@@ -89,9 +91,8 @@ def run_progress(run: Run) -> RunProgress:
     traced = run.read("traces", ["fact_id", "window"]).drop_duplicates()
     edits = without_controls(rows)
     try:
-        n_facts, note = _count_facts(
-            run.config, {*rows["fact_id"].unique().tolist(), *traced["fact_id"].unique().tolist()}
-        )
+        seen = {*rows["fact_id"].unique().tolist(), *traced["fact_id"].unique().tolist()}
+        n_facts, note = (len(run.selection.facts), "") if run.selection else _count_facts(run.config, seen)
         counted = _count_edits(run.config, n_facts, edits, shards)
         traces = _count_traces(run.config, n_facts, traced)
     except KeyError as error:
@@ -112,6 +113,7 @@ def run_progress(run: Run) -> RunProgress:
         last=float(max(_times([*shards, *run.shards("traces")])[0], default=math.nan)),
         writer=lock_holder(run.path),
         damaged=[*run.damaged, *aside(run.path / "traces"), *aside(run.path / "edits")],
+        kept=run.kept(),
     )
 
 

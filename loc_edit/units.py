@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from math import isnan
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from transformer_lens import HookedTransformer
 
 from loc_edit.config import ExperimentConfig
+from loc_edit.corpora import corpus_content
 from loc_edit.editing.finetune import finetune
 from loc_edit.editing.memit import memit
 from loc_edit.editing.rome import rome
@@ -23,7 +24,7 @@ from loc_edit.keys import KeyStats
 from loc_edit.models import fingerprint
 from loc_edit.noise import subject_noise
 from loc_edit.probing import Meter, Probes, make_probes
-from loc_edit.problems import EditRequest, pose
+from loc_edit.problems import EditRequest, pose, sees_noise
 from loc_edit.prompts import encode
 from loc_edit.sampling import sample_essences
 from loc_edit.scores import EditScore, compare
@@ -34,6 +35,9 @@ from loc_edit.tracing import Trace, trace_many, window_layers
 log = logging.getLogger(__name__)
 
 Rows = list[dict[str, Any]]
+
+NEED_STATS = ("rome", "memit")
+"""Methods that need key statistics and context texts."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Workbench:
-    """What all units share.
+    """What all units share, and the names of cells.
+
+    A cell's name holds all that its rows depend on but for the fact, and nothing else: a changed noise leaves edits as
+    they are that see none, and another corpus leaves fine-tuning as it is.
 
     Attributes:
         config: the experiment's configuration.
@@ -69,26 +76,47 @@ class Workbench:
     layers: Sequence[int]
     contexts: Mapping[str, Sequence[str]]
     stats: Callable[[], KeyStats]
+    _names: dict[object, str] = field(default_factory=dict, repr=False, compare=False)
 
     def trace_cell(self, window: int) -> str:
         """Names all that a trace's numbers depend on, but for the fact."""
-        return cell_key({**self.common(), "site": self.config.site, "window": window})
+        return self._name(("trace", window), lambda: {**self._noise, "site": self.config.site, "window": window})
 
     def edit_cell(self, cell: Cell) -> str:
         """Names all that an edit's numbers depend on, but for the fact."""
-        contexts = list(self.contexts.get(cell.method, ()))
-        corpus = [self.config.corpus, self.config.corpus_tokens, self.config.ridge]
-        about = {"cell": asdict(cell), "contexts": contexts, "corpus": corpus, "essence": self.config.essence}
-        return cell_key({**self.common(), **about})
+        config = self.config
 
-    def common(self) -> dict[str, Any]:
-        """What all numbers depend on."""
-        return {
-            "model": fingerprint(self.model),
-            "sigma": self.sigma,
-            "samples": self.config.noise_samples,
-            "seed": self.config.seed,
-        }
+        def about() -> dict[str, Any]:
+            found = {**self._scores(cell.problem), "cell": asdict(cell)}
+            if cell.method in NEED_STATS:
+                found["contexts"] = list(self.contexts.get(cell.method, ()))
+                found["corpus"] = [corpus_content(config.corpus), config.corpus_tokens, config.ridge]
+            return found
+
+        return self._name(cell, about)
+
+    def unedited_cell(self, problem: str) -> str:
+        """Names all that an unedited row's numbers depend on, but for the fact."""
+        return self._name(("none", problem), lambda: {**self._scores(problem), "control": "none", "problem": problem})
+
+    def _scores(self, problem: str) -> dict[str, Any]:
+        """What scores depend on for a problem: noise too, where the problem sees any."""
+        noise = self._noise if sees_noise(problem) else {}
+        return {**noise, "essence": self.config.essence}
+
+    @property
+    def _noise(self) -> dict[str, Any]:
+        return {"sigma": self.sigma, "samples": self.config.noise_samples}
+
+    def _name(self, key: object, about: Callable[[], dict[str, Any]]) -> str:
+        """The name of a cell, made once."""
+        if key not in self._names:
+            self._names[key] = cell_key({"model": self._fingerprint, "seed": self.config.seed, **about()})
+        return self._names[key]
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.model)
 
 
 @dataclass
@@ -105,7 +133,7 @@ class Chunk:
 
     def __init__(self, bench: Workbench, facts: Sequence[Fact]) -> None:
         self.bench, self.facts = bench, facts
-        self.name = cell_key({"facts": [fact.fact_id for fact in facts]})
+        self.contents = {fact.fact_id: fact.content for fact in facts}
         self._posed: dict[str, Posed] = {}
 
     @cached_property
@@ -141,12 +169,6 @@ class Chunk:
             self._posed = {problem: self._pose(problem)}
         return self._posed[problem]
 
-    def forget(self) -> None:
-        """Let go of what was computed once; it is computed again if asked for."""
-        self._posed.clear()
-        for name in ("noise", "essences", "traces"):
-            self.__dict__.pop(name, None)
-
     def _pose(self, problem: str) -> Posed:
         bench = self.bench
         requests: list[EditRequest] = []
@@ -168,7 +190,7 @@ def trace_rows(chunk: Chunk, window: int) -> pd.DataFrame:
     """The traces of a chunk's facts at one window, as rows."""
     cell = chunk.bench.trace_cell(window)
     frames = [
-        found.to_frame().assign(relation=fact.relation, cell=cell)
+        found.to_frame().assign(relation=fact.relation, cell=cell, fact_content=fact.content)
         for fact, found in zip(chunk.facts, chunk.traces[window], strict=True)
     ]
     return pd.concat(frames, ignore_index=True)
@@ -186,14 +208,26 @@ def edit_rows(chunk: Chunk, cell: Cell) -> Rows:
     seconds = (time.perf_counter() - start) / max(1, len(edits))
     rows = skipped_rows(common, posed)
     for i, request in enumerate(posed.requests):
-        about = {"fact_id": request.fact_id, "target": request.target, "objective": request.objective}
-        rows.append({**common, **about, "seconds": seconds, **results[i]})
+        rows.append({**common, **request_columns(chunk, request), "seconds": seconds, **results[i]})
     return rows
 
 
 def skipped_rows(common: dict[str, Any], posed: Posed) -> Rows:
     """The rows of the facts that the problem makes no sense for."""
-    return [{**common, "fact_id": fact.fact_id, "status": "skipped", "reason": why} for fact, why in posed.skipped]
+    return [
+        {**common, "fact_id": fact.fact_id, "fact_content": fact.content, "status": "skipped", "reason": why}
+        for fact, why in posed.skipped
+    ]
+
+
+def request_columns(chunk: Chunk, request: EditRequest) -> dict[str, Any]:
+    """What a row says of its fact and of what is asked of it."""
+    return {
+        "fact_id": request.fact_id,
+        "fact_content": chunk.contents[request.fact_id],
+        "target": request.target,
+        "objective": request.objective,
+    }
 
 
 def edit_all(bench: Workbench, cell: Cell, requests: Sequence[EditRequest]) -> list[Edit | Exception]:

@@ -12,6 +12,9 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import PreTrainedTokenizerFast
 
 import loc_edit
+from loc_edit import grid
+from loc_edit.experiment import Experiment
+from loc_edit.facts import save_facts
 from loc_edit.models import quiet
 
 torch.set_num_threads(1)
@@ -261,3 +264,47 @@ def counterfact(record):
         paraphrases=tuple(record["paraphrase_prompts"]),
         neighbors=tuple(record["neighborhood_prompts"]),
     )
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch, tiny, stats_of, facts):
+    """(**options) -> an experiment on the tiny model and its four facts."""
+    data = tmp_path / "facts.jsonl"
+    save_facts(facts, data)
+    monkeypatch.setattr(Experiment, "model", tiny)
+    monkeypatch.setattr(Experiment, "stats", stats_of(tiny))
+
+    def make(**options):
+        defaults = {
+            "model": "tiny",
+            "data": str(data),
+            "noise": "1.5",
+            "noise_samples": 2,
+            "windows": (1,),
+            "chunk": 2,
+            "settings": {name: {"steps": 3} for name in ("rome", "memit", "finetune")},
+            "essence": False,
+            "out": str(tmp_path / "run"),
+        }
+        return Experiment(loc_edit.ExperimentConfig(**(defaults | options)))
+
+    return make
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """The units computed, as (kind, words) in order."""
+    calls = []
+    trace_rows, edit_rows = grid.trace_rows, grid.edit_rows
+
+    def traces(chunk, window):
+        calls.append(("traces", tuple(chunk.contents), window))
+        return trace_rows(chunk, window)
+
+    def edits(chunk, cell):
+        calls.append(("edits", tuple(chunk.contents), str(cell)))
+        return edit_rows(chunk, cell)
+
+    monkeypatch.setattr(grid, "trace_rows", traces)
+    monkeypatch.setattr(grid, "edit_rows", edits)
+    return calls

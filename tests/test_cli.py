@@ -346,11 +346,11 @@ def test_bad_facts_are_named(here):
     assert not (here / "runs").exists()
 
 
-def test_another_configuration_in_the_folder_is_refused(small):
+def test_another_run_in_the_folder_is_refused(small):
     before = files(small.run)
-    line = message(call("run", "--config", small.config, "--out", small.run, "--seed", 5))
+    line = message(call("tune", "--methods", "finetune-1", "--facts", 1, "--folder", small.run))
     assert str(small.run) in line
-    assert "seed" in line
+    assert "an experiment, and this is a tuning" in line
     assert files(small.run) == before
 
 

@@ -65,6 +65,9 @@ def test_every_field_survives_toml(file):
         seed=5,
         chunk=1,
         workers=2,
+        engine="ray",
+        address="auto",
+        gpus=0.5,
         out="x",
     )
     changed = {

@@ -13,82 +13,18 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from runs import assert_same_rows, edited, files
 
 import loc_edit
 from loc_edit import experiment as experiment_room
-from loc_edit import units
+from loc_edit import grid, units
 from loc_edit.editing.value import EditFailed
 from loc_edit.experiment import Experiment
 from loc_edit.facts import save_facts
 from loc_edit.store import KEYS, SCHEMAS, RunLocked, RunMismatch
-from loc_edit.tables import PROBLEMS, without_controls
+from loc_edit.tables import PROBLEMS
 
 METHODS = ("rome", "memit-2", "finetune-1", "finetune-2")
-QUICK = {"rome": {"steps": 3}, "memit": {"steps": 3}, "finetune": {"steps": 3}}
-
-
-@pytest.fixture
-def lab(tmp_path, monkeypatch, tiny, stats_of, facts):
-    """(**options) -> an experiment on the tiny model and its four facts."""
-    data = tmp_path / "facts.jsonl"
-    save_facts(facts, data)
-    monkeypatch.setattr(Experiment, "model", tiny)
-    monkeypatch.setattr(Experiment, "stats", stats_of(tiny))
-
-    def make(**options):
-        defaults = {
-            "model": "tiny",
-            "data": str(data),
-            "noise": "1.5",
-            "noise_samples": 2,
-            "windows": (1,),
-            "chunk": 2,
-            "settings": QUICK,
-            "essence": False,
-            "out": str(tmp_path / "run"),
-        }
-        return Experiment(loc_edit.ExperimentConfig(**(defaults | options)))
-
-    return make
-
-
-@pytest.fixture
-def computed(monkeypatch):
-    """The units computed, as (kind, words) in order."""
-    calls = []
-    trace_rows, edit_rows = experiment_room.trace_rows, experiment_room.edit_rows
-
-    def traces(chunk, window):
-        calls.append(("traces", chunk.name, window))
-        return trace_rows(chunk, window)
-
-    def edits(chunk, cell):
-        calls.append(("edits", chunk.name, str(cell)))
-        return edit_rows(chunk, cell)
-
-    monkeypatch.setattr(experiment_room, "trace_rows", traces)
-    monkeypatch.setattr(experiment_room, "edit_rows", edits)
-    return calls
-
-
-def rows(run):
-    """All rows of a run but for the time they took."""
-    return run.read("traces"), run.read("edits", lists=True).drop(columns="seconds")
-
-
-def assert_same_rows(one, other, **tolerance):
-    for left, right in zip(rows(one), rows(other), strict=True):
-        assert len(left)
-        pd.testing.assert_frame_equal(left, right, check_exact=not tolerance, **tolerance)
-
-
-def edited(run):
-    """The edit rows without the controls."""
-    return without_controls(run.edits)
-
-
-def files(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
 
 
 # What a run leaves
@@ -117,7 +53,7 @@ def test_a_run_has_its_rows_configuration_and_provenance(lab, tiny, facts):
 
 def test_rows_hold_what_the_public_functions_give(lab, tiny, facts, stats_of):
     run = lab(layers=(1,), essence=True).run()
-    contexts = json.loads((run.path / "contexts.json").read_text())["rome"]
+    contexts = json.loads((run.path / "contexts.json").read_text())["0"]["rome"]
     edits = edited(run).set_index("fact_id")
     for fact in facts:
         prompt = loc_edit.encode(tiny, fact)
@@ -276,7 +212,7 @@ def test_the_seed_changes_the_numbers(lab, tmp_path):
 )
 def test_a_stopped_run_goes_on_to_the_same_rows(lab, tmp_path, monkeypatch, computed, stop, n):
     whole = lab(out=str(tmp_path / "whole")).run()
-    counting = experiment_room.trace_rows, experiment_room.edit_rows
+    counting = grid.trace_rows, grid.edit_rows
     computed.clear()
 
     def stopping(work):
@@ -288,8 +224,8 @@ def test_a_stopped_run_goes_on_to_the_same_rows(lab, tmp_path, monkeypatch, comp
         return compute
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment_room, "trace_rows", stopping(counting[0]))
-        patch.setattr(experiment_room, "edit_rows", stopping(counting[1]))
+        patch.setattr(grid, "trace_rows", stopping(counting[0]))
+        patch.setattr(grid, "edit_rows", stopping(counting[1]))
         with pytest.raises(stop):
             lab().run()
     finished = list(computed)
@@ -367,7 +303,7 @@ def test_a_killed_run_goes_on_to_the_same_rows(builtin_run, tmp_path, computed):
 
 PARENT = """
 import os, time
-from loc_edit.engine import spread_out
+from loc_edit.engine import Engine, spread_out
 
 def open_worker():
     return slow
@@ -378,7 +314,7 @@ def slow(task):
     return os.getpid()
 
 if __name__ == "__main__":
-    for n, (_, pid) in enumerate(spread_out([[0, 1], [0, 1]], open_worker, 2)):
+    for n, (_, pid) in enumerate(spread_out([[0, 1], [0, 1]], open_worker, Engine(workers=2))):
         print(pid, flush=True)
 """
 
@@ -410,26 +346,6 @@ def is_alive(pid):
 
 
 # What is refused
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"seed": 1}, "seed"),
-        ({"noise": "2.0"}, "noise"),
-        ({"layers": (1,)}, "layers"),
-        ({"methods": ("rome", "memit-2")}, "methods"),
-        ({"settings": {"rome": {"steps": 4}}}, "steps"),
-        ({"windows": (2,)}, "windows"),
-    ],
-)
-def test_another_configuration_in_the_folder_is_refused_and_loses_nothing(lab, change, named):
-    run = lab().run()
-    before = files(run.path)
-    with pytest.raises(RunMismatch, match=named) as caught:
-        lab(**change).run()
-    assert str(run.path) in str(caught.value)
-    assert files(run.path) == before
 
 
 def test_another_model_in_the_folder_is_refused(lab, monkeypatch, make_model):

@@ -107,6 +107,8 @@ def _run_with_default(default: ExperimentConfig) -> Any:
         out.print(f"edits: {counts}")
         for line in reason_lines(grouped_reasons(without_controls(done.edits))):
             out.print(escape(line), soft_wrap=True)
+        if kept := done.kept():
+            out.print(f"{kept:,} rows of earlier settings or facts are kept in the folder, and left out")
         out.print(f"rows, tables and figures: [bold]{escape(str(done.path))}[/]")
 
     return run
@@ -128,7 +130,16 @@ def _plan_with_default(default: ExperimentConfig) -> Any:
         out.print(f"facts   {plan.facts:>9,}")
         out.print(f"traces  {plan.traces:>9,}  (each at every layer and position)")
         out.print(f"edits   {plan.edits:>9,}  ({plan.combinations} methods x problems, {plan.layers} layers)")
-        out.print(f"time    {duration(plan.seconds):>9}  (of one process, estimated from 4 facts on this machine)")
+        if (plan.traces_missing, plan.edits_missing) != (plan.traces, plan.edits):
+            out.print(
+                f"missing {plan.edits_missing:>9,}  edits, and {plan.traces_missing:,} traces; the others are in "
+                f"{escape(experiment.out)}",
+                soft_wrap=True,
+            )
+        each = (
+            "of one process" if plan.processes == 1 else f"of {plan.processes} processes, {duration(plan.work)} of work"
+        )
+        out.print(f"time    {duration(plan.seconds):>9}  ({each}, estimated from 4 facts on this machine)")
         out.print(f"disk    {size(plan.disk):>9}  (rows, measured on those facts)")
         if plan.stats_disk:
             out.print(

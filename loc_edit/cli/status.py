@@ -59,6 +59,8 @@ def _print_rest(found: "RunProgress") -> None:
         out.print(f"traces     window {row['window']}: {row['done']:,} of {row['expected']:,} facts")
     rows, expected = found.controls
     out.print(f"controls   {rows:,} of {expected:,} rows")
+    if found.kept:
+        out.print(f"kept       {found.kept:,} rows of earlier settings or facts, left out of everything here")
     if found.seconds == found.seconds:
         out.print(f"work       {_each(found.seconds)} of one process (mean of the rows' own seconds)")
     if found.rows_per_second == found.rows_per_second:

@@ -1,8 +1,9 @@
 """What a fact is."""
 
 import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -58,6 +59,12 @@ class Fact:
     def prompt(self) -> str:
         """The edit prompt's text: the template with the subject filled in."""
         return self.template.replace("{}", self.subject)
+
+    @property
+    def content(self) -> str:
+        """Names all that the fact says, its prompts included: 16 hexadecimal digits.  An id may be used twice."""
+        whole = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
 def check_types(values: Mapping[str, Any]) -> None:

@@ -2,21 +2,28 @@
 
 A run folder holds
 
-    config.toml        the resolved configuration, written once; it marks the folder as a run
+    config.toml        the resolved configuration of the last start; it marks the folder as a run
+    selection.json     the cells and facts of that configuration: which of the rows are meant
     provenance.json    versions, seed, model fingerprint, and the version of the rows' schema
     traces/*.parquet   one shard per unit of tracing
     edits/*.parquet    one shard per unit of editing
+    history/           configurations and selections of earlier starts
+    log.jsonl          what happened when, one JSON object a line
     tables/, figures/  made later from the rows
 
-and nothing else that matters: what is done is read off the shards themselves, so there is no manifest to
-tear, or to fall out of step with them.
+There is no manifest beside: the folder's listing is the manifest.  A shard's name holds its unit and its checksum,
+its footer its cell, its facts and their contents, and it appears by one rename; so what is done is read off the shards
+themselves, and a second list could only be torn, or fall out of step with them.  (The selection says what is wanted,
+not what is there.  It is made anew at every start.)
 """
 
 from loc_edit.store.disk import StoreError, write_atomic
 from loc_edit.store.folder import BadRun, RunMismatch
+from loc_edit.store.journal import event, journal
 from loc_edit.store.lock import RunLocked, lock_holder
 from loc_edit.store.rows import KEYS, SCHEMA_VERSION, SCHEMAS, BadRows, Kind
 from loc_edit.store.run import Run, load_run
+from loc_edit.store.selection import Selection
 from loc_edit.store.settings import cell_key, describe, differences
 from loc_edit.store.shards import Shard, aside, shard_size, write_shard
 
@@ -30,12 +37,15 @@ __all__ = [
     "Run",
     "RunLocked",
     "RunMismatch",
+    "Selection",
     "Shard",
     "StoreError",
     "aside",
     "cell_key",
     "describe",
     "differences",
+    "event",
+    "journal",
     "load_run",
     "lock_holder",
     "shard_size",

@@ -1,4 +1,4 @@
-"""What makes a folder a run: its configuration and its provenance, written once and checked ever after."""
+"""What makes a folder a run: its configuration and its provenance; what may change in them, and what not."""
 
 import json
 import logging
@@ -10,7 +10,9 @@ from typing import Any
 import tomli_w
 
 from loc_edit.store.disk import disk_errors, sync_folder, write_atomic
+from loc_edit.store.journal import LOG
 from loc_edit.store.rows import SCHEMA_VERSION
+from loc_edit.store.selection import HISTORY, SELECTION, Selection
 from loc_edit.store.settings import describe, differences
 from loc_edit.store.shards import shard_names
 
@@ -20,7 +22,7 @@ CONFIG = "config.toml"
 PROVENANCE = "provenance.json"
 FINGERPRINT = "model_fingerprint"
 VERSION = "schema_version"
-_OF_A_RUN = {PROVENANCE, "traces", "edits", "tables", "figures"}
+_OF_A_RUN = {PROVENANCE, SELECTION, LOG, HISTORY, "contexts.json", "traces", "edits", "tables", "figures", "report"}
 
 
 class BadRun(ValueError):
@@ -47,8 +49,12 @@ def refuse_strangers(folder: Path) -> None:
         )
 
 
-def write_settings(folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
-    """Writes both files, the configuration last: from then on the folder is a run."""
+def write_settings(
+    folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any], selection: Selection | None
+) -> None:
+    """Writes the files, the configuration last: from then on the folder is a run."""
+    if selection is not None:
+        selection.write(folder)
     write_atomic(folder / PROVENANCE, (json.dumps(provenance, indent=2) + "\n").encode())
     write_atomic(folder / CONFIG, tomli_w.dumps(config).encode())
     with disk_errors("write", folder):
@@ -82,23 +88,81 @@ def read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, provenance
 
 
-def refuse_other_settings(folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
-    """Refuses to go on with a run of another configuration or model.
+def take_up(
+    folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any], selection: Selection | None
+) -> None:
+    """Goes on with the run in a folder: writes what has changed, and keeps what was there before in `history/`.
 
     Raises:
-        RunMismatch: naming what differs, with the values there and here.
+        RunMismatch: the run there is of another model, of other facts or of another kind; or its configuration is
+            another, and no selection says which rows belong to it.
     """
     config_there, provenance_there = read_settings(folder)
-    if differing := differences(config_there, config):
-        raise RunMismatch(
-            f"{folder} holds a run with another configuration: {describe(differing)}; "
-            "choose another folder, or the same configuration"
-        )
-    differing = differences(provenance_there, provenance)
+    refuse_another_model(folder, provenance_there, provenance)
+    differing = differences(config_there, config)
+    if selection is None:
+        if differing:
+            raise RunMismatch(
+                f"{folder} holds a run with another configuration: {describe(differing)}; "
+                "choose another folder, or the same configuration"
+            )
+        return
+    if differing:
+        _refuse_another_run(folder, config_there, config, selection)
+        log.info("%s goes on with another configuration: %s", folder, describe(differing))
+        _keep(folder)
+    if _selection_there(folder) != selection:
+        selection.write(folder)
+    if differing:
+        write_atomic(folder / CONFIG, tomli_w.dumps(config).encode())
+
+
+def refuse_another_model(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Refuses to mix models; other differences of provenance are logged.
+
+    Raises:
+        RunMismatch: naming both fingerprints.
+    """
+    differing = differences(there, here)
     if FINGERPRINT in differing:
         raise RunMismatch(
             f"{folder} holds a run of another model: {describe({FINGERPRINT: differing[FINGERPRINT]})}; "
             "choose another folder"
         )
+    differing.pop("seed", None)  # the configuration has it
     if differing:
         log.warning("%s is taken up again under other conditions: %s", folder, describe(differing))
+
+
+def _refuse_another_run(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any], selection: Selection) -> None:
+    """Refuses what is no other version of the run in the folder, but another run."""
+    if ("grid" in there) != ("grid" in here):
+        kinds = ("a tuning of settings", "an experiment")
+        raise RunMismatch(f"{folder} holds {kinds['grid' not in there]}, and this is {kinds['grid' not in here]}")
+    before = _selection_there(folder)
+    if before is None or there.get("data") == here.get("data"):
+        return
+    if not set(before.facts.values()) & set(selection.facts.values()):
+        raise RunMismatch(
+            f"{folder} holds a run on other facts: data is {there.get('data')!r} there and {here.get('data')!r} "
+            "here, and none of the facts is the same; choose another folder"
+        )
+
+
+def _selection_there(folder: Path) -> Selection | None:
+    try:
+        return Selection.read(folder)
+    except ValueError as error:
+        log.warning("%s", error)
+        return None
+
+
+def _keep(folder: Path) -> None:
+    """Copies the present configuration and selection to `history/`, under the next number."""
+    history = folder / HISTORY
+    with disk_errors("make folder", history):
+        history.mkdir(exist_ok=True)
+    number = len(list(history.glob("*-config.toml"))) + 1
+    for name in (CONFIG, SELECTION, PROVENANCE):
+        if (folder / name).exists():
+            write_atomic(history / f"{number:04d}-{name}", (folder / name).read_bytes())

@@ -9,7 +9,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 2 has `fact_content`; the rows of version 1 are read as if it were empty."""
 
 Kind = Literal["traces", "edits"]
 
@@ -35,6 +36,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("relation", pa.string()),
             ("degenerate", pa.bool_()),
             ("cell", pa.string()),
+            ("fact_content", pa.string()),
         ]
     ),
     "edits": pa.schema(
@@ -57,6 +59,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("objective", pa.string()),
             ("seconds", pa.float64()),
             ("cell", pa.string()),
+            ("fact_content", pa.string()),
             ("rewrite_before", _FLOATS),
             ("rewrite_after", _FLOATS),
             ("paraphrase_before", _FLOATS),
@@ -75,8 +78,8 @@ KEYS: dict[str, tuple[str, ...]] = {
 """The columns that name a row; never null."""
 
 IDENTITIES: dict[str, tuple[str, ...]] = {
-    "traces": (*KEYS["traces"], "metric", "cell"),
-    "edits": (*KEYS["edits"], "seed", "cell"),
+    "traces": (*KEYS["traces"], "metric", "cell", "fact_content"),
+    "edits": (*KEYS["edits"], "seed", "cell", "fact_content"),
 }
 """The key and the settings behind it: no two rows share it, and frames are sorted by it."""
 

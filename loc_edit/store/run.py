@@ -1,14 +1,13 @@
 """A run folder: made or taken up again by one writer, read by anyone."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from loc_edit import tables
 from loc_edit.store.disk import StoreError, disk_errors, remove_temporaries
@@ -17,21 +16,21 @@ from loc_edit.store.folder import (
     VERSION,
     BadRun,
     read_settings,
-    refuse_other_settings,
     refuse_strangers,
+    take_up,
     write_settings,
 )
+from loc_edit.store.inventory import cells_in, n_left_out
 from loc_edit.store.lock import FolderLock
+from loc_edit.store.reading import joint_schema, read_table
 from loc_edit.store.rows import (
     IDENTITIES,
     SCHEMA_VERSION,
-    SCHEMAS,
     BadRows,
     Kind,
-    fill_nulls,
-    in_order,
     is_list,
 )
+from loc_edit.store.selection import Selection
 from loc_edit.store.settings import plain
 from loc_edit.store.shards import Shard, remove_shard, set_aside, shard_names, verify_shards, write_shard
 from loc_edit.tables.rows import Denominator, Regressor
@@ -50,7 +49,8 @@ class Run:
     Attributes:
         path: the folder.
         config: the resolved configuration, as `config.toml` holds it.
-        provenance: versions, seed, model fingerprint and the schema's version.
+        provenance: versions, seed, model fingerprint and the schema's version, at the first start.
+        selection: the cells and facts of that configuration; `None` where all rows of the folder are meant.
     """
 
     def __init__(
@@ -59,27 +59,40 @@ class Run:
         config: Mapping[str, Any],
         provenance: Mapping[str, Any],
         lock: FolderLock | None = None,
+        selection: Selection | None = None,
     ) -> None:
         self.path = path
         self.config = config
         self.provenance = provenance
+        self.selection = selection
         self._lock = lock
         self._known: dict[str, dict[str, Shard]] = {kind: {} for kind in _KINDS}
         self._damaged: set[Path] = set()
-        self._tables: dict[str, tuple[list[Path], pa.Table]] = {}
+        self._tables: dict[str, tuple[Any, pa.Table]] = {}
 
     @classmethod
-    def create(cls, path: str | Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> "Run":
-        """Makes a run folder, or takes up the run in it if that has the same configuration and model.
+    def create(
+        cls,
+        path: str | Path,
+        config: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+        selection: Selection | None = None,
+    ) -> "Run":
+        """Makes a run folder, or takes up the run in it.
+
+        Without a selection that run must have the same configuration.  With one, the folder's configuration becomes
+        the present one, the earlier is kept in `history/`, and of the rows there those are read that are selected.
 
         Args:
             path: the folder; it and its parents are made if need be.
             config: the resolved configuration: nested tables of plain values.  `None` counts as left out.
             provenance: a flat mapping of versions, seed and `model_fingerprint`; of these only a different
                 fingerprint is refused, other differences from an earlier start are logged.
+            selection: the cells and facts of the configuration.
 
         Raises:
-            RunMismatch: the folder holds a run of another configuration or model.
+            RunMismatch: the folder holds a run of another model, of other facts, or, without a selection, of another
+                configuration.
             BadRun: the path is a file, a folder with something else in it, or a run that cannot be read.
             RunLocked: another writer has the folder.
             StoreError: the disk refused.
@@ -93,14 +106,14 @@ class Run:
         lock = FolderLock(folder)
         try:
             if (folder / CONFIG).exists():
-                refuse_other_settings(folder, config, provenance)
+                take_up(folder, config, provenance, selection)
             else:
-                write_settings(folder, config, provenance)
+                write_settings(folder, config, provenance, selection)
             for place in (folder, *(folder / kind for kind in _KINDS)):
                 with disk_errors("make folder", place):
                     place.mkdir(exist_ok=True)
                 remove_temporaries(place)
-            run = cls(folder, *read_settings(folder), lock)
+            run = cls(folder, *read_settings(folder), lock, selection)
             for kind in _KINDS:
                 run._shards(kind)
             return run
@@ -172,25 +185,46 @@ class Run:
         """The edit rows, sorted by problem, method, layer, window and fact; `read` gives the lists too."""
         return self.read("edits")
 
-    def read(self, kind: Kind, columns: Sequence[str] | None = None, *, lists: bool = False) -> pd.DataFrame:
+    def read(
+        self,
+        kind: Kind,
+        columns: Sequence[str] | None = None,
+        *,
+        lists: bool = False,
+        cells: Collection[str] | Literal["present", "all"] = "present",
+    ) -> pd.DataFrame:
         """Rows as a new frame, in an order that does not depend on the order of writing.
 
         Args:
             kind: "traces" or "edits".
             columns: the columns wanted, in that order; `None` for all scalar ones.
             lists: with `columns=None`, the list columns too (raw probabilities before and after).
+            cells: whose rows: those of the present configuration and its facts, all that are in the folder, or those
+                of the cells named here (see `cells`), with all facts.
 
         Raises:
             BadRows: a column does not exist, or a shard cannot be read with this version.
         """
-        shards = self._shards(kind)
-        schema = _joint_schema(kind, list(shards.values()))
+        shards = list(self._shards(kind).values())
+        schema = joint_schema(kind, shards)
         if columns is None:
             columns = [field.name for field in schema if lists or not is_list(field)]
         if unknown := [name for name in columns if name not in schema.names]:
             raise BadRows(f"{kind} have no column {unknown[0]!r}; they have {', '.join(schema.names)}")
-        paths = [shard.path for shard in shards.values()]
-        return self._table(kind, paths, schema, list(columns)).select(list(columns)).to_pandas()
+        wanted = None if isinstance(cells, str) else set(cells)
+        facts: set[tuple[int, str]] | None = None
+        if cells == "present" and self.selection is not None:
+            wanted, facts = set(self.selection.cells(kind)), set(self.selection.facts.items())
+        if wanted is not None:
+            shards = [shard for shard in shards if shard.cell in wanted]
+        return self._table(kind, shards, schema, list(columns), facts).select(list(columns)).to_pandas()
+
+    def cells(self, kind: Kind) -> pd.DataFrame:
+        """What cells have rows in the folder: a row per cell, `cell, rows, facts, present` and what the cell is.
+
+        Those with `present` false are of earlier configurations (`history/`); `read(..., cells=[cell])` reads them.
+        """
+        return cells_in(self.path, kind, self._shards(kind).values(), self.selection)
 
     def frame(
         self,
@@ -206,9 +240,13 @@ class Run:
         )
 
     def counts(self) -> dict[str, int]:
-        """How many edit rows have each status, controls not counted."""
+        """How many edit rows of the present configuration have each status, controls not counted."""
         rows = tables.without_controls(self.read("edits", ["status", "method"]))
         return {str(status): int(n) for status, n in rows["status"].value_counts().items()}
+
+    def kept(self) -> int:
+        """How many rows in the folder are of earlier configurations, and left out of what is read by default."""
+        return sum(n_left_out(kind, self._shards(kind).values(), self.selection) for kind in _KINDS)
 
     def __repr__(self) -> str:
         try:
@@ -255,26 +293,23 @@ class Run:
             self._damaged.add(path)
             log.warning("%s does not match its checksum: its rows are left out", path)
 
-    def _table(self, kind: Kind, paths: list[Path], schema: pa.Schema, columns: list[str]) -> pa.Table:
-        """At least `columns` of the shards, sorted; the last table read of each kind is kept."""
+    def _table(
+        self, kind: Kind, shards: list[Shard], schema: pa.Schema, columns: list[str], facts: set[tuple[int, str]] | None
+    ) -> pa.Table:
+        """At least `columns` of the shards, of those facts only, sorted; the last table read of each kind is kept."""
+        what = ([shard.path for shard in shards], facts)
         if kind in self._tables:
-            paths_read, table = self._tables[kind]
-            if paths_read == paths and set(columns) <= set(table.column_names):
+            read, table = self._tables[kind]
+            if read == what and set(columns) <= set(table.column_names):
                 return table
         wanted = list(dict.fromkeys([*IDENTITIES[kind], *columns]))
-        if not paths:
-            return schema.empty_table().select(wanted)
         with disk_errors("read", self.path / kind):
-            table = ds.dataset([str(path) for path in paths], schema=schema, format="parquet").to_table(columns=wanted)
-        table, n_repeated = in_order(kind, fill_nulls(table))
+            table, n_repeated = read_table(kind, shards, schema, wanted, facts)
         if n_repeated:
             log.warning(
-                "%s: %d rows of %s stand in more than one shard; each is taken once",
-                self.path,
-                n_repeated,
-                kind,
+                "%s: %d rows of %s stand in more than one shard; each is taken once", self.path, n_repeated, kind
             )
-        self._tables[kind] = (paths, table)
+        self._tables[kind] = what, table
         return table
 
 
@@ -292,14 +327,8 @@ def load_run(path: str | Path) -> Run:
     if not (folder / CONFIG).exists():
         what = f"holds no {CONFIG}" if any(folder.iterdir()) else "is empty"
         raise BadRun(f"no run at {folder}: the folder {what}")
-    return Run(folder, *read_settings(folder))
-
-
-def _joint_schema(kind: Kind, shards: Sequence[Shard]) -> pa.Schema:
-    """The columns of the kind and all that shards have besides, scalars before lists."""
-    schemas = {shard.schema: None for shard in shards}
     try:
-        joint = pa.unify_schemas([SCHEMAS[kind], *schemas], promote_options="permissive")
-    except pa.ArrowException as error:
-        raise BadRows(f"{kind}: shards disagree about a column's type: {error}") from error
-    return pa.schema(sorted(joint, key=is_list))
+        selection = Selection.read(folder)
+    except ValueError as error:
+        raise BadRun(str(error)) from error
+    return Run(folder, *read_settings(folder), selection=selection)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,32 @@ log = logging.getLogger(__name__)
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,159}")
 _NAME = re.compile(r"(?P<key>.+)\.(?P<digest>[0-9a-f]{16})\.parquet")
 _VERSION = b"loc_edit.schema_version"
+_CELL = b"loc_edit.cell"
+_FACTS = b"loc_edit.facts"
+
+Facts = tuple[tuple[int, str], ...]
+"""The ids of facts with the names of their contents."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard whose checksum has been verified."""
+    """A shard whose checksum has been verified.
+
+    Attributes:
+        key: the unit's name.
+        path: the file.
+        n_rows: rows in it.
+        schema: its columns.
+        cell: the cell of its rows; empty where they have several or none.
+        facts: the facts of its rows; shards of the same facts share one tuple.
+    """
 
     key: str
     path: Path
     n_rows: int
     schema: pa.Schema
+    cell: str = ""
+    facts: Facts = ()
 
 
 def write_shard(folder: Path, kind: Kind, key: str, rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> Shard:
@@ -52,16 +69,18 @@ def write_shard(folder: Path, kind: Kind, key: str, rows: Sequence[Mapping[str, 
     """
     if not _KEY.fullmatch(key):
         raise BadRows(f"the key {key!r} of a shard of {kind} is not 1 to 160 letters, digits and _ . = + -")
+    table = to_table(kind, rows, key)
+    about = _about(table)
     metadata = {
         _VERSION: str(SCHEMA_VERSION).encode(),
         b"loc_edit.kind": kind.encode(),
         b"loc_edit.key": key.encode(),
+        **about,
     }
-    table = to_table(kind, rows, key).replace_schema_metadata(metadata)
-    data = _parquet(table)
+    data = _parquet(table.replace_schema_metadata(metadata))
     path = folder / f"{key}.{_digest(data)}.parquet"
     write_atomic(path, data)
-    return Shard(key, path, len(table), table.schema.remove_metadata())
+    return Shard(key, path, len(table), table.schema, about[_CELL].decode(), _facts_of(about[_FACTS]))
 
 
 def shard_size(kind: Kind, rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> int:
@@ -124,11 +143,29 @@ def _verify(kind: Kind, path: Path) -> Shard | None:
         return None
     footer = pq.ParquetFile(pa.BufferReader(data))
     schema = footer.schema_arrow
-    version = int((schema.metadata or {}).get(_VERSION, SCHEMA_VERSION))
+    metadata = schema.metadata or {}
+    version = int(metadata.get(_VERSION, SCHEMA_VERSION))
     if version > SCHEMA_VERSION:
         raise BadRows(f"{path} has rows of schema version {version}; this loc_edit reads up to {SCHEMA_VERSION}")
     check_keys(kind, schema.names, str(path))
-    return Shard(name["key"], path, footer.metadata.num_rows, schema.remove_metadata())
+    cell, facts = metadata.get(_CELL, b"").decode(), _facts_of(metadata.get(_FACTS, b""))
+    return Shard(name["key"], path, footer.metadata.num_rows, schema.remove_metadata(), cell, facts)
+
+
+def _about(table: pa.Table) -> dict[bytes, bytes]:
+    """What a shard says of itself, for those who look for a cell or a fact without reading rows."""
+    cells = table.column("cell").unique().to_pylist()
+    pairs = table.select(["fact_id", "fact_content"]).group_by(["fact_id", "fact_content"], use_threads=False)
+    facts = sorted(zip(*pairs.aggregate([]).to_pydict().values(), strict=True))
+    text = " ".join(f"{fact_id}:{content}" for fact_id, content in facts)
+    return {_CELL: (cells[0] if len(cells) == 1 else "").encode(), _FACTS: text.encode()}
+
+
+@cache
+def _facts_of(text: bytes) -> Facts:
+    """The facts that a shard names; kept, as many shards have the same."""
+    pairs = (pair.partition(":") for pair in text.decode().split())
+    return tuple((int(fact_id), content) for fact_id, _, content in pairs)
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -1,0 +1,141 @@
+"""Units computed in this process, or side by side in processes of this machine, each with the model in its memory."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import torch
+
+log = logging.getLogger(__name__)
+
+Compute = Callable[[Any], Any]
+"""Task -> result, in a worker."""
+
+TRIES = 3
+"""How many workers a task may end before the run gives up."""
+
+
+class WorkerDied(RuntimeError):
+    """Workers ended in the middle of a unit, again and again; what was written before is kept."""
+
+
+def in_this_process(streams: Sequence[Sequence[Any]], open_worker: Callable[[], Compute]) -> Iterator[tuple[Any, Any]]:
+    """Every task with its result, one after another."""
+    compute = open_worker() if any(streams) else None
+    for stream in streams:
+        for task in stream:
+            assert compute is not None
+            yield task, compute(task)
+
+
+def in_processes(
+    streams: Sequence[Sequence[Any]], open_worker: Callable[[], Compute], workers: int, cores: int
+) -> Iterator[tuple[Any, Any]]:
+    """Every task with its result, in the order in which they finish; a worker that dies is replaced.
+
+    Args:
+        streams: tasks; a stream stays with one worker.
+        open_worker: called once in each worker; makes what computes a task there.
+        workers: number of processes.
+        cores: of the machine, which the workers share.
+
+    Raises:
+        WorkerDied: a task has ended `TRIES` workers.
+    """
+    waiting = deque(deque(stream) for stream in streams if stream)
+    lanes = [_Lane(open_worker, max(1, cores // workers)) for _ in range(min(workers, len(waiting)))]
+    running: dict[Future[Any], tuple[_Lane, Any]] = {}
+
+    def give(lane: _Lane) -> None:
+        if not lane.tasks and waiting:
+            lane.tasks = waiting.popleft()
+        if lane.tasks:
+            task = lane.tasks.popleft()
+            running[lane.submit(task)] = (lane, task)
+
+    try:
+        for lane in lanes:
+            give(lane)
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                lane, task = running.pop(future)
+                try:
+                    result = future.result()
+                except BrokenProcessPool as error:
+                    lane.deaths += 1
+                    if lane.deaths >= TRIES:
+                        raise WorkerDied(
+                            f"{TRIES} worker processes ended while they computed {task} (is memory enough?); "
+                            "rows finished before are kept, run again to go on"
+                        ) from error
+                    log.warning("a worker process ended while it computed %s: it is computed again", task)
+                    lane.replace()
+                    running[lane.submit(task)] = (lane, task)
+                    continue
+                lane.deaths = 0
+                give(lane)
+                yield task, result
+    finally:
+        for lane in lanes:
+            lane.stop()
+
+
+class _Lane:
+    """One worker process and the tasks of its stream."""
+
+    def __init__(self, open_worker: Callable[[], Compute], threads: int) -> None:
+        self.tasks: deque[Any] = deque()
+        self.deaths = 0
+        self._arguments = (open_worker, threads)
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would copy torch's locks in any state
+        self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_start, initargs=self._arguments)
+
+    def submit(self, task: Any) -> Future[Any]:
+        return self._pool.submit(_work, task)
+
+    def replace(self) -> None:
+        """A new process in place of one that died."""
+        self._pool.shutdown(wait=False)
+        self._start()
+
+    def stop(self) -> None:
+        """End the worker at once: what it has not finished is computed when the run goes on."""
+        processes = list((self._pool._processes or {}).values())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()
+
+
+_compute: Compute | None = None
+
+
+def _start(open_worker: Callable[[], Compute], threads: int) -> None:
+    """Make a fresh process a worker; Ctrl-C is for the one who gave it work."""
+    global _compute
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    _compute = open_worker()
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot stop its workers, which would wait for tasks for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(task: Any) -> Any:
+    assert _compute is not None
+    return _compute(task)
