@@ -36,8 +36,9 @@ _ROOMS = {
     "loc_edit.experiment": ["Experiment"],
     "loc_edit.analysis": ["analyze"],
     "loc_edit.store": ["Run", "load_run"],
+    "loc_edit.report": ["write_report"],
     "loc_edit.tables": ["layer_correlations"],
-    "loc_edit.regress": ["Fit", "fit", "fits", "localization_informs_editing", "statistics"],
+    "loc_edit.regress": ["Fit", "fit", "fits", "layer_choices", "localization_informs_editing", "statistics"],
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = sorted(_HOME)

@@ -1,7 +1,7 @@
-"""Make `figures/`: run the default experiment on the built-in model, and copy its tables and figures flat.
+"""Make `figures/`: the whole grid on the built-in model, its tables and figures copied flat.
 
-python scripts/make_figures.py            # runs what is missing in runs/figures, then draws
-python scripts/make_figures.py --facts 20 # quick look
+python scripts/make_figures.py            # runs what is missing in runs/figures, an hour on two cores, then draws
+python scripts/make_figures.py --facts 8  # quick look
 
 """
 
@@ -12,26 +12,40 @@ from pathlib import Path
 from loc_edit.analysis import analyze
 from loc_edit.config import ExperimentConfig
 from loc_edit.experiment import Experiment
+from loc_edit.store import load_run
 
-HERE = Path(__file__).parent.parent / "figures"
+HERE = Path(__file__).parent
+FULL = HERE / "experiments" / "builtin_full.toml"
+KINDS = (
+    "figure_*",
+    "layer_choice*",
+    "table_*",
+    "statistics.*",
+    "verdict.*",
+    "sensitivity.*",
+    "layer_correlations.*",
+    "compare_paper.*",
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--facts", type=int, default=ExperimentConfig().facts)
+    parser.add_argument("--facts", type=int, default=100)
     parser.add_argument("--run", type=Path, default=Path("runs/figures"), help="the run's folder, kept for next time")
-    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--out", type=Path, default=HERE.parent / "figures")
+    parser.add_argument("--no-run", action="store_true", help="draw what is there")
     args = parser.parse_args()
-    experiment = Experiment(ExperimentConfig(facts=args.facts, windows=(1, 5)))
-    run = experiment.run(
-        args.run,
-        progress=lambda words, done, total: print(f"\r{done}/{total} {words:60}", end="", flush=True),
-        workers=experiment.default_workers(),
-    )
-    print()
-    found = analyze(run)
+    if not args.no_run:
+        experiment = Experiment(ExperimentConfig.from_toml(FULL).model_copy(update={"facts": args.facts}))
+        experiment.run(
+            args.run,
+            progress=lambda words, done, total: print(f"\r{done}/{total} {words:60}", end="", flush=True),
+            workers=experiment.default_workers(),
+        )
+        print()
+    found = analyze(load_run(args.run), compare_paper=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    for old in (*args.out.glob("figure_*"), *args.out.glob("table_*")):
+    for old in (path for kind in KINDS for path in args.out.glob(kind)):
         old.unlink()
     for paths in found.written.values():
         for path in paths:

@@ -12,7 +12,7 @@ ORDER = (
     "cache", "download", "facts", "data", "corpora", "settings", "models", "prompts", "noise", "batching", "tracing",
     "localizers", "problems", "keys", "editing", "exporting", "sampling", "known", "probing", "scores", "tables",
     "store", "progress", "config", "units", "controls", "grid", "worker", "ticker", "contexts", "engine", "planning",
-    "experiment", "tuning", "regress", "figures", "analysis", "report", "cli", "__main__",
+    "experiment", "tuning", "replay", "regress", "figures", "analysis", "report", "cli", "__main__",
 )  # fmt: skip
 """A room may import from rooms to its left."""
 LATE = {("facts", "data"), ("tracing", "tables"), ("tracing", "figures")}
@@ -20,7 +20,7 @@ LATE = {("facts", "data"), ("tracing", "tables"), ("tracing", "figures")}
 MODEL_WING = {
     "models", "prompts", "noise", "batching", "tracing", "localizers", "problems", "keys", "editing", "exporting",
     "sampling", "known", "probing", "scores", "units", "controls", "grid", "worker", "ticker", "contexts", "planning",
-    "experiment", "tuning",
+    "experiment", "tuning", "replay",
 }  # fmt: skip
 PAPER_WING = ("tables", "store", "progress", "regress", "figures", "analysis", "report")
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

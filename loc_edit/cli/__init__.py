@@ -14,6 +14,7 @@ from rich.markup import escape
 from loc_edit.cli.commands import analyze, edit, trace
 from loc_edit.cli.export import export
 from loc_edit.cli.facts import facts
+from loc_edit.cli.report import report
 from loc_edit.cli.show import duration, err, out, progress, r2_table, score_table, size
 from loc_edit.cli.stats import stats
 from loc_edit.cli.status import status
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "export": export,
             "stats": stats,
             "analyze": analyze,
+            "report": report,
             "facts": facts,
         }
         tyro.extras.subcommand_cli_from_dict(

@@ -55,14 +55,11 @@ def progress() -> Iterator[Any]:
 
 def top_tokens(model: "HookedTransformer", fact: "Fact", n: int = 5) -> str:
     """The likeliest next tokens of a fact's edit prompt, with their probabilities."""
-    import torch
-
     import loc_edit
-    from loc_edit.models import token_texts
+    from loc_edit.known import next_tokens
 
-    with torch.inference_mode():
-        p, ids = model(loc_edit.encode(model, fact).tokens)[0, -1].softmax(-1).topk(n)
-    return "  ".join(f"{text.strip()!r} {q:.3f}" for text, q in zip(token_texts(model, ids), p.tolist(), strict=True))
+    found = next_tokens(model, loc_edit.encode(model, fact), n)
+    return "  ".join(f"{text.strip()!r} {p:.3f}" for text, p in found)
 
 
 def probability_table(fact: "Fact", score: "EditScore") -> Table:

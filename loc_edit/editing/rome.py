@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
+from loc_edit.editing.rows import make_rows, run_prefix
 from loc_edit.editing.update import Edit, WeightUpdate
-from loc_edit.editing.value import context_activations, make_rows, optimize_values
+from loc_edit.editing.value import optimize_values
 from loc_edit.keys import KeyStats
 from loc_edit.models import W_out, b_out, check_editable, check_layers, fingerprint
 from loc_edit.problems import EditRequest
@@ -71,17 +72,17 @@ def rome(
     check_layers(model, [layer])
     rows = make_rows(model, requests, contexts, "rome")
     key_name, value_name = f"blocks.{layer}.mlp.hook_post", f"blocks.{layer}.hook_mlp_out"
-    found = context_activations(model, rows, [key_name, value_name], layer)
-    keys, bare_key, bare_value = found[key_name], found[key_name][:, 0], found[value_name][:, 0]
+    prefix = run_prefix(model, rows, layer + 1, [key_name, value_name])
+    keys, bare_value = prefix.found[key_name], prefix.found[value_name][:, 0]
     direction = stats.solve(layer, keys.mean(1))
-    delta = optimize_values(model, rows, layer, bare_value, settings, method="rome", last_updates_when_lowering=True)
+    delta = optimize_values(model, prefix, bare_value, settings, method="rome", last_updates_when_lowering=True)
     about = {"method": "rome", "settings": asdict(settings), "model": fingerprint(model)}
     edits = []
     for i, one in enumerate(requests):
         left, right = rank_one_factors(
             W_out(model, layer).float(),
             b_out(model, layer).float(),
-            bare_key[i],
+            keys[i, 0],
             bare_value[i] + delta[i],
             direction[i],
         )

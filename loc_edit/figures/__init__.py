@@ -1,5 +1,6 @@
 """Figures: a tidy frame in, a matplotlib Figure out; the paper's figures by name.  No torch in this room."""
 
+from loc_edit.figures.choices import layer_choice
 from loc_edit.figures.editing import scatter, scores_by_layer
 from loc_edit.figures.explained import r2_bars
 from loc_edit.figures.localization import heatmap, mean_effect, peak_layers
@@ -11,6 +12,7 @@ __all__ = [
     "PaperFigure",
     "draw_all",
     "heatmap",
+    "layer_choice",
     "mean_effect",
     "peak_layers",
     "r2_bars",

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from loc_edit import regress, tables
-from loc_edit.figures import editing, explained, localization
+from loc_edit.figures import choices, editing, explained, localization
 from loc_edit.figures.style import save
 from loc_edit.tables import Rows, RowsMissing
 
@@ -135,6 +135,11 @@ FIGURES: dict[str, PaperFigure] = {
         "rewrite score against tracing effect, fact forcing with FT-5",
         lambda rows: tables.fit_points(_chosen(rows.joined(), "finetune", "fact_forcing", 5)),
         editing.scatter,
+    ),
+    "layer_choice": PaperFigure(
+        "where to edit: what each choice of the layer is worth",
+        lambda rows: regress.layer_choices(rows.joined()),
+        choices.layer_choice,
     ),
 }
 

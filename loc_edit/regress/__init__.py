@@ -1,5 +1,6 @@
 """Regress: does the tracing effect explain the success of edits beyond the layer?  No torch in this room."""
 
+from loc_edit.regress.choices import CHOICES, layer_choices
 from loc_edit.regress.dependence import clustered, fact_correlations, mixed_model, within_facts
 from loc_edit.regress.ols import Fit, fit, fits, usable_rows
 from loc_edit.regress.paper import TABLES, PaperTable, write_tables
@@ -7,6 +8,7 @@ from loc_edit.regress.resampling import bootstrap_added, permutation_p
 from loc_edit.regress.statistics import holm, localization_informs_editing, sensitivity, statistics
 
 __all__ = [
+    "CHOICES",
     "TABLES",
     "Fit",
     "PaperTable",
@@ -16,6 +18,7 @@ __all__ = [
     "fit",
     "fits",
     "holm",
+    "layer_choices",
     "localization_informs_editing",
     "mixed_model",
     "permutation_p",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from loc_edit import tables
+from loc_edit.regress.choices import layer_choices
 from loc_edit.regress.ols import fits
 from loc_edit.regress.statistics import localization_informs_editing, sensitivity, statistics
 from loc_edit.tables import Rows, RowsMissing
@@ -58,6 +59,7 @@ TABLES: dict[str, PaperTable] = {
     "table_5": PaperTable("R^2 of the neighborhood score", _explained("neighborhood")),
     "table_6": PaperTable("R^2 of the overall score", _explained("overall")),
     "layer_correlations": PaperTable("correlation of tracing effect and rewrite score, per layer", _correlations),
+    "layer_choices": PaperTable("where to edit", lambda rows: layer_choices(rows.joined())),
     "sensitivity": PaperTable("R^2 for each window, site, denominator and choice of token", _sensitivity),
 }
 
