@@ -1,4 +1,4 @@
-"""What befalls long runs, really done: kills, Ctrl-C, full disks, damage, want of memory, dead workers, second writers."""
+"""What befalls long runs, really done: kills, Ctrl-C, full disks, damage, want of memory, dead workers."""
 
 import json
 import os
@@ -201,7 +201,9 @@ def test_memory_that_does_not_suffice_for_one_fact_stops_the_run_and_is_no_resul
         with pytest.raises(torch.OutOfMemoryError):
             lab().run()
     assert not (load_run(lab().config.out).edits["status"] == "failed").any()
-    assert log_of(load_run(lab().config.out).path)[-1] | {"how": "failed"} == log_of(load_run(lab().config.out).path)[-1]
+    assert (
+        log_of(load_run(lab().config.out).path)[-1] | {"how": "failed"} == log_of(load_run(lab().config.out).path)[-1]
+    )
     assert set(edited(lab().run())["status"]) == {"done"}
 
 

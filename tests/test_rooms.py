@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "loc_edit"
 ORDER = (
     "cache", "download", "facts", "data", "corpora", "settings", "models", "prompts", "noise", "batching", "tracing",
     "localizers", "problems", "keys", "editing", "exporting", "sampling", "known", "probing", "scores", "tables",
-    "store", "progress", "config", "units", "controls", "grid", "worker", "ticker", "contexts", "engine", "planning",
-    "experiment", "tuning", "replay", "regress", "figures", "analysis", "report", "cli", "__main__",
+    "store", "progress", "telling", "config", "units", "controls", "grid", "worker", "ticker", "contexts", "engine",
+    "planning", "experiment", "tuning", "replay", "regress", "figures", "analysis", "report", "cli", "__main__",
 )  # fmt: skip
 """A room may import from rooms to its left."""
 LATE = {("facts", "data"), ("tracing", "tables"), ("tracing", "figures")}
@@ -22,7 +22,7 @@ MODEL_WING = {
     "sampling", "known", "probing", "scores", "units", "controls", "grid", "worker", "ticker", "contexts", "planning",
     "experiment", "tuning", "replay",
 }  # fmt: skip
-PAPER_WING = ("tables", "store", "progress", "regress", "figures", "analysis", "report")
+PAPER_WING = ("tables", "store", "progress", "telling", "regress", "figures", "analysis", "report")
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 

@@ -2,8 +2,8 @@
 
 Ray places the actors, starts those again that die, moves tasks and results, and notices lost machines.  What is done
 here: which chunk of facts goes to which actor, and that no actor has more than `AHEAD` units waiting, so that results
-cannot pile up.  The rows go to the caller, who writes them: one writer needs one lock and one disk, rows are small beside
-the work that makes them, and a lost machine leaves nothing half-written.
+cannot pile up.  The rows go to the caller, who writes them: one writer needs one lock and one disk, rows are small
+beside the work that makes them, and a lost machine leaves nothing half-written.
 """
 
 import logging
