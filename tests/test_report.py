@@ -206,6 +206,7 @@ def test_headline(answers, word):
     assert ("no rows" in sentence) == (word == "Cannot say")
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_bytes(run, tmp_path):
     first = loc_edit.write_report(run, tmp_path / "a.html", draws=20)
     second = loc_edit.write_report(loc_edit.load_run(run.path), tmp_path / "b.html", draws=20)
@@ -239,7 +240,7 @@ def hostile_facts():
     }
 
 
-def test_no_text_from_data_is_markup(rows, tmp_path, page):
+def test_no_text_from_data_is_markup(rows, tmp_path, page, no_pictures):
     path = loc_edit.write_report(hostile_run(tmp_path / HOSTILE[3][:5], rows), tmp_path / "r.html", draws=20)
     reader, usual = Reader(path.read_text(encoding="utf-8")), Reader(page)
     assert reader.tags.count("script") == usual.tags.count("script") == 3
@@ -343,7 +344,7 @@ def test_windows_and_sites_are_chosen_sensibly(rows, tmp_path):
         loc_edit.write_report(run, window=9)
 
 
-def test_numbers_that_are_none_are_null(rows, tmp_path):
+def test_numbers_that_are_none_are_null(rows, tmp_path, no_pictures):
     traces, edits = rows
     traces, edits = traces.copy(), edits.copy()
     traces.loc[traces["fact_id"] == 0, ["p_clean", "p_corrupted", "p_restored"]] = np.nan

@@ -13,6 +13,8 @@ from loc_edit.figures.style import styled
 from loc_edit.progress import grouped_reasons, reason_lines
 from loc_edit.tables import Rows, RowsMissing
 
+WIDE = 6.5
+"""Inches of width from which a figure takes the whole page's."""
 HEAVY = 150_000
 """A figure whose SVG has more bytes (one with thousands of points) is drawn as PNG."""
 
@@ -42,16 +44,22 @@ def table_sections(rows: Rows) -> tuple[list[dict[str, Any]], dict[str, str]]:
 
 
 def figure_sections(rows: Rows) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Every figure of the paper that the rows allow (`name, title, source`, a data address), and why not the others."""
+    """Every figure of the paper that the rows allow, and why not the others.
+
+    Returns:
+        `name, label, title`, the `source` (a data address) and whether it is `wide`; and reasons by label.
+    """
     found: list[dict[str, Any]] = []
     missing: dict[str, str] = {}
     for name, figure in figures.FIGURES.items():
         try:
-            source = inline(figure.draw(figure.data(rows)))
+            drawn = figure.draw(figure.data(rows))
+            source = inline(drawn)
         except (RowsMissing, ValueError) as error:
             missing[label(name)] = str(error)
             continue
-        found.append({"name": name, "label": label(name), "title": _sentence(figure.title), "source": source})
+        about = {"name": name, "label": label(name), "title": _sentence(figure.title)}
+        found.append({**about, "source": source, "wide": drawn.get_figwidth() > WIDE})
     return found, missing
 
 

@@ -90,6 +90,10 @@ def _rows(run: Run, window: int | None) -> tuple[Rows, list[str]]:
             raise RowsMissing(f"{run.path}: no traces with window {window}; there are {windows}")
         window = window or (DEFAULT_WINDOW if DEFAULT_WINDOW in windows else windows[0])
         notes += more
+    seeds = sorted(edits["seed"].unique())
+    if len(seeds) > 1:
+        edits = edits[edits["seed"] == seeds[0]]
+        notes.append(f"Of {len(seeds)} seeds' edits only those of seed {seeds[0]} are shown.")
     if run.damaged:
         notes.append(f"{len(run.damaged)} damaged files are left out.")
     return Rows(traces, edits, window, site), [note for note in notes if note]
