@@ -64,7 +64,7 @@ class Budget:
             try:
                 work(slice(done, min(n, done + some)))
             except (RuntimeError, MemoryError) as error:
-                if some == 1 or not _out_of_memory(error):
+                if some == 1 or not out_of_memory(error):
                     raise
                 refused = str(error).partition("\n")[0]
             else:
@@ -77,7 +77,7 @@ class Budget:
             log.warning("out of memory: going on with %d token positions at a time (%s)", self.positions, refused)
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory does not suffice; only CUDA's has a class of its own."""
     said = str(error).lower()
     return (

@@ -11,8 +11,9 @@ PACKAGE = Path(__file__).parents[1] / "loc_edit"
 ORDER = (
     "cache", "download", "facts", "data", "corpora", "settings", "models", "prompts", "noise", "batching", "tracing",
     "localizers", "problems", "keys", "editing", "exporting", "sampling", "known", "probing", "scores", "views",
-    "tables", "store", "progress", "config", "units", "controls", "grid", "worker", "ticker", "contexts", "engine",
-    "planning", "experiment", "tuning", "replay", "regress", "figures", "analysis", "report", "cli", "__main__",
+    "tables", "store", "progress", "telling", "config", "units", "controls", "grid", "worker", "ticker", "contexts",
+    "engine", "planning", "experiment", "tuning", "replay", "regress", "figures", "analysis", "report", "cli",
+    "__main__",
 )  # fmt: skip
 """A room may import from rooms to its left."""
 LATE = {
@@ -24,7 +25,7 @@ MODEL_WING = {
     "sampling", "known", "probing", "scores", "views", "units", "controls", "grid", "worker", "ticker", "contexts",
     "planning", "experiment", "tuning", "replay",
 }  # fmt: skip
-PAPER_WING = ("tables", "store", "progress", "regress", "figures", "analysis", "report")
+PAPER_WING = ("tables", "store", "progress", "telling", "regress", "figures", "analysis", "report")
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
