@@ -28,7 +28,9 @@ def pages(rows, tmp_path_factory):  # noqa: F811
     with pytest.MonkeyPatch.context() as patch:
         for name in ("figure_sections", "table_sections"):  # seconds each, and the first page has them
             patch.setattr(sections, name, lambda rows: ([], {}))
-        made["hostile"] = loc_edit.write_report(hostile, folder / "hostile.html", draws=20, texts=hostile_facts())
+        made["hostile"] = loc_edit.write_report(
+            hostile, folder / "hostile.html", draws=20, texts=hostile_facts(hostile)
+        )
         made["traces"] = loc_edit.write_report(make_run(folder / "traces", traces, edits[:0]), draws=0)
         made["edits"] = loc_edit.write_report(make_run(folder / "edits", traces[:0], edits), draws=0)
     return made
@@ -230,7 +232,10 @@ def test_hostile_texts_are_shown_and_do_not_run(show):
     assert browser.execute_script("return window.ran ?? null") is None
     assert browser.execute_script(scripts) == 4  # circuitsvis, run when asked
     assert all_of(browser, "main img:not(figure img)") == []
-    assert HOSTILE[1] in text(browser, "#fact")
+    words = text(browser, "#fact")
+    assert HOSTILE[1] in words
+    assert HOSTILE[0] in text(browser, ".probes")
+    assert HOSTILE[4] in text(browser, ".probes")
     assert HOSTILE[0] in text(browser, "#provenance")
 
 
