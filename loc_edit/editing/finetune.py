@@ -185,9 +185,8 @@ class _Training:
             for view, gradient in zip(self.views[f], gradients, strict=True):
                 view.grad = gradient[f]
             self.adams[f].step()
-        with torch.no_grad():
-            for parameter in parameters:
-                parameter.clamp_(-self.settings.eps, self.settings.eps)
+            for view in self.views[f]:  # while it is in the cache
+                view.clamp_(-self.settings.eps, self.settings.eps)
 
     def updates(self, f: int) -> tuple[WeightUpdate, ...]:
         """The finished changes of one request."""
