@@ -16,7 +16,7 @@ from loc_edit.editing.value import Rows, context_activations, make_rows, optimiz
 from loc_edit.keys import KeyStats
 from loc_edit.models import check_editable, check_layers, fingerprint
 from loc_edit.problems import EditRequest
-from loc_edit.settings import MemitSettings
+from loc_edit.settings import MemitSettings, ValueSettings
 
 
 @overload
@@ -67,10 +67,10 @@ def memit(
     if not requests:
         return []
     settings, layers = settings or MemitSettings(), sorted(layers)
-    rows, target = _values(model, requests, layers, contexts, settings)
+    rows, target = wanted_streams(model, requests, layers, contexts, settings, "memit")
     edits = [Edit(()) for _ in requests]
     for i, layer in enumerate(layers):
-        key, residual = _keys_and_residual(model, rows, layer, layers[-1], edits)
+        key, residual = keys_and_residual(model, rows, layer, layers[-1], edits)
         left = stats.solve(layer, key)
         weight = settings.moment_weight + einsum(key, left, "request d_mlp, request d_mlp -> request")
         right = (target - residual) / (len(layers) - i) / weight[:, None]
@@ -102,10 +102,10 @@ def memit_joint(
     requests read from the same, partly edited model.
     """
     settings, layers = settings or MemitSettings(), sorted(layers)
-    rows, target = _values(model, list(requests), layers, contexts, settings)
+    rows, target = wanted_streams(model, list(requests), layers, contexts, settings, "memit")
     edit = Edit(())
     for i, layer in enumerate(layers):
-        key, residual = _keys_and_residual(model, rows, layer, layers[-1], [edit] * len(requests))
+        key, residual = keys_and_residual(model, rows, layer, layers[-1], [edit] * len(requests))
         left, right = joint_factors(stats, layer, key, (target - residual) / (len(layers) - i), settings.moment_weight)
         edit = Edit((*edit.updates, WeightUpdate(layer, left, right)))
     about = {"method": "memit_joint", "settings": asdict(settings), "model": fingerprint(model)}
@@ -130,24 +130,25 @@ def joint_factors(
     return solved.T.to(keys), right.to(keys)
 
 
-def _values(
+def wanted_streams(
     model: HookedTransformer,
     requests: list[EditRequest],
     layers: list[int],
     contexts: Sequence[str],
-    settings: MemitSettings,
+    settings: ValueSettings,
+    method: str,
 ) -> tuple[Rows, Float[Tensor, "request d_model"]]:
     """The rows, and z: the residual stream wanted after the last layer at the subject."""
     check_editable(model)
     check_layers(model, layers)
-    rows = make_rows(model, requests, contexts, "memit")
+    rows = make_rows(model, requests, contexts, method)
     name = f"blocks.{layers[-1]}.hook_resid_post"
     start = context_activations(model, rows, [name], layers[-1])[name][:, 0]
-    delta = optimize_values(model, rows, layers[-1], start, settings, method="memit", last_updates_when_lowering=False)
+    delta = optimize_values(model, rows, layers[-1], start, settings, method=method, last_updates_when_lowering=False)
     return rows, start + delta
 
 
-def _keys_and_residual(
+def keys_and_residual(
     model: HookedTransformer, rows: Rows, layer: int, last: int, edits: Sequence[Edit]
 ) -> tuple[Float[Tensor, "request d_mlp"], Float[Tensor, "request d_model"]]:
     """k_bar at `layer` and the bare prompt's residual after `last`, on the partly edited model."""
