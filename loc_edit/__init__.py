@@ -48,6 +48,8 @@ _ROOMS = {
     "loc_edit.experiment": ["Experiment"],
     "loc_edit.analysis": ["analyze"],
     "loc_edit.store": ["Run", "load_run"],
+    "loc_edit.telling": ["ProgressLines"],
+    "loc_edit.report": ["write_report"],
     "loc_edit.tables": ["layer_correlations"],
     "loc_edit.regress": ["Fit", "fit", "fits", "layer_choices", "localization_informs_editing", "statistics"],
 }

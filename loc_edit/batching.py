@@ -7,7 +7,6 @@ computes what it computes alone.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from loc_edit.models import Past, logits_at, new_past, run_layers, takes_past
+from loc_edit.models import logits_at, run_layers
 from loc_edit.prompts import BadPrompt, Prompt
 
 log = logging.getLogger(__name__)
@@ -27,6 +26,8 @@ NO_TARGET = -1
 POSITIONS = 1024
 """Token positions in one call of a layer on the CPU: more do not stay in its cache."""
 POSITIONS_ON_DEVICE = 2**15
+KEPT_WIDTHS, KEPT_MLPS = 24, 8
+"""What a layer keeps for its backward pass, a position, about: so many times d_model and d_mlp."""
 
 
 class Budget:
@@ -36,9 +37,14 @@ class Budget:
         positions: rows times their length.
     """
 
-    def __init__(self, model: HookedTransformer, positions: int | None = None) -> None:
-        on_cpu = model.W_E.device.type == "cpu"
-        self.positions = positions or (POSITIONS if on_cpu else POSITIONS_ON_DEVICE)
+    def __init__(self, model: HookedTransformer, positions: int | None = None, *, backward: bool = False) -> None:
+        device, cfg = model.W_E.device, model.cfg
+        self.positions = positions or (POSITIONS if device.type == "cpu" else POSITIONS_ON_DEVICE)
+        if backward and device.type == "cuda":
+            kept = cfg.n_layers * (KEPT_WIDTHS * cfg.d_model + KEPT_MLPS * (cfg.d_mlp or 0)) * cfg.dtype.itemsize
+            self.positions = max(1, min(self.positions, torch.cuda.mem_get_info(device)[0] // kept))
+        elif backward:
+            self.positions *= 2
 
     def spend(self, n: int, cost: int, work: Callable[[slice], None], most: int | None = None) -> None:
         """Call `work` on slices that make up `range(n)`, each as long as the budget allows, at least 1.
@@ -58,7 +64,7 @@ class Budget:
             try:
                 work(slice(done, min(n, done + some)))
             except (RuntimeError, MemoryError) as error:
-                if some == 1 or not _out_of_memory(error):
+                if some == 1 or not out_of_memory(error):
                     raise
                 refused = str(error).partition("\n")[0]
             else:
@@ -71,7 +77,7 @@ class Budget:
             log.warning("out of memory: going on with %d token positions at a time (%s)", self.positions, refused)
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory does not suffice; only CUDA's has a class of its own."""
     said = str(error).lower()
     return (
@@ -113,6 +119,13 @@ class Batch:
         lengths = torch.tensor([len(p) for p in self.prompts], device=self.tokens.device)
         steps = torch.arange(self.targets.shape[1], device=self.tokens.device)
         return (lengths[:, None] - 1 + steps).clamp(max=self.tokens.shape[1] - 1)
+
+    def select(self, rows: Int[Tensor, " some"]) -> "Batch":
+        """Some of its rows, as long as the longest of them."""
+        n_pos = int(self.lengths[rows].max())
+        noise = None if self.noise is None else self.noise[rows, :n_pos]
+        prompts = tuple(self.prompts[i] for i in rows.tolist())
+        return Batch(prompts, self.tokens[rows, :n_pos], self.targets[rows], self.last_subject[rows], noise)
 
 
 def make_batch(
@@ -190,106 +203,12 @@ def resume(
         return run_layers(model, residual, start=layer, stop=model.cfg.n_layers)
 
 
-@dataclass(frozen=True)
-class Tails:
-    """Rows from one position each on, and the attention keys and values of what comes before.
-
-    For when what comes before stays as it is: only the tails are computed again.  Where a model takes no keys and
-    values of earlier positions, the tails are the whole rows.
-
-    Attributes:
-        start: first position of each row's tail, in the row.
-        first: the position in the tail from which on a row may change: 0, but for tails that are whole rows.
-        residual: residual stream of the tails before `layer`, padded on the right.
-        layer: where the tails go on.
-        past: keys and values of the positions before, from `layer` on, padded on the left; frozen.
-        mask: 1 where a position, of the part before and the tail together, is a real one.
-    """
-
-    start: Int[Tensor, " row"]
-    first: Int[Tensor, " row"]
-    residual: Float[Tensor, "row tail d_model"]
-    layer: int
-    past: Past | None = None
-    mask: Int[Tensor, "row before_and_tail"] | None = None
-
-    def add(self, delta: Float[Tensor, "row d_model"]) -> Float[Tensor, "row tail d_model"]:
-        """The residual stream with `delta` added at each row's first position."""
-        at = torch.arange(len(self.first), device=delta.device)
-        return self.residual.index_put((at, self.first), delta.to(self.residual), accumulate=True)
-
-
-@torch.no_grad()
-def make_tails(
-    model: HookedTransformer,
-    residual: Float[Tensor, "row pos d_model"],
-    layer: int,
-    start: Int[Tensor, " row"],
-    lengths: Int[Tensor, " row"],
-) -> Tails:
-    """The tails of rows from `start` on, given their residual stream before `layer`.
-
-    The rows are run once from there, to keep the keys and values of the positions before `start`.
-    """
-    if not takes_past(model):
-        return Tails(torch.zeros_like(start), start, residual, layer)
-    whole = new_past(model, len(residual))
-    if layer < model.cfg.n_layers:
-        ones = torch.ones(residual.shape[:2], dtype=torch.long, device=residual.device)
-        run_layers(model, residual, start=layer, stop=model.cfg.n_layers, past=whole, mask=ones)
-    n_before, n_tail = int(start.max()), int((lengths - start).max())
-    before = start[:, None] - n_before + torch.arange(n_before, device=residual.device)
-    tail = (start[:, None] + torch.arange(n_tail, device=residual.device)).clamp(max=residual.shape[1] - 1)
-    at = torch.arange(len(residual), device=residual.device)[:, None]
-    kept = new_past(model, len(residual))
-    for entry, full in zip(kept.entries[layer:], whole.entries[layer:], strict=True):
-        entry.past_keys = full.past_keys[at, before.clamp(min=0)]
-        entry.past_values = full.past_values[at, before.clamp(min=0)]
-    kept.freeze()
-    mask = torch.cat([before >= 0, torch.ones_like(tail, dtype=torch.bool)], dim=1).long()
-    return Tails(start, torch.zeros_like(start), residual[at, tail], layer, kept, mask)
-
-
-def resume_tails(
-    model: HookedTransformer, tails: Tails, residual: Float[Tensor, "row tail d_model"]
-) -> Float[Tensor, "row tail d_model"]:
-    """The final residual stream of the tails, from `residual` in place of theirs."""
-    return run_layers(model, residual, start=tails.layer, stop=model.cfg.n_layers, past=tails.past, mask=tails.mask)
-
-
-def activations(
-    model: HookedTransformer,
-    batch: Batch,
-    names: Sequence[str],
-    *,
-    stop_at_layer: int,
-    hooks: Sequence[Hook] = (),
-) -> dict[str, Float[Tensor, "row width"]]:
-    """Activations of hook points `names` at each row's last subject token."""
-    rows = torch.arange(len(batch), device=batch.tokens.device)
-    found: dict[str, Tensor] = {}
-
-    def keep(value: Tensor, hook: Any, name: str) -> None:
-        found[name] = value[rows, batch.last_subject]
-
-    keeping = [(name, partial(keep, name=name)) for name in names]
-    run(model, batch, stop_at_layer=stop_at_layer, hooks=[*hooks, *keeping])
-    return found
-
-
 def target_log_probs(
-    model: HookedTransformer,
-    batch: Batch,
-    residual: Float[Tensor, "row some d_model"],
-    start: Int[Tensor, " row"] | None = None,
+    model: HookedTransformer, batch: Batch, residual: Float[Tensor, "row pos d_model"]
 ) -> Float[Tensor, "row target"]:
-    """Log-probability of each target token, in float32; 0 where a row's target is padded.
-
-    `residual` is the final stream of whole rows, or of their tails from `start` on.
-    """
+    """Log-probability of each target token, in float32, from the final stream; 0 where a row's target is padded."""
     rows = torch.arange(len(batch), device=residual.device)[:, None]
-    positions = batch.answers_at if start is None else batch.answers_at - start[:, None]
-    logits = logits_at(model, residual[rows, positions.clamp(max=residual.shape[1] - 1)]).float()
+    logits = logits_at(model, residual[rows, batch.answers_at]).float()
     index = batch.targets.clamp(min=0)[..., None]
     log_p = logits.log_softmax(-1).gather(-1, index)[..., 0]
     return log_p.masked_fill(batch.targets == NO_TARGET, 0.0)

@@ -157,8 +157,8 @@ class Experiment:
             out: the folder; the configuration's by default.
             progress: told of every unit.
             workers: processes (or Ray actors) that compute side by side, each with its own copy of the model; the
-                configuration's by default, or 1, which is this process.  (A script that asks for more needs the
-                usual `if __name__ == "__main__":`.)
+                configuration's by default, or 1, which is this process (Ray: as many as the cluster has room for).
+                A script that asks for more needs the usual `if __name__ == "__main__":`.
 
         Raises:
             RunMismatch: the folder holds a run of another model or of other facts.
@@ -193,7 +193,7 @@ class Experiment:
             with meter.told(config=cell_key(run.config), facts=len(facts), versions=provenance, folder=str(run.path)):
                 worker = Worker(bench, facts)
                 computed = chain(
-                    self._compute(streams, worker, workers or self.config.workers or 1),
+                    self._compute(streams, worker, workers or self.config.workers),
                     _copy(copied, run, worker),
                 )
                 for unit, outcome in computed:
@@ -202,9 +202,11 @@ class Experiment:
                     meter.unit(unit.place.words, chunk_name, outcome)
                     yield outcome.rows
 
-    def _compute(self, streams: list[list[Unit]], here: Worker, workers: int) -> Iterator[tuple[Unit, Outcome]]:
+    def _compute(self, streams: list[list[Unit]], here: Worker, workers: int | None) -> Iterator[tuple[Unit, Outcome]]:
         """Every unit with its rows, in this process or in others."""
         config = self.config
+        if config.engine == "local":
+            workers = workers or 1
         engine = Engine(config.engine, workers, config.address, config.gpus)
         if engine == Engine():
             return spread_out(streams, lambda: here, engine)
@@ -212,8 +214,13 @@ class Experiment:
             _ = self.stats  # computed here once; the workers find them in the cache
         return spread_out(streams, partial(_open_worker, self, here.bench.contexts), engine)
 
-    def default_workers(self) -> int:
-        """One worker per core for a small model on the CPU, as small products do not fill several threads; else 1."""
+    def default_workers(self) -> int | None:
+        """One worker per core for a small model on the CPU, as small products do not fill several threads; else 1.
+
+        Of a Ray cluster nobody knows before it is there: `None`.
+        """
+        if self.config.engine == "ray":
+            return self.config.workers
         small = sum(p.numel() for p in self.model.parameters()) <= SMALL and self.model.W_E.device.type == "cpu"
         return self.config.workers or (cores() if small else 1)
 
@@ -262,7 +269,7 @@ class Experiment:
             self.cells,
             windows=self.windows,
             controls=self.controls,
-            processes=self.default_workers(),
+            processes=self.default_workers() or 1,
             done=lambda cell: int(done[cell].sum()) if cell in done else 0,
         )
 

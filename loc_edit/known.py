@@ -18,14 +18,17 @@ from transformer_lens import HookedTransformer
 from loc_edit.batching import make_batch, run, target_log_probs
 from loc_edit.cache import cache_folder
 from loc_edit.facts import Fact
-from loc_edit.models import fingerprint, tokenizer
-from loc_edit.prompts import Encoded, encode_all
+from loc_edit.models import fingerprint, logits_at, token_texts, tokenizer
+from loc_edit.prompts import Encoded, Prompt, encode_all
 from loc_edit.sampling import sample_tokens
 
 log = logging.getLogger(__name__)
 FORMAT = "loc_edit.answers/1"
 ANSWER_LENGTH = 36
 """Tokens of an answer, as in the study."""
+
+NextTokens = list[tuple[str, float]]
+"""Texts of next tokens with their probabilities, the likeliest first."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,14 @@ def _answer(model: HookedTransformer, facts: Sequence[Fact], encoded: Sequence[E
         Answer(fact.fact_id, text, p, fact.target_true.casefold() in text.casefold())
         for fact, text, p in zip(facts, texts, p_true.tolist(), strict=True)
     ]
+
+
+@torch.inference_mode()
+def next_tokens(model: HookedTransformer, prompt: Prompt, n: int = 5) -> NextTokens:
+    """The `n` likeliest next tokens after a prompt, with their probabilities, the likeliest first."""
+    batch = make_batch(model, [prompt])
+    p, ids = logits_at(model, run(model, batch)[:, -1:])[0, 0].float().softmax(-1).topk(n)
+    return list(zip(token_texts(model, ids), p.tolist(), strict=True))
 
 
 def _data_hash(facts: Sequence[Fact]) -> str:

@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from loc_edit.batching import NO_TARGET, Batch, Hook, make_batch, resume, run
+from loc_edit.batching import NO_TARGET, Batch, Budget, Hook, make_batch, resume, run
+from loc_edit.editing.rows import draw_noise
 from loc_edit.editing.update import Edit, edit_hooks
-from loc_edit.editing.value import draw_noise
 from loc_edit.facts import Fact
 from loc_edit.models import logits_at
 from loc_edit.noise import generator
@@ -21,6 +21,7 @@ from loc_edit.problems import EditRequest
 from loc_edit.prompts import BadPrompt, Prompt, SubjectNotFound, encode_text, find_subject, target_tokens
 
 BATCH_TOKENS = 6400
+"""Most token positions of a batch, and fewer where a layer is given fewer at a time (`Budget`)."""
 KEPT_BYTES = 2**31
 """Most memory for residual streams that are kept to start from."""
 
@@ -142,7 +143,7 @@ class Meter:
         model: the unedited model.
         probes: of many requests.
         layers: where measurements may start.
-        batch_tokens: most token positions of a batch.
+        batch_tokens: most token positions of a batch; by default what suits the device.
 
     Attributes:
         before: raw numbers of the unedited model, by request.
@@ -154,10 +155,11 @@ class Meter:
         probes: Sequence[Probes],
         layers: Iterable[int] = (),
         *,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
     ) -> None:
         self.model, self.probes = model, list(probes)
         runs = [one for i, mine in enumerate(self.probes) for one in _runs(i, mine)]
+        batch_tokens = batch_tokens or min(BATCH_TOKENS, Budget(model).positions)
         self.batches = [_lay_out(model, some) for some in _batches(runs, batch_tokens)]
         layers = sorted(set(layers))
         size = sum(b.batch.tokens.numel() for b in self.batches) * model.cfg.d_model * model.cfg.dtype.itemsize

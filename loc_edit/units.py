@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from transformer_lens import HookedTransformer
 
+from loc_edit.batching import out_of_memory
 from loc_edit.config import ExperimentConfig
 from loc_edit.corpora import corpus_content
 from loc_edit.editing.methods import METHODS
@@ -229,7 +230,10 @@ def request_columns(chunk: Chunk, request: EditRequest) -> dict[str, Any]:
 
 
 def edit_all(bench: Workbench, cell: Cell, requests: Sequence[EditRequest]) -> list[Edit | Exception]:
-    """An edit of each request, or why there is none: a batch that fails is done again one by one."""
+    """An edit of each request, or why there is none: a batch that fails is done again one by one.
+
+    Where memory does not suffice, a batch is done in halves; for one request it must.
+    """
     if not requests:
         return []
     try:
@@ -239,6 +243,16 @@ def edit_all(bench: Workbench, cell: Cell, requests: Sequence[EditRequest]) -> l
             log.warning("%s: %s", cell, error)
             return [error]
         return [result for request in requests for result in edit_all(bench, cell, [request])]
+    except (RuntimeError, MemoryError) as error:
+        if len(requests) == 1 or not out_of_memory(error):
+            raise
+        refused = str(error).partition("\n")[0]
+    # Not in the `except` clause: the error holds on to the memory of the frames that it came through.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = (len(requests) + 1) // 2
+    log.warning("%s: out of memory for %d facts, going on with %d at a time (%s)", cell, len(requests), half, refused)
+    return [*edit_all(bench, cell, requests[:half]), *edit_all(bench, cell, requests[half:])]
 
 
 def _edit_batch(bench: Workbench, cell: Cell, requests: list[EditRequest]) -> list[Edit]:

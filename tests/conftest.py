@@ -1,6 +1,8 @@
 """Random models of four shapes, small enough for slow and obvious oracles, and a few facts; nothing is downloaded."""
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -308,3 +310,19 @@ def computed(monkeypatch):
     monkeypatch.setattr(grid, "trace_rows", traces)
     monkeypatch.setattr(grid, "edit_rows", edits)
     return calls
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 256 kB, where this user may mount one."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    if (
+        not shutil.which("mount")
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", mount], capture_output=True, check=False
+        ).returncode
+    ):
+        pytest.skip("this user cannot mount a small disk")
+    yield mount
+    subprocess.run(["umount", mount], check=True)

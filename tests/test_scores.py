@@ -10,8 +10,8 @@ import torch
 
 import loc_edit
 from loc_edit import probing
+from loc_edit.editing.rows import draw_noise
 from loc_edit.editing.update import WeightUpdate
-from loc_edit.editing.value import draw_noise
 from loc_edit.noise import generator
 from loc_edit.probing import Measured, Meter, make_probes, measure
 from loc_edit.prompts import find_subject

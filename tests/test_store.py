@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -447,21 +447,6 @@ def test_a_refusing_disk_gives_one_clear_error_and_loses_nothing(
     assert run.done("edits") == {"unit-0", "unit-1", "unit-2"}
     run.write("edits", "unit-3", unit(3))
     assert len(run.edits) == 16
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    if (
-        not shutil.which("mount")
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", mount], capture_output=True, check=False
-        ).returncode
-    ):
-        pytest.skip("this user cannot mount a small disk")
-    yield mount
-    subprocess.run(["umount", mount], check=True)
 
 
 def test_a_full_and_a_read_only_disk(small_disk: Path) -> None:

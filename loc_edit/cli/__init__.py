@@ -14,11 +14,13 @@ from rich.markup import escape
 from loc_edit.cli.commands import analyze, edit, trace
 from loc_edit.cli.export import export
 from loc_edit.cli.facts import facts
-from loc_edit.cli.show import duration, err, out, progress, r2_table, score_table, size
+from loc_edit.cli.report import report
+from loc_edit.cli.show import err, out, progress, r2_table, score_table, size
 from loc_edit.cli.stats import stats
 from loc_edit.cli.status import status
 from loc_edit.cli.tune import tune
 from loc_edit.config import ExperimentConfig, first_error
+from loc_edit.telling import duration
 
 LISTS = ("--layers", "--windows", "--methods", "--problems")
 
@@ -39,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "export": export,
             "stats": stats,
             "analyze": analyze,
+            "report": report,
             "facts": facts,
         }
         tyro.extras.subcommand_cli_from_dict(

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from loc_edit.tables import method_label, problem_label
+from loc_edit.telling import ProgressLines
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -23,13 +24,6 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def size(n: int) -> str:
     """Bytes in words."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
@@ -40,7 +34,10 @@ def size(n: int) -> str:
 
 @contextmanager
 def progress() -> Iterator[Any]:
-    """A progress bar, advanced by calls of (words, done, total)."""
+    """What shows progress, told by calls of (words, done, total): a bar on a terminal, else a line now and then."""
+    if not err.is_terminal:
+        yield ProgressLines(lambda line: err.print(line, markup=False, soft_wrap=True))
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -55,14 +52,11 @@ def progress() -> Iterator[Any]:
 
 def top_tokens(model: "HookedTransformer", fact: "Fact", n: int = 5) -> str:
     """The likeliest next tokens of a fact's edit prompt, with their probabilities."""
-    import torch
-
     import loc_edit
-    from loc_edit.models import token_texts
+    from loc_edit.known import next_tokens
 
-    with torch.inference_mode():
-        p, ids = model(loc_edit.encode(model, fact).tokens)[0, -1].softmax(-1).topk(n)
-    return "  ".join(f"{text.strip()!r} {q:.3f}" for text, q in zip(token_texts(model, ids), p.tolist(), strict=True))
+    found = next_tokens(model, loc_edit.encode(model, fact), n)
+    return "  ".join(f"{text.strip()!r} {p:.3f}" for text, p in found)
 
 
 def probability_table(fact: "Fact", score: "EditScore") -> Table:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loc_edit.cli import show
+from loc_edit.telling import duration
 
 if TYPE_CHECKING:
     from loc_edit.keys import KeyStats, StatsPlan
@@ -125,7 +126,7 @@ def _show_plan(plan: "StatsPlan") -> None:
         f"({show.size(plan.memory_free)} are free)",
         "disk": f"{show.size(plan.disk)} for the pass, {show.size(plan.result)} afterwards  "
         f"({show.size(plan.disk_free)} are free)",
-        "time": f"{show.duration(plan.seconds)}  ({plan.speed:,.0f} tokens/s on this machine, measured on a little)",
+        "time": f"{duration(plan.seconds)}  ({plan.speed:,.0f} tokens/s on this machine, measured on a little)",
     }
     for name, words in lines.items():
         show.out.print(f"{name:<12} {words}", soft_wrap=True)

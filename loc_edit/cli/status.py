@@ -9,8 +9,9 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from loc_edit.cli.show import duration, out
+from loc_edit.cli.show import out
 from loc_edit.tables import method_label, problem_label
+from loc_edit.telling import duration
 
 if TYPE_CHECKING:
     from loc_edit.progress import RunProgress

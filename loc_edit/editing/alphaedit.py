@@ -1,17 +1,16 @@
 """AlphaEdit: MEMIT's update kept to the null space of what the layers know already (Fang et al. 2025)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import overload
 
 from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from loc_edit.editing.memit import keys_and_residual, wanted_streams
-from loc_edit.editing.rome import describe
-from loc_edit.editing.update import Edit, WeightUpdate
+from loc_edit.editing.memit import Keys, spread_edits
+from loc_edit.editing.update import Edit
 from loc_edit.keys import KeyStats
-from loc_edit.models import fingerprint
 from loc_edit.problems import EditRequest
 from loc_edit.settings import AlphaEditSettings
 
@@ -56,19 +55,11 @@ def alphaedit(
     Args and errors are those of `memit`.
     """
     requests = [request] if isinstance(request, EditRequest) else list(request)
-    if not requests:
-        return []
-    settings, layers = settings or AlphaEditSettings(), sorted(layers)
-    rows, target = wanted_streams(model, requests, layers, contexts, settings, "alphaedit")
-    edits = [Edit(()) for _ in requests]
-    for i, layer in enumerate(layers):
-        key, residual = keys_and_residual(model, rows, layer, layers[-1], edits)
+    settings = settings or AlphaEditSettings()
+
+    def factor(layer: int, key: Keys) -> tuple[Keys, Float[Tensor, " request"]]:
         left = stats.project(layer, key, settings.null_space)
-        weight = 1 + einsum(key, left, "request d_mlp, request d_mlp -> request")
-        right = (target - residual) / (len(layers) - i) / weight[:, None]
-        edits = [
-            Edit((*edit.updates, WeightUpdate(layer, left[f][:, None], right[f][None]))) for f, edit in enumerate(edits)
-        ]
-    about = {"method": "alphaedit", "settings": asdict(settings), "model": fingerprint(model), "layers": list(layers)}
-    finished = [Edit(e.updates, {**about, **describe(r)}) for e, r in zip(edits, requests, strict=True)]
-    return finished[0] if isinstance(request, EditRequest) else finished
+        return left, 1 + einsum(key, left, "request d_mlp, request d_mlp -> request")
+
+    edits = spread_edits(model, requests, sorted(layers), contexts, settings, "alphaedit", factor)
+    return edits[0] if isinstance(request, EditRequest) else edits

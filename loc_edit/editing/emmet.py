@@ -7,11 +7,10 @@ from typing import overload
 from transformer_lens import HookedTransformer
 
 from loc_edit.editing.memit import joint_factors
-from loc_edit.editing.rome import describe
+from loc_edit.editing.rome import describe, keys_and_value
 from loc_edit.editing.update import Edit, WeightUpdate
-from loc_edit.editing.value import context_activations, make_rows, optimize_values
 from loc_edit.keys import KeyStats
-from loc_edit.models import W_out, b_out, check_editable, check_layers, fingerprint
+from loc_edit.models import W_out, b_out, fingerprint
 from loc_edit.problems import EditRequest
 from loc_edit.settings import EmmetSettings
 
@@ -86,13 +85,8 @@ def _edits(
     """An edit for each group of requests."""
     if not requests:
         return []
-    check_editable(model)
-    check_layers(model, [layer])
-    rows = make_rows(model, requests, contexts, "emmet")
-    key_name, value_name = f"blocks.{layer}.mlp.hook_post", f"blocks.{layer}.hook_mlp_out"
-    found = context_activations(model, rows, [key_name, value_name], layer)
-    keys, start = found[key_name].mean(1), found[value_name][:, 0]
-    delta = optimize_values(model, rows, layer, start, settings, method="emmet", last_updates_when_lowering=True)
+    every, start, delta = keys_and_value(model, requests, layer, contexts, settings, "emmet")
+    keys = every.mean(1)
     residuals = start + delta - (keys @ W_out(model, layer).float() + b_out(model, layer).float())
     about = {"method": "emmet", "settings": asdict(settings), "model": fingerprint(model), "layer": layer}
     edits = []

@@ -10,11 +10,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from loc_edit.batching import Hook, embed_noise, make_batch, resume, run, target_log_probs
+from loc_edit.batching import Hook, embed_noise, make_batch, run, target_log_probs
 from loc_edit.editing.rome import describe
+from loc_edit.editing.rows import draw_noise
 from loc_edit.editing.update import Edit, WeightUpdate
-from loc_edit.editing.value import EditFailed, draw_noise
-from loc_edit.models import W_out, check_editable, check_layers, fingerprint, has_output_bias
+from loc_edit.editing.value import EditFailed
+from loc_edit.models import W_out, check_editable, check_layers, fingerprint, has_output_bias, run_layers
 from loc_edit.noise import generator
 from loc_edit.problems import EditRequest
 from loc_edit.settings import FinetuneSettings
@@ -68,8 +69,22 @@ def finetune(
     check_editable(model)
     check_layers(model, layers)
     training = _Training(model, requests, layers, settings)
+    with model.hooks(fwd_hooks=training.hooks()):
+        _train(training, requests, settings.steps)
+    about = {
+        "method": "finetune",
+        "settings": asdict(settings),
+        "model": fingerprint(model),
+        "layers": list(layers),
+    }
+    edits = [Edit(training.updates(f), {**about, **describe(r)}) for f, r in enumerate(requests)]
+    return edits[0] if isinstance(request, EditRequest) else edits
+
+
+def _train(training: "_Training", requests: Sequence[EditRequest], steps: int) -> None:
+    """Up to `steps` updates of each request, with the training's hooks on the model."""
     small = torch.zeros(len(requests), dtype=torch.long)
-    for _ in range(settings.steps):
+    for _ in range(steps):
         active = [bool(small[f] < PATIENCE) or r.objective == "lower" for f, r in enumerate(requests)]
         if not any(active):
             break
@@ -80,14 +95,6 @@ def finetune(
         large = (loss.detach() >= SMALL_LOSS).cpu()
         small = torch.where(large & torch.tensor(active), 0, small + 1)  # what has stopped stays stopped
         training.step(loss, large & torch.tensor(active))
-    about = {
-        "method": "finetune",
-        "settings": asdict(settings),
-        "model": fingerprint(model),
-        "layers": list(layers),
-    }
-    edits = [Edit(training.updates(f), {**about, **describe(r)}) for f, r in enumerate(requests)]
-    return edits[0] if isinstance(request, EditRequest) else edits
 
 
 class _Training:
@@ -118,7 +125,7 @@ class _Training:
         self.bias_delta = [self._zeros(len(requests), model.cfg.d_model) for _ in layers] if self.bias else []
         # One Adam per request, so that one that pauses keeps its own step count; its parameters are views.
         self.views = [[p.detach()[f] for p in self._parameters()] for f in range(len(requests))]
-        self.adams = [torch.optim.Adam(views, lr=settings.lr) for views in self.views]
+        self.adams = [torch.optim.Adam(views, lr=settings.lr, fused=True) for views in self.views]
         self.residual = None if noised.any() else self._prefix()
 
     def _zeros(self, *shape: int) -> Tensor:
@@ -141,13 +148,14 @@ class _Training:
     def loss(self) -> Float[Tensor, " request"]:
         """NLL of the target, summed over its tokens and the noised copies; p(target) for objective `lower`."""
         start = self._prefix() if self.residual is None else self.residual
-        final = resume(self.model, start, self.layers[0], self._hooks())
+        final = run_layers(self.model, start, start=self.layers[0], stop=self.model.cfg.n_layers)
         log_p = target_log_probs(self.model, self.batch, final).sum(1)
         log_p = rearrange(log_p, "(request copy) -> request copy", copy=self.copies)
         loss = torch.where(self.lower[:, None], log_p.exp(), -log_p)
         return reduce(self.weight * loss, "request copy -> request", "sum")
 
-    def _hooks(self) -> list[Hook]:
+    def hooks(self) -> list[Hook]:
+        """What makes every row run with its request's changed weights."""
         return [hook for i in range(len(self.layers)) for hook in self._layer_hooks(i)]
 
     def _layer_hooks(self, i: int) -> list[Hook]:

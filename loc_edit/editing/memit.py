@@ -1,6 +1,6 @@
 """MEMIT: one change spread over a window of layers, for one fact or for many at once (Meng et al. 2022b)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import overload
 
@@ -11,12 +11,15 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from loc_edit.editing.rome import describe
-from loc_edit.editing.update import Edit, WeightUpdate, edit_hooks
-from loc_edit.editing.value import Rows, context_activations, make_rows, optimize_values
+from loc_edit.editing.rows import Prefix, make_rows, run_prefix
+from loc_edit.editing.update import Edit, WeightUpdate, change
+from loc_edit.editing.value import optimize_values
 from loc_edit.keys import KeyStats
-from loc_edit.models import check_editable, check_layers, fingerprint
+from loc_edit.models import check_editable, check_layers, fingerprint, run_layers
 from loc_edit.problems import EditRequest
 from loc_edit.settings import MemitSettings, ValueSettings
+
+Keys = Float[Tensor, "request d_mlp"]
 
 
 @overload
@@ -64,27 +67,48 @@ def memit(
         EditFailed: a number is not finite; names the fact.
     """
     requests = [request] if isinstance(request, EditRequest) else list(request)
+    settings = settings or MemitSettings()
+
+    def factor(layer: int, key: Keys) -> tuple[Keys, Float[Tensor, " request"]]:
+        left = stats.solve(layer, key)
+        return left, settings.moment_weight + einsum(key, left, "request d_mlp, request d_mlp -> request")
+
+    edits = spread_edits(model, requests, sorted(layers), contexts, settings, "memit", factor)
+    return edits[0] if isinstance(request, EditRequest) else edits
+
+
+def spread_edits(
+    model: HookedTransformer,
+    requests: list[EditRequest],
+    layers: list[int],
+    contexts: Sequence[str],
+    settings: ValueSettings,
+    method: str,
+    factor: Callable[[int, Keys], tuple[Keys, Float[Tensor, " request"]]],
+) -> list[Edit]:
+    """An edit a request that brings z about layer by layer, each taking its share of what is still missing.
+
+    Args:
+        model: pre-norm.
+        requests: any number.
+        layers: ascending.
+        contexts: the bare `"{}"` first.
+        settings: of the value.
+        method: seeds the noise of noised requests; recorded.
+        factor: (layer, keys) -> the left factor of each request's update, and what its share is divided by.
+    """
     if not requests:
         return []
-    settings, layers = settings or MemitSettings(), sorted(layers)
-    rows, target = wanted_streams(model, requests, layers, contexts, settings, "memit")
-    edits = [Edit(()) for _ in requests]
+    window, target = _values(model, requests, layers, contexts, settings, method)
+    updates: list[list[WeightUpdate]] = []
     for i, layer in enumerate(layers):
-        key, residual = keys_and_residual(model, rows, layer, layers[-1], edits)
-        left = stats.solve(layer, key)
-        weight = settings.moment_weight + einsum(key, left, "request d_mlp, request d_mlp -> request")
+        key, residual = window.keys_and_residual()
+        left, weight = factor(layer, key)
         right = (target - residual) / (len(layers) - i) / weight[:, None]
-        edits = [
-            Edit((*edit.updates, WeightUpdate(layer, left[f][:, None], right[f][None]))) for f, edit in enumerate(edits)
-        ]
-    about = {
-        "method": "memit",
-        "settings": asdict(settings),
-        "model": fingerprint(model),
-        "layers": list(layers),
-    }
-    finished = [Edit(e.updates, {**about, **describe(r)}) for e, r in zip(edits, requests, strict=True)]
-    return finished[0] if isinstance(request, EditRequest) else finished
+        updates.append([WeightUpdate(layer, left[f][:, None], right[f][None]) for f in range(len(requests))])
+        window.update(updates[-1])
+    about = {"method": method, "settings": asdict(settings), "model": fingerprint(model), "layers": layers}
+    return [Edit(mine, {**about, **describe(r)}) for mine, r in zip(zip(*updates, strict=True), requests, strict=True)]
 
 
 def memit_joint(
@@ -102,12 +126,13 @@ def memit_joint(
     requests read from the same, partly edited model.
     """
     settings, layers = settings or MemitSettings(), sorted(layers)
-    rows, target = wanted_streams(model, list(requests), layers, contexts, settings, "memit")
+    window, target = _values(model, list(requests), layers, contexts, settings, "memit")
     edit = Edit(())
     for i, layer in enumerate(layers):
-        key, residual = keys_and_residual(model, rows, layer, layers[-1], [edit] * len(requests))
+        key, residual = window.keys_and_residual()
         left, right = joint_factors(stats, layer, key, (target - residual) / (len(layers) - i), settings.moment_weight)
         edit = Edit((*edit.updates, WeightUpdate(layer, left, right)))
+        window.update([edit.updates[-1]] * len(requests))
     about = {"method": "memit_joint", "settings": asdict(settings), "model": fingerprint(model)}
     return Edit(edit.updates, {**about, "layers": list(layers), "requests": [describe(r) for r in requests]})
 
@@ -130,30 +155,66 @@ def joint_factors(
     return solved.T.to(keys), right.to(keys)
 
 
-def wanted_streams(
+def _values(
     model: HookedTransformer,
     requests: list[EditRequest],
     layers: list[int],
     contexts: Sequence[str],
     settings: ValueSettings,
     method: str,
-) -> tuple[Rows, Float[Tensor, "request d_model"]]:
-    """The rows, and z: the residual stream wanted after the last layer at the subject."""
+) -> tuple["_Window", Float[Tensor, "request d_model"]]:
+    """The rows at the first layer, and z: the residual stream wanted after the last layer at the subject."""
     check_editable(model)
     check_layers(model, layers)
     rows = make_rows(model, requests, contexts, method)
+    below = run_prefix(model, rows, layers[0])
     name = f"blocks.{layers[-1]}.hook_resid_post"
-    start = context_activations(model, rows, [name], layers[-1])[name][:, 0]
-    delta = optimize_values(model, rows, layers[-1], start, settings, method=method, last_updates_when_lowering=False)
-    return rows, start + delta
+    prefix = run_prefix(model, rows, layers[-1] + 1, [name], below)
+    start = prefix.found[name][:, 0]
+    delta = optimize_values(model, prefix, start, settings, method=method, last_updates_when_lowering=False)
+    return _Window(model, below, layers[-1]), start + delta
 
 
-def keys_and_residual(
-    model: HookedTransformer, rows: Rows, layer: int, last: int, edits: Sequence[Edit]
-) -> tuple[Float[Tensor, "request d_mlp"], Float[Tensor, "request d_model"]]:
-    """k_bar at `layer` and the bare prompt's residual after `last`, on the partly edited model."""
-    key_name, residual_name = f"blocks.{layer}.mlp.hook_post", f"blocks.{last}.hook_resid_post"
-    found = context_activations(model, rows, [key_name, residual_name], last, lambda owner: edit_hooks(edits, owner))
-    keys = found[key_name]
-    mean = keys[:, 0] if rows.contexts == 1 else (keys[:, 0] + keys[:, 1:].mean(1)) / 2
-    return mean, found[residual_name][:, 0]
+class _Window:
+    """The context rows on their way through the edited layers, up to the subject's last token.
+
+    What an edit changes is added behind its layer, so that each layer is computed once for all rows, and once more
+    for the bare prompts, whose residual stream after the last layer is wanted at every layer.
+
+    Attributes:
+        layer: the next layer.
+        stream: the residual stream before it, under the updates of the layers below.
+    """
+
+    def __init__(self, model: HookedTransformer, below: Prefix, last: int) -> None:
+        each, batch = below.rows.contexts + 1, below.batch
+        rows = torch.arange(len(batch), device=batch.tokens.device).view(-1, each)[:, :-1]
+        self.model, self.layer, self.last, self.contexts = model, below.layer, last, each - 1
+        self.at = batch.last_subject[rows.flatten()]
+        self.stream = below.residual[rows.flatten(), : int(self.at.max()) + 1]
+        self.keys = self.stream[:0]
+
+    @torch.inference_mode()
+    def keys_and_residual(self) -> tuple[Float[Tensor, "request d_mlp"], Float[Tensor, "request d_model"]]:
+        """k_bar at the next layer, which is run, and the bare prompt's residual after the last, not yet updated."""
+
+        def keep(value: Tensor, hook: object) -> None:
+            self.keys = value
+
+        with self.model.hooks(fwd_hooks=[(f"blocks.{self.layer}.mlp.hook_post", keep)]):
+            self.stream = run_layers(self.model, self.stream, start=self.layer, stop=self.layer + 1)
+        self.layer += 1
+        rows = torch.arange(len(self.at), device=self.at.device)
+        keys = self.keys[rows, self.at].float().unflatten(0, (-1, self.contexts))
+        mean = keys[:, 0] if self.contexts == 1 else (keys[:, 0] + keys[:, 1:].mean(1)) / 2
+        bare = run_layers(self.model, self.stream[:: self.contexts], start=self.layer, stop=self.last + 1)
+        return mean, bare[rows[: len(bare)], self.at[:: self.contexts]].float()
+
+    @torch.inference_mode()
+    def update(self, updates: Sequence[WeightUpdate]) -> None:
+        """Update the layer that was run, with one update a request."""
+        changes = [
+            change(keys, update)
+            for keys, update in zip(self.keys.unflatten(0, (-1, self.contexts)), updates, strict=True)
+        ]
+        self.stream = self.stream + torch.cat(changes).to(self.stream)

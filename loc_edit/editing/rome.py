@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
+from loc_edit.editing.rows import make_rows, run_prefix
 from loc_edit.editing.update import Edit, WeightUpdate
-from loc_edit.editing.value import context_activations, make_rows, optimize_values
+from loc_edit.editing.value import optimize_values
 from loc_edit.keys import KeyStats
 from loc_edit.models import W_out, b_out, check_editable, check_layers, fingerprint
 from loc_edit.problems import EditRequest
@@ -105,15 +106,9 @@ def rank_one_edits(
     """
     if not requests:
         return []
-    check_editable(model)
-    check_layers(model, [layer])
-    rows = make_rows(model, requests, contexts, method)
-    key_name, value_name = f"blocks.{layer}.mlp.hook_post", f"blocks.{layer}.hook_mlp_out"
-    found = context_activations(model, rows, [key_name, value_name], layer)
-    direction_key, key = keys_of(found[key_name])
-    start = found[value_name][:, 0]
+    keys, start, delta = keys_and_value(model, requests, layer, contexts, settings, method)
+    direction_key, key = keys_of(keys)
     direction = stats.solve(layer, direction_key)
-    delta = optimize_values(model, rows, layer, start, settings, method=method, last_updates_when_lowering=True)
     about = {"method": method, "settings": asdict(settings), "model": fingerprint(model)}
     edits = []
     for i, one in enumerate(requests):
@@ -123,6 +118,25 @@ def rank_one_edits(
         update = WeightUpdate(layer, left[:, None], right[None])
         edits.append(Edit((update,), {**about, **describe(one), "layer": layer}))
     return edits
+
+
+def keys_and_value(
+    model: HookedTransformer,
+    requests: Sequence[EditRequest],
+    layer: int,
+    contexts: Sequence[str],
+    settings: RomeSettings,
+    method: str,
+) -> tuple[Float[Tensor, "request context d_mlp"], Float[Tensor, "request d_model"], Float[Tensor, "request d_model"]]:
+    """The keys at the subject in every context, the bare prompt's MLP output there, and what v* adds to it."""
+    check_editable(model)
+    check_layers(model, [layer])
+    rows = make_rows(model, requests, contexts, method)
+    key_name, value_name = f"blocks.{layer}.mlp.hook_post", f"blocks.{layer}.hook_mlp_out"
+    prefix = run_prefix(model, rows, layer + 1, [key_name, value_name])
+    start = prefix.found[value_name][:, 0]
+    delta = optimize_values(model, prefix, start, settings, method=method, last_updates_when_lowering=True)
+    return prefix.found[key_name], start, delta
 
 
 def rank_one_factors(

@@ -16,7 +16,9 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from loc_edit.batching import Hook
+from loc_edit.facts import Fact
 from loc_edit.models import W_out, b_out, check_layers, fingerprint, hf_state_dict
+from loc_edit.problems import EditRequest
 
 FORMAT = "loc_edit.edit/1"
 
@@ -199,6 +201,24 @@ class Edit:
             for u in self.updates
         )
         return Edit(tuple(moved), self.about)
+
+    def show(self, model: HookedTransformer, fact: Fact, request: EditRequest, *, n: int = 5) -> Any:
+        """What the edit changes: next tokens and probabilities before and after, scores, the size of the update.
+
+        A notebook shows it as tables, `print` as text.
+
+        Args:
+            model: the unedited model.
+            fact: gives paraphrases and neighbours.
+            request: what was asked of the edit.
+            n: how many next tokens.
+
+        Returns:
+            A `loc_edit.views.EditView`.
+        """
+        from loc_edit.views import view_edit
+
+        return view_edit(model, fact, request, self, n=n)
 
     def __repr__(self) -> str:
         about = {k: self.about[k] for k in ("method", "target", "objective", "fact_id") if k in self.about}

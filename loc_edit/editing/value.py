@@ -2,154 +2,53 @@
 
 ROME adds it to the MLP output of its layer, MEMIT to the residual stream after its last layer.  On pre-norm
 blocks these are the same place, so one optimiser serves both.
+
+What is computed at each step is what the change reaches: the layers above, from the subject's last token on (`Tails`),
+the context rows and the essence rows of many requests in one batch, and logits where a target or the essence is read.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
+from functools import cache
 
 import torch
-from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from loc_edit.batching import (
-    Batch,
-    Hook,
-    Tails,
-    activations,
-    embed_noise,
-    make_batch,
-    make_tails,
-    resume_tails,
-    run,
-    target_log_probs,
-)
+from loc_edit.batching import NO_TARGET, Budget, embed_noise, run
+from loc_edit.editing.rows import Prefix, draw_noise
+from loc_edit.editing.tails import Tails, make_tails, resume_tails
 from loc_edit.models import logits_at
 from loc_edit.noise import generator
-from loc_edit.problems import EditRequest
-from loc_edit.prompts import BadPrompt, Prompt, encode_context, encode_template
 from loc_edit.settings import ValueSettings
 
-ESSENCE = "{} is a"
+CALL = 128
+"""What calling a layer once costs, forward and backward, in positions computed in it: so many of padding are worth one
+call less.  (Measured on the CPU with the built-in model; more on a GPU.)"""
 
 
 class EditFailed(RuntimeError):
     """An edit whose numbers are not finite; the message names the fact."""
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The rows of many requests that the value is optimised on, and their fixed noise.
-
-    Attributes:
-        requests: the requests.
-        contexts: number of contexts; the first is the bare prompt.
-        prompts: of every request, of every context.
-        essence: one prompt a request.
-        noise: one fixed draw per prompt, request by request, `None` for clean requests.
-        essence_noise: likewise.
-    """
-
-    requests: tuple[EditRequest, ...]
-    contexts: int
-    prompts: tuple[Prompt, ...]
-    essence: tuple[Prompt, ...]
-    noise: tuple[Tensor | None, ...]
-    essence_noise: tuple[Tensor | None, ...]
-
-    def by_tail_length(self) -> list[list[int]]:
-        """The requests in groups that are equally long from the subject's last token to the target."""
-        groups: dict[int, list[int]] = {}
-        for i, request in enumerate(self.requests):
-            length = len(request.prompt) + len(request.target_tokens) - request.prompt.last_subject
-            groups.setdefault(length, []).append(i)
-        return list(groups.values())
-
-    def select(self, some: Sequence[int]) -> "Rows":
-        """The rows of some requests."""
-        members = [i * self.contexts + c for i in some for c in range(self.contexts)]
-        return Rows(
-            tuple(self.requests[i] for i in some),
-            self.contexts,
-            tuple(self.prompts[i] for i in members),
-            tuple(self.essence[i] for i in some),
-            tuple(self.noise[i] for i in members),
-            tuple(self.essence_noise[i] for i in some),
-        )
-
-
-def make_rows(model: HookedTransformer, requests: Sequence[EditRequest], contexts: Sequence[str], method: str) -> Rows:
-    """Every request in every context.
-
-    Raises:
-        BadPrompt: the first context is not the bare `{}`, or a row is too long.
-    """
-    if not contexts or contexts[0] != "{}":
-        raise BadPrompt(f"contexts {list(contexts[:2])!r}: the first must be the bare '{{}}'")
-    prompts, essence, noise, essence_noise = [], [], [], []
-    for request in requests:
-        mine = [encode_context(model, context, request.prompt) for context in contexts]
-        last = encode_template(model, ESSENCE, request.prompt.subject_text, fact_id=request.fact_id)
-        last = replace(last, tokens=last.tokens[: last.subject.stop])  # what follows the subject cannot matter
-        draws = generator("fixed", request.seed, request.fact_id, method)
-        bare = [] if request.noise is None else [request.noise[0]]
-        noise += bare + [draw_noise(request, prompt, draws) for prompt in mine[len(bare) :]]
-        essence_noise.append(draw_noise(request, last, draws))
-        prompts += mine
-        essence.append(last)
-    return Rows(tuple(requests), len(contexts), tuple(prompts), tuple(essence), tuple(noise), tuple(essence_noise))
-
-
-def draw_noise(request: EditRequest, prompt: Prompt, draws: torch.Generator) -> Float[Tensor, "subject d_model"] | None:
-    """One draw of the request's noise for a row, at the length of that row's own subject."""
-    if request.noise is None or request.noise_scale is None:
-        return None
-    size = (prompt.subject.stop - prompt.subject.start, request.noise.shape[-1])
-    return request.noise_scale * torch.randn(size, generator=draws).to(request.noise)
-
-
-@torch.inference_mode()
-def context_activations(
-    model: HookedTransformer, rows: Rows, names: Sequence[str], layer: int, hooks_of: "HooksOf | None" = None
-) -> dict[str, Float[Tensor, "request context width"]]:
-    """Activations at the last subject token of every row, up to `layer`, without targets."""
-    batch = make_batch(model, rows.prompts, noise=rows.noise)
-    owner = torch.arange(len(batch), device=batch.tokens.device) // rows.contexts
-    found = activations(model, batch, names, stop_at_layer=layer + 1, hooks=hooks_of(owner) if hooks_of else ())
-    return {
-        name: rearrange(value.float(), "(request context) width -> request context width", context=rows.contexts)
-        for name, value in found.items()
-    }
-
-
-class HooksOf(Protocol):
-    """Hooks for a batch whose row i belongs to request `owner[i]`."""
-
-    def __call__(self, owner: Tensor) -> list[Hook]:
-        """The hooks."""
-
-
 def optimize_values(
     model: HookedTransformer,
-    rows: Rows,
-    layer: int,
+    prefix: Prefix,
     reference: Float[Tensor, "request d_model"],
     settings: ValueSettings,
     *,
     method: str,
     last_updates_when_lowering: bool,
 ) -> Float[Tensor, "request d_model"]:
-    """The delta of each request: what to add after `layer` at the subject's last token.
+    """The delta of each request: what to add to the residual stream before `prefix.layer` at the subject's last token.
 
-    Requests whose tails are of one length (from the subject's last token to the target) share a batch without
-    padding.  Nothing mixes them, as the sum of their losses has separate gradients and Adam works entry by entry.
+    Requests with tails of like length (from the subject's last token to the target) share a batch.  Nothing mixes
+    them, as the sum of their losses has separate gradients and Adam works entry by entry.
 
     Args:
         model: parameters without gradients.
-        rows: from `make_rows`.
-        layer: whose output is changed.
+        prefix: from `run_prefix`, of the layer after the one that is changed.
         reference: v0 (ROME) or z0 (MEMIT): clamp and decay are relative to its norm.
         settings: steps, lr, kl, decay, clamp.
         method: seeds the fresh noise of noised requests.
@@ -158,32 +57,65 @@ def optimize_values(
     Raises:
         EditFailed: a loss is not finite.
     """
-    delta = torch.zeros_like(reference)
-    for some in rows.by_tail_length():
-        delta[some] = _optimize(
-            model, rows.select(some), layer, reference[some], settings, method, last_updates_when_lowering
-        )
+    rows, delta, budget = prefix.rows, torch.zeros_like(reference), Budget(model, backward=True)
+    lengths = (prefix.batch.lengths - prefix.batch.last_subject).view(len(rows.requests), -1).amax(1).tolist()
+    for group in share(lengths, rows.contexts + 1):
+
+        def work(some: slice, group: list[int] = group) -> None:
+            few = group[some]
+            delta[few] = _optimize(
+                model, prefix.select(few), reference[few], settings, method, last_updates_when_lowering
+            )
+
+        budget.spend(len(group), (rows.contexts + 1) * lengths[group[-1]], work)
     if not torch.isfinite(delta).all():
         bad = [r.fact_id for r, d in zip(rows.requests, delta, strict=True) if not torch.isfinite(d).all()]
-        raise EditFailed(f"fact {', '.join(map(str, bad))}: the value at layer {layer} is not finite")
+        raise EditFailed(f"fact {', '.join(map(str, bad))}: the value below layer {prefix.layer} is not finite")
     return delta
+
+
+def share(lengths: Sequence[int], rows: int) -> list[list[int]]:
+    """Requests in groups that are padded to one length, such that padding and calls together cost least.
+
+    Args:
+        lengths: of each request's tails.
+        rows: of each request.
+
+    Returns:
+        Groups of indices; lengths ascend.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+
+    @cache
+    def best(n: int) -> tuple[float, int]:
+        """Cost of the `n` shortest, and where their last group begins."""
+        costs = ((best(i)[0] + CALL + rows * (n - i) * lengths[order[n - 1]], i) for i in range(n))
+        return min(costs, default=(0.0, 0))
+
+    groups, n = [], len(order)
+    for end in range(n):  # from the bottom: no deep recursion
+        best(end)
+    while n:
+        start = best(n)[1]
+        groups.append(order[start:n])
+        n = start
+    return groups[::-1]
 
 
 def _optimize(
     model: HookedTransformer,
-    rows: Rows,
-    layer: int,
+    prefix: Prefix,
     reference: Float[Tensor, "request d_model"],
     settings: ValueSettings,
     method: str,
     last_updates_when_lowering: bool,
 ) -> Float[Tensor, "request d_model"]:
     """Adam with a projection after each step, all requests at once; a request that has stopped stays as it is."""
-    objective = _Objective(model, rows, layer, settings, reference, method)
+    objective = _Objective(model, prefix, settings, reference, method)
     delta = torch.zeros_like(reference).requires_grad_()
     adam = torch.optim.Adam([delta], lr=settings.lr)
     limit = settings.clamp * reference.norm(dim=-1, keepdim=True)
-    lower = torch.tensor([r.objective == "lower" for r in rows.requests], device=reference.device)[:, None]
+    lower = torch.tensor([r.objective == "lower" for r in prefix.rows.requests], device=reference.device)[:, None]
     stopped = torch.zeros_like(lower)
     for step in range(settings.steps):
         last = step == settings.steps - 1
@@ -211,58 +143,62 @@ class _Objective:
     def __init__(
         self,
         model: HookedTransformer,
-        rows: Rows,
-        layer: int,
+        prefix: Prefix,
         settings: ValueSettings,
         reference: Float[Tensor, "request d_model"],
         method: str,
     ) -> None:
-        self.model, self.rows, self.layer, self.settings = model, rows, layer, settings
-        n, device = len(rows.requests), reference.device
-        targets = [r.target_tokens for r in rows.requests for _ in range(rows.contexts)]
-        self.batch = make_batch(model, rows.prompts, targets, rows.noise)
-        self.essence = make_batch(model, rows.essence, noise=rows.essence_noise)
-        self.n_target = (self.batch.targets >= 0).sum(1)
-        self.owner = torch.arange(n, device=device).repeat_interleave(rows.contexts)
+        self.model, self.prefix, self.settings = model, prefix, settings
+        rows, batch, device = prefix.rows, prefix.batch, reference.device
+        self.owner = rows.owner.to(device)
         self.lower = torch.tensor([r.objective == "lower" for r in rows.requests], device=device)
         self.decay = settings.decay / reference.norm(dim=-1) ** 2
-        self.noisy = self.batch.noise is not None
-        self.draws = [generator("fresh", r.seed, r.fact_id, method, layer) for r in rows.requests]
+        # What is unembedded: the positions that predict a target's tokens, and then the essence rows' last ones.
+        real = batch.targets != NO_TARGET
+        essence = torch.arange(rows.contexts, len(batch), rows.contexts + 1, device=device)
+        self.row = torch.cat([real.nonzero()[:, 0], essence])
+        self.at = torch.cat([batch.answers_at[real], batch.last_subject[essence]])
+        self.answers = batch.targets[real]
+        share = 1 / (real.sum(1) * rows.contexts)
+        self.weight = share[self.row[: len(self.answers)]]
+        self.noisy = any(request.noise is not None for request in rows.requests)
+        self.draws = [generator("fresh", r.seed, r.fact_id, method, prefix.layer - 1) for r in rows.requests]
         with torch.no_grad():
-            self.tails = None if self.noisy else self._tails(self.batch)
-            self.essence_tails = self._tails(self.essence)
-            self.initial = self._essence_log_probs(torch.zeros_like(reference))
+            fixed = self._tails(prefix.residual)
+            self.tails = None if self.noisy else fixed
+            _, self.initial = self._log_probs(fixed, torch.zeros_like(reference))
 
     def __call__(self, delta: Float[Tensor, "request d_model"]) -> Float[Tensor, " request"]:
-        tails = self._fresh_tails() if self.tails is None else self.tails
-        final = self._continue(tails, delta[self.owner])
-        log_p = target_log_probs(self.model, self.batch, final, tails.start).sum(1) / self.n_target
-        nll = -reduce(log_p, "(request context) -> request", "mean", context=self.rows.contexts)
-        now = self._essence_log_probs(delta)
+        answers, now = self._log_probs(self._fresh_tails() if self.tails is None else self.tails, delta)
+        owner = self.owner[self.row[: len(answers)]]
+        nll = torch.zeros_like(self.decay).index_add(0, owner, -answers * self.weight)
         kl = (now.exp() * (now - self.initial)).sum(-1)
         fit = torch.where(self.lower, (-nll).exp(), nll)
         return fit + self.settings.kl * kl + self.decay * delta.norm(dim=-1)
 
-    def _tails(self, batch: Batch) -> Tails:
+    def _tails(self, residual: Float[Tensor, "row pos d_model"]) -> Tails:
         """The rows from their last subject token on: what comes before never changes."""
-        residual = run(self.model, batch, stop_at_layer=self.layer + 1)
-        return make_tails(self.model, residual, self.layer + 1, batch.last_subject, batch.lengths)
+        batch = self.prefix.batch
+        return make_tails(self.model, residual, self.prefix.layer, batch.last_subject, batch.lengths)
 
-    def _continue(self, tails: Tails, delta: Float[Tensor, "row d_model"]) -> Float[Tensor, "row tail d_model"]:
-        """The final residual stream with `delta` added after the layer at each row's last subject token."""
-        return resume_tails(self.model, tails, tails.add(delta))
-
-    def _essence_log_probs(self, delta: Float[Tensor, "request d_model"]) -> Float[Tensor, "request d_vocab"]:
-        """Next-token log-probabilities at the subject's last token of the essence row."""
-        tails = self.essence_tails
-        rows = torch.arange(len(delta), device=delta.device)
-        final = self._continue(tails, delta)[rows, tails.first]
-        return logits_at(self.model, final[:, None])[:, 0].float().log_softmax(-1)
+    def _log_probs(
+        self, tails: Tails, delta: Float[Tensor, "request d_model"]
+    ) -> tuple[Float[Tensor, " answer"], Float[Tensor, "request d_vocab"]]:
+        """Of each token of the targets, and of every next token after the subject in the essence rows."""
+        final = resume_tails(self.model, tails, tails.add(delta[self.owner]))
+        logits = logits_at(self.model, final[self.row, self.at - tails.start[self.row]][None])[0]
+        log_p = logits.float().log_softmax(-1)
+        n = len(self.answers)
+        return log_p[:n].gather(-1, self.answers[:, None])[:, 0], log_p[n:]
 
     @torch.no_grad()
     def _fresh_tails(self) -> Tails:
-        """The rows under one fresh draw of noise each."""
-        pairs = zip(self.owner.tolist(), self.rows.prompts, strict=True)
-        fresh = [draw_noise(self.rows.requests[i], prompt, self.draws[i]) for i, prompt in pairs]
-        noise = embed_noise(self.model, self.rows.prompts, self.batch.tokens.shape[1], fresh)
-        return self._tails(replace(self.batch, noise=noise))
+        """The rows under one fresh draw of noise each; the essence rows keep theirs."""
+        rows, batch = self.prefix.rows, self.prefix.batch
+        noise = list(rows.noise)
+        for i, prompt in enumerate(rows.prompts):
+            request, row = divmod(i, rows.contexts + 1)
+            if row < rows.contexts:
+                noise[i] = draw_noise(rows.requests[request], prompt, self.draws[request])
+        fresh = replace(batch, noise=embed_noise(self.model, rows.prompts, batch.tokens.shape[1], noise))
+        return self._tails(run(self.model, fresh, stop_at_layer=self.prefix.layer))

@@ -21,13 +21,13 @@ class Engine:
 
     Attributes:
         name: `local` (this machine), or `ray`.
-        workers: how many compute side by side; `local` with 1 is this process.
+        workers: how many compute side by side; `local` with 1 is this process; `None` leaves it to Ray.
         address: of a Ray cluster: `auto`, `ray://host:10001`, `host:6379`; `None` starts one on this machine.
         gpus: GPUs of each Ray worker; `None` for one where the cluster has any, else none.
     """
 
     name: Name = "local"
-    workers: int = 1
+    workers: int | None = 1
     address: str | None = None
     gpus: float | None = None
 
@@ -55,6 +55,7 @@ def spread_out(
         from loc_edit.engine.cluster import on_ray
 
         return on_ray(streams, open_worker, engine.workers, address=engine.address, gpus=engine.gpus)
-    if engine.workers == 1:
+    workers = engine.workers or cores()
+    if workers == 1:
         return in_this_process(streams, open_worker)
-    return in_processes(streams, open_worker, engine.workers, cores())
+    return in_processes(streams, open_worker, workers, cores())

@@ -42,7 +42,9 @@ def r2_bars(data: pd.DataFrame) -> Figure:
             Patch(facecolor="0.8", label="layer"),
             Patch(facecolor="0.55", edgecolor="1", hatch="////", label="layer + tracing effect"),
         ]
-        figure.legend(handles=[*colors, *meaning], loc="outside upper center", ncols=len(colors) + 2)
+        n = len(colors) + len(meaning)
+        columns = n if width > 1.05 * n else -(-n // 2)  # one row only where it is not cut off
+        figure.legend(handles=[*colors, *meaning], loc="outside upper center", ncols=columns)
     return figure
 
 

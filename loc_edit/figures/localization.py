@@ -60,7 +60,7 @@ def heatmap(data: pd.DataFrame) -> Figure:
         figure = Figure(figsize=(4.6, max(1.9, height)), layout="constrained")
         ax = figure.subplots()
         most = float(np.nanmax(np.abs(cells.to_numpy()), initial=0.0)) or 1.0
-        image = ax.imshow(cells, aspect="auto", cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
+        image = ax.imshow(cells, aspect="auto", cmap="RdBu", vmin=-most, vmax=most, interpolation="nearest")
         _name_tokens(ax, data)
         ticks = np.arange(len(layers))[:: max(1, len(layers) // 14)]
         ax.set_xticks(ticks, [str(layers[i]) for i in ticks])

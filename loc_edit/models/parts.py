@@ -40,16 +40,14 @@ def logits_at(
     """Logits of the final residual stream, as `model.forward` ends; for chosen positions only.
 
     In float32 at least: those of a model in half precision are not rounded to it, which would cost a probability
-    several per cent.
+    several per cent.  The product is taken here, as `Unembed` copies all its weights at every call.
     """
     if model.cfg.normalization_type is not None:
         residual = model.ln_final(residual)
     unembed = model.unembed
-    if unembed.W_U.dtype in (torch.float16, torch.bfloat16):
-        residual = unembed.hook_in(residual).float()
-        logits = unembed.hook_out(residual @ unembed.W_U.float() + unembed.b_U.float())
-    else:
-        logits = unembed(residual)
+    wide = torch.promote_types(unembed.W_U.dtype, torch.float32)
+    logits = unembed.hook_in(residual).to(wide) @ unembed.W_U.to(wide) + unembed.b_U.to(wide)
+    logits = unembed.hook_out(logits)
     cap = model.cfg.output_logits_soft_cap
     return cap * torch.tanh(logits / cap) if cap > 0 else logits
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from loc_edit.prompts import Prompt
 
 if TYPE_CHECKING:
+    from circuitsvis.utils.render import RenderedHTML
     from matplotlib.figure import Figure
 
 DEGENERATE = 1e-6
@@ -129,6 +130,12 @@ class Trace:
         from loc_edit.tables import effects
 
         return heatmap(effects(self.to_frame(), self.window, self.site))
+
+    def show(self) -> "RenderedHTML":
+        """The prompt's tokens coloured by the effect, a layer at a time (circuitsvis); for a notebook."""
+        from loc_edit.views import colored_tokens
+
+        return colored_tokens(self)
 
     def _repr_png_(self) -> bytes:
         from io import BytesIO

@@ -1,0 +1,76 @@
+"""The page: template, style and scripts in one text, with a policy that lets nothing else run or load."""
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from loc_edit.report.packing import embedded
+
+SCRIPTS = (
+    "elements.js",
+    "numbers.js",
+    "chart.js",
+    "heatmap.js",
+    "tokens.js",
+    "list.js",
+    "fact.js",
+    "overview.js",
+    "main.js",
+)
+"""In the order in which they run; each defines functions for the next."""
+DATA = ("curves", "explorer")
+"""What of the content the scripts read; the rest is in the template."""
+
+
+def render(content: Mapping[str, Any]) -> str:
+    """The page's HTML.
+
+    Texts in `content` are escaped by the template; what scripts read is JSON in an inert block.  The page's policy
+    names the scripts by their digests, so that no other can run, whatever the texts are.
+    """
+    code = "\n".join(_asset(name) for name in SCRIPTS)
+    code = f"(() => {{\n'use strict';\n{code}\n}})();"
+    bundle = circuitsvis_bundle()
+    environment = Environment(
+        loader=PackageLoader("loc_edit.report", "assets"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("page.html.j2").render(
+        {name: value for name, value in content.items() if name not in DATA},
+        style=Markup(_asset("style.css")),
+        page_data=Markup(embedded({name: content[name] for name in DATA})),
+        code=Markup(code),
+        bundle=Markup(bundle),
+        n_explored=len(content["explorer"]["facts"]),
+        digests=Markup(" ".join(f"'sha256-{_digest(script)}'" for script in (code, bundle))),
+    )
+
+
+@cache
+def circuitsvis_bundle() -> str:
+    """The browser code of circuitsvis, so that it can stand in a script element: nothing in it ends that element."""
+    found = find_spec("circuitsvis")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError("circuitsvis is not installed; the report shows its views")
+    text = (Path(found.origin).parent / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
+    text = re.sub(r"//# sourceMappingURL=\S*\s*$", "", text)
+    # In a JavaScript string `\x3c` is `<`; the bundle has these words in strings only.
+    return re.sub(r"<(?=/script|script)", r"\\x3c", text.replace("<!--", "\\x3c!--"))
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+@cache
+def _asset(name: str) -> str:
+    return files("loc_edit.report").joinpath("assets", name).read_text(encoding="utf-8")

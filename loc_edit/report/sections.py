@@ -1,0 +1,118 @@
+"""The paper's tables and figures and the run's provenance, as plain values for the page's template."""
+
+import base64
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import tomli_w
+from matplotlib.figure import Figure
+
+from loc_edit import figures, regress, tables
+from loc_edit.figures.style import styled
+from loc_edit.progress import grouped_reasons, reason_lines
+from loc_edit.tables import Rows, RowsMissing
+
+WIDE = 6.5
+"""Inches of width from which a figure takes the whole page's."""
+HEAVY = 150_000
+"""A figure whose SVG has more bytes (one with thousands of points) is drawn as PNG."""
+
+
+def table_sections(rows: Rows) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Every table of the paper that the rows allow (`name, title, columns, cells`), and why not the others."""
+    found: list[dict[str, Any]] = []
+    missing: dict[str, str] = {}
+    for name, table in regress.TABLES.items():
+        try:
+            built = table.build(rows)
+        except (RowsMissing, ValueError) as error:
+            missing[label(name)] = str(error)
+            continue
+        shown = tables.rounded(built)
+        texts = [column for column in built if not _is_number(built[column])]
+        found.append(
+            {
+                "name": name,
+                "label": label(name),
+                "title": _sentence(table.title),
+                "columns": [(str(column), column not in texts) for column in shown],
+                "cells": shown.to_numpy().tolist(),
+            }
+        )
+    return found, missing
+
+
+def figure_sections(rows: Rows) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Every figure of the paper that the rows allow, and why not the others.
+
+    Returns:
+        `name, label, title`, the `source` (a data address) and whether it is `wide`; and reasons by label.
+    """
+    found: list[dict[str, Any]] = []
+    missing: dict[str, str] = {}
+    for name, figure in figures.FIGURES.items():
+        try:
+            drawn = figure.draw(figure.data(rows))
+            source = inline(drawn)
+        except (RowsMissing, ValueError) as error:
+            missing[label(name)] = str(error)
+            continue
+        about = {"name": name, "label": label(name), "title": _sentence(figure.title)}
+        found.append({**about, "source": source, "wide": drawn.get_figwidth() > WIDE})
+    return found, missing
+
+
+def inline(figure: Figure) -> str:
+    """A figure as a data address: SVG, or PNG where that would be heavy; the same figure gives the same text.
+
+    An image is shown in isolation: nothing in it can run or load anything.
+    """
+    with styled():
+        drawn = _saved(figure, "svg", metadata={"Date": None, "Creator": None})
+        if len(drawn) <= HEAVY:
+            return f"data:image/svg+xml;base64,{base64.b64encode(drawn).decode()}"
+        drawn = _saved(figure, "png", metadata={"Software": None}, dpi=150)
+    return f"data:image/png;base64,{base64.b64encode(drawn).decode()}"
+
+
+def _saved(figure: Figure, ending: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format=ending, **options)
+    return out.getvalue()
+
+
+def provenance(config: Mapping[str, Any], made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """The resolved configuration as lines and as the TOML that it is, and the versions and the model's fingerprint."""
+    scalars = [(name, _shown(value)) for name, value in config.items() if not isinstance(value, Mapping)]
+    return {
+        "made_by": [(name, str(value)) for name, value in made_by.items()],
+        "config": scalars,
+        "toml": tomli_w.dumps(dict(config)),
+    }
+
+
+def reasons(rows: Rows) -> list[str]:
+    """Why edits were skipped or failed, a line per problem and status."""
+    edits = tables.without_controls(rows.edits)
+    return reason_lines(grouped_reasons(edits)) if len(edits) else []
+
+
+def label(name: str) -> str:
+    """`figure_10` -> "Figure 10"."""
+    return name.replace("_", " ").capitalize()
+
+
+def _sentence(title: str) -> str:
+    title = title.replace("R^2", "R\u00b2")
+    return title[:1].upper() + title[1:]
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _is_number(column: Any) -> bool:
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    return is_numeric_dtype(column) and not is_bool_dtype(column)

@@ -1,0 +1,174 @@
+"""A run in, one HTML file out."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from loc_edit.facts import Fact
+from loc_edit.progress import run_progress
+from loc_edit.report import page, sections, summary
+from loc_edit.report.explorer import Continuations, explorer
+from loc_edit.report.packing import embedded
+from loc_edit.report.texts import facts_of
+from loc_edit.store import Run, load_run, write_atomic
+from loc_edit.tables import DEFAULT_WINDOW, Rows, RowsMissing
+
+log = logging.getLogger(__name__)
+
+NAME = "report.html"
+HEAVIEST = 16_000_000
+"""Characters of the explorer's data at most: with figures and scripts, the page stays below 20 MB."""
+
+
+def write_report(
+    run: Run | str | Path,
+    out: str | Path | None = None,
+    *,
+    facts: int = 1000,
+    window: int | None = None,
+    draws: int = 2000,
+    texts: Mapping[int, Fact] | None = None,
+    next_tokens: Continuations | None = None,
+) -> Path:
+    """Write a run's report: one HTML file that opens anywhere and loads nothing.
+
+    It holds the answer in words, every table and figure that the rows allow, the run's provenance, and an explorer
+    of its facts.  The same run and arguments give the same bytes.
+
+    Args:
+        run: from `load_run`, or its folder.
+        out: the file, or a folder for `report.html`; by default `report.html` in the run's folder.
+        facts: how many facts the explorer holds at most, evenly spread.
+        window: the restoration window of tables and figures; by default 5, or the only one, or the first.
+        draws: resamples and permutations of the statistics; 0 leaves the answer out.
+        texts: the facts by id, for the prompts' texts; by default found by the run's configuration.
+        next_tokens: next tokens before and after edits, which need the model (`loc-edit report --model`).
+
+    Returns:
+        The file.
+
+    Raises:
+        BadRun: there is no run, or one that this version cannot read.
+        RowsMissing: the run has no row yet, or no trace with this window.
+        StoreError: the disk refused.
+    """
+    run = run if isinstance(run, Run) else load_run(run)
+    rows, notes = _rows(run, window)
+    if texts is None:
+        texts, why = facts_of(run.config)
+        if why:
+            notes.append(f"Prompts are spelled from tokens, and paraphrases and neighbours have no text: {why}.")
+    html = page.render(_content(run, rows, notes, facts, draws, texts, next_tokens))
+    path = _place(run, out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, html.encode("utf-8", "replace"))
+    return path
+
+
+def _place(run: Run, out: str | Path | None) -> Path:
+    if out is None:
+        return run.path / NAME
+    path = Path(out).expanduser()
+    return path / NAME if path.is_dir() or str(out).endswith(os.sep) else path
+
+
+def _rows(run: Run, window: int | None) -> tuple[Rows, list[str]]:
+    """The run's rows of one site and metric, and what there is to say about them."""
+    traces, edits = run.traces, run.read("edits", lists=True)
+    if traces.empty and edits.empty:
+        raise RowsMissing(f"{run.path}: the run has no rows yet, so there is nothing to report")
+    notes = [_unfinished(run)]
+    site = "mlp_out"
+    if len(traces):
+        traces, site, more = _one_kind(traces)
+        windows = sorted(int(w) for w in traces.loc[traces["site"] == site, "window"].unique())
+        if window is not None and window not in windows:
+            raise RowsMissing(f"{run.path}: no traces with window {window}; there are {windows}")
+        window = window or (DEFAULT_WINDOW if DEFAULT_WINDOW in windows else windows[0])
+        notes += more
+    seeds = sorted(edits["seed"].unique())
+    if len(seeds) > 1:
+        edits = edits[edits["seed"] == seeds[0]]
+        notes.append(f"Of {len(seeds)} seeds' edits only those of seed {seeds[0]} are shown.")
+    if run.damaged:
+        notes.append(f"{len(run.damaged)} damaged files are left out.")
+    return Rows(traces, edits, window, site), [note for note in notes if note]
+
+
+def _one_kind(traces: pd.DataFrame) -> tuple[pd.DataFrame, str, list[str]]:
+    """The traces of one metric, and the site for tables and figures."""
+    notes = []
+    metrics = sorted(traces["metric"].unique()) if "metric" in traces else []
+    if len(metrics) > 1:
+        kept = "probability" if "probability" in metrics else metrics[0]
+        traces = traces[traces["metric"] == kept]
+        notes.append(f"Of the traces' metrics ({', '.join(metrics)}) only {kept} is shown.")
+    sites = sorted(traces["site"].unique())
+    site = "mlp_out" if "mlp_out" in sites else sites[0]
+    if len(sites) > 1:
+        notes.append(f"Traced sites: {', '.join(sites)}; tables and figures are of {site}.")
+    return traces, site, notes
+
+
+def _unfinished(run: Run) -> str:
+    try:
+        found = run_progress(run)
+    except (ValueError, OSError) as error:
+        log.info("how far the run is cannot be told: %s", error)
+        return ""
+    if not found.remaining:
+        return ""
+    edits, traces = int(found.edits["remaining"].sum()), int(found.traces["remaining"].sum())
+    parts = [f"{edits:,} edits"] * bool(edits) + [f"{traces:,} traces"] * bool(traces)
+    return f"The run is not finished: {' and '.join(parts)} remain. This is what there is so far."
+
+
+def _content(
+    run: Run,
+    rows: Rows,
+    notes: list[str],
+    most: int,
+    draws: int,
+    texts: Mapping[int, Fact],
+    next_tokens: Continuations | None,
+) -> dict[str, Any]:
+    answers, why_none = summary.verdicts(rows, draws)
+    word, sentence = summary.headline([row["answer"] for row in answers], why_none)
+    made, no_table = sections.table_sections(rows)
+    drawn, no_figure = sections.figure_sections(rows)
+    return {
+        "question": summary.QUESTION,
+        "name": run.path.resolve().name,
+        "model": str(run.config.get("model", "")),
+        "data": str(run.config.get("data", "")),
+        "fingerprint": str(run.provenance.get("model_fingerprint", "")),
+        "window": rows.window,
+        "site": rows.site,
+        "word": word,
+        "sentence": sentence,
+        "verdicts": answers,
+        "counts": summary.counts(rows, run.config),
+        "notes": notes,
+        "curves": summary.curves(rows),
+        "reasons": sections.reasons(rows),
+        "tables": made,
+        "figures": drawn,
+        "missing": no_table | no_figure,
+        "provenance": sections.provenance(run.config, run.provenance),
+        "explorer": _explorer(rows, texts, most, next_tokens),
+    }
+
+
+def _explorer(rows: Rows, texts: Mapping[int, Fact], most: int, found: Continuations | None) -> dict[str, Any]:
+    """The explorer's data, of fewer facts where it would make the page heavy."""
+    data = explorer(rows.traces, rows.edits, texts, most=most, window=rows.window, next_tokens=found)
+    heavy = len(embedded(data)) / HEAVIEST
+    if heavy <= 1:
+        return data
+    fewer = max(1, int(len(data["facts"]) / heavy))
+    log.warning("the explorer of %d facts would be too heavy for a page: it holds %d", len(data["facts"]), fewer)
+    return explorer(rows.traces, rows.edits, texts, most=fewer, window=rows.window, next_tokens=found)

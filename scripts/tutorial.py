@@ -1,0 +1,67 @@
+# %% [markdown]
+# # From a prompt to a figure
+#
+# Where does a small model seem to keep the fact that the Louvre is in Paris, and is that where one should edit it?
+# Ten cells, half a minute on a laptop, no network.  Run them one by one in an editor that knows `# %%` cells (VS Code,
+# PyCharm, Jupyter with jupytext), or all at once with `python scripts/tutorial.py`.
+
+# %% A model and its facts
+import pandas as pd
+from matplotlib.figure import Figure
+
+import loc_edit
+
+model = loc_edit.load_model("builtin")  # or a hub name, a local directory, a HookedTransformer of your own
+facts = loc_edit.load_facts("builtin")
+fact = facts[1]  # or loc_edit.Fact(template="{} is located in", subject="The Louvre", target_true="Paris", ...)
+print(f"{fact.prompt} -> {fact.target_true}, to become {fact.target_new}")
+
+# %% The prompt knows where its subject is
+prompt = loc_edit.encode(model, fact)
+prompt
+
+# %% Causal Tracing: noise on the subject, then one site at a time restored
+noise = loc_edit.subject_noise(model, prompt, scale="s3", facts=facts)
+trace = loc_edit.trace(model, prompt, fact.target_true, noise=noise, window=3)
+print(f"p({fact.target_true}): {trace.p_clean:.2f} clean, {trace.p_corrupted:.2f} with the subject corrupted")
+
+# %% Where restoring brings the answer back: layers across, tokens down, the subject starred
+trace.plot()
+
+# %% The same in the prompt itself, a layer at a time (hover over the layers)
+trace.show()
+
+# %% Pose a problem: the model should say the false object
+request = loc_edit.pose(fact, "error_injection", model)
+layers = range(model.cfg.n_layers)
+stats = loc_edit.key_stats(model, layers, tokens=50_000)  # second moments of the keys, which ROME needs; cached
+contexts = loc_edit.sample_contexts(model)
+
+# %% Edit one layer with ROME, and look at what that changes
+edit = loc_edit.rome(model, request, layer=2, stats=stats, contexts=contexts)
+view = edit.show(model, fact, request)
+print(view)
+view
+
+# %% Edit every layer in turn, and score each edit
+rows = []
+for layer in layers:
+    edit = loc_edit.rome(model, request, layer=layer, stats=stats, contexts=contexts)
+    score = loc_edit.score(model, fact, request, edit, essence=False)
+    rows.append({"layer": layer, "rewrite": score.rewrite, "neighborhood": score.neighborhood})
+scores = pd.DataFrame(rows).assign(tracing=trace.by_layer().tolist())
+scores
+
+# %% The figure: does the tracing effect point to the layer where editing works?
+figure = Figure(figsize=(5, 3), layout="constrained")
+ax = figure.subplots()
+ax.fill_between(scores["layer"], scores["tracing"], color="0.85", label="tracing effect")
+ax.plot(scores["layer"], scores["rewrite"], "o-", label="rewrite score")
+ax.plot(scores["layer"], scores["neighborhood"], "s--", label="neighborhood score")
+ax.set(xlabel="layer", ylim=(0, 1.05), title=f"{fact.subject}: traced and edited")
+ax.legend()
+figure
+
+# %% One fact is no answer: `loc-edit run` asks a hundred, and `loc-edit report runs/demo` shows all of them
+peak, best = scores["tracing"].idxmax(), scores["rewrite"].idxmax()
+print(f"tracing peaks at layer {peak}; the edit works best at layer {best} ({scores['rewrite'][best]:.2f})")
