@@ -62,9 +62,9 @@ def write_report(
         texts, why = facts_of(run.config)
         if why:
             notes.append(f"Prompts are spelled from tokens, and paraphrases and neighbours have no text: {why}.")
-    html = page.render(_content(run, rows, notes, facts, draws, texts, next_tokens))
     path = _place(run, out)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is better known before the work
+    html = page.render(_content(run, rows, notes, facts, draws, texts, next_tokens))
     write_atomic(path, html.encode("utf-8", "replace"))
     return path
 
