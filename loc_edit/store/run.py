@@ -136,8 +136,8 @@ class Run:
     ) -> None:
         self.close()
 
-    def write(self, kind: Kind, key: str, rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> None:
-        """Writes the rows of one unit of work, all or none, in place of earlier ones of that unit.
+    def write(self, kind: Kind, key: str, rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> Shard:
+        """Writes the rows of one unit of work, all or none, in place of earlier ones of that unit; the file.
 
         When this returns they are on the disk.  No rows at all is a result too: the unit is then done.
 
@@ -156,6 +156,7 @@ class Run:
         self._known[kind][key] = shard
         if earlier is not None and earlier.path != shard.path:
             remove_shard(earlier.path)
+        return shard
 
     def discard(self, kind: Kind, key: str) -> None:
         """Removes the rows of a unit, so that it counts as not done; an unknown key is nothing to do."""
