@@ -53,7 +53,8 @@ def replay(
     for done, (place, name, some) in enumerate(groups):
         cell = cells.get(place)
         if cell is None or bench.edit_cell(cell) != name:
-            raise RunMismatch(f"{run.path}: {place} cannot be made again: its settings are others with this version")
+            what = cell or f"{place[0]}, {place[1]}-{place[2]}, layer {place[3]}"
+            raise RunMismatch(f"{run.path}: {what}: its edits cannot be made again, this version computes others")
         for start in range(0, len(some), experiment.config.chunk):
             chunk = Chunk(bench, [facts[i] for i in some[start : start + experiment.config.chunk]])
             for fact_id, tokens in _edited(chunk, cell):

@@ -223,25 +223,27 @@ def hostile_run(folder, rows):
     return make_run(folder, traces, edits, data=HOSTILE[0], model=HOSTILE[1], note=HOSTILE[4])
 
 
-def hostile_facts():
-    return {
-        i: Fact(
-            fact_id=i,
+def hostile_facts(run):
+    """Facts for that run, each with the traced subject, hostile in everything."""
+    facts = {}
+    for i, cells in run.traces.query("window == 5 and layer == 0").groupby("fact_id"):
+        begin, end = cells[["subject_begin", "subject_end"]].iloc[0]
+        facts[i] = Fact(
+            fact_id=int(i),
             template="{}" + HOSTILE[i % len(HOSTILE)],
-            subject=HOSTILE[0],
+            subject="".join(cells.sort_values("pos")["token"].iloc[begin:end]),
             target_true=HOSTILE[(i + 1) % len(HOSTILE)],
             target_new=HOSTILE[2],
             relation=HOSTILE[1],
             paraphrases=HOSTILE[:2],
             neighbors=HOSTILE[4:5],
         )
-        for i in range(12)
-        if "{}" not in HOSTILE[i % len(HOSTILE)]
-    }
+    return facts
 
 
 def test_no_text_from_data_is_markup(rows, tmp_path, page, no_pictures):
-    path = loc_edit.write_report(hostile_run(tmp_path / HOSTILE[3][:5], rows), tmp_path / "r.html", draws=20)
+    run = hostile_run(tmp_path / "run", rows)
+    path = loc_edit.write_report(run, draws=20, texts=hostile_facts(run))
     reader, usual = Reader(path.read_text(encoding="utf-8")), Reader(page)
     assert reader.tags.count("script") == usual.tags.count("script") == 3
     assert set(reader.tags) <= set(usual.tags) | {"small", "p", "li", "h3"}
@@ -381,7 +383,6 @@ def test_the_command_writes_the_file_and_says_where(run, tmp_path, capsys, no_pi
     assert "no such folder" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_the_wheel_carries_the_page_s_files(tmp_path):
     root = Path(__file__).parents[1]
     command = [
@@ -397,10 +398,9 @@ def test_the_wheel_carries_the_page_s_files(tmp_path):
         str(root),
     ]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
-    if built.returncode and "hatchling" in built.stderr:
-        pytest.skip("no hatchling here to build a wheel without a network")
     assert built.returncode == 0, built.stderr
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = set(wheel.namelist())
     for path in (root / "loc_edit" / "report" / "assets").iterdir():
         assert f"loc_edit/report/assets/{path.name}" in names
+    assert "loc_edit/views/edit.html.j2" in names

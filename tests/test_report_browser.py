@@ -1,5 +1,6 @@
 """The report in a real browser: opened from its file, offline; it reacts, and no text from data runs."""
 
+import dataclasses
 import json
 import re
 
@@ -28,7 +29,9 @@ def pages(rows, tmp_path_factory):  # noqa: F811
     with pytest.MonkeyPatch.context() as patch:
         for name in ("figure_sections", "table_sections"):  # seconds each, and the first page has them
             patch.setattr(sections, name, lambda rows: ([], {}))
-        made["hostile"] = loc_edit.write_report(hostile, folder / "hostile.html", draws=20, texts=hostile_facts())
+        made["hostile"] = loc_edit.write_report(
+            hostile, folder / "hostile.html", draws=20, texts=hostile_facts(hostile)
+        )
         made["traces"] = loc_edit.write_report(make_run(folder / "traces", traces, edits[:0]), draws=0)
         made["edits"] = loc_edit.write_report(make_run(folder / "edits", traces[:0], edits), draws=0)
     return made
@@ -230,7 +233,10 @@ def test_hostile_texts_are_shown_and_do_not_run(show):
     assert browser.execute_script("return window.ran ?? null") is None
     assert browser.execute_script(scripts) == 4  # circuitsvis, run when asked
     assert all_of(browser, "main img:not(figure img)") == []
-    assert HOSTILE[1] in text(browser, "#fact")
+    words = text(browser, "#fact")
+    assert HOSTILE[1] in words
+    assert HOSTILE[0] in text(browser, ".probes")
+    assert HOSTILE[4] in text(browser, ".probes")
     assert HOSTILE[0] in text(browser, "#provenance")
 
 
@@ -263,3 +269,30 @@ def test_it_fits_a_narrow_screen(show, dark):
     assert "#2" in text(browser, "#fact .tiles")
     color = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (sum(json.loads(color.replace("rgb(", "[").replace(")", "]"))) < 200) == dark
+
+
+def test_it_prints_dark_on_light_with_its_legends(show):
+    browser = show("usual", dark=True)
+    dark = {"name": "prefers-color-scheme", "value": "dark"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": [dark]})
+    color = "return getComputedStyle(document.body).backgroundColor"
+    assert sum(json.loads(browser.execute_script(color).replace("rgb(", "[").replace(")", "]"))) > 700
+    assert not one(browser, "#fact-list").is_displayed()
+    assert one(browser, "#fact .legend").is_displayed()
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_a_notebook_s_view_draws_offline_and_runs_no_text(chromium, tiny, facts, tmp_path):
+    prompt = loc_edit.encode(tiny, facts[1])
+    noise = loc_edit.subject_noise(tiny, prompt, scale=1.0, samples=2)
+    trace = loc_edit.trace(tiny, prompt, facts[1].target_true, noise=noise, window=1)
+    texts = (*HOSTILE, *trace.token_texts[len(HOSTILE) :])[: len(trace.token_texts)]
+    page = tmp_path / "view.html"
+    html = dataclasses.replace(trace, token_texts=texts).show().local_src
+    page.write_text(f"<!doctype html><meta charset=utf-8><link rel=icon href=data:,>{html}", encoding="utf-8")
+    chromium.get_log("browser")
+    chromium.get(page.as_uri())
+    wait_for(chromium, "document.querySelector('.colored-tokens') !== null")
+    assert re.sub(r"\s", "", HOSTILE[0] + HOSTILE[1]) in re.sub(r"\s", "", text(chromium, ".colored-tokens"))
+    assert chromium.execute_script("return window.ran ?? null") is None
+    assert [entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"] == []

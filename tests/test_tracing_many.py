@@ -1,12 +1,6 @@
 """The fast path of tracing: many prompts and windows in one sweep, exactly what each is by itself."""
 
-import importlib.util
-import json
 import logging
-import subprocess
-import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import oracles
 import pytest
@@ -336,42 +330,3 @@ def test_lists_of_different_lengths_and_bad_facts_are_named(deep, cases):
         trace_many(deep, prompts, targets, noises=noises, metric="logit_difference", foils=["Rome", None, "a", "b"])
     with pytest.raises(ValueError, match="window 0"):
         trace_many(deep, prompts, targets, noises=noises, windows=[3, 0])
-
-
-def load_script():
-    path = Path(__file__).parents[1] / "scripts" / "benchmark_tracing.py"
-    spec = importlib.util.spec_from_file_location("benchmark_tracing", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_benchmark_counts_the_work_that_cannot_be_avoided():
-    """By hand, for 6 layers, 10 positions, 10 samples, window 5."""
-    model = SimpleNamespace(cfg=SimpleNamespace(n_layers=6))
-    prompt = find_subject_at(10, slice(0, 2))
-    alone, shared, rows = load_script().work(model, [(prompt, None, torch.zeros(10, 2, 1))], 5)
-    layers = [6, 6, 6, 5, 4, 3]  # from each window's first on
-    assert alone == 10 * sum(range(1, 11)) * sum(layers)
-    # Of layer 0's three runs one state is in layers 1 and 2, then 2 and 3; all first layers are one position.
-    states = (1 + 1 + 2 + 3 + 3) + 4 + 3 + 2
-    assert shared == 10 * (sum(range(1, 11)) * states + 10 * 4)
-    assert rows == 10 * 10 * 6
-
-
-def find_subject_at(length, subject):
-    return loc_edit.Prompt(0, "", "", "", torch.zeros(length, dtype=torch.long), subject)
-
-
-@pytest.mark.slow
-def test_the_benchmark_runs_and_its_versions_agree(tmp_path):
-    script = Path(__file__).parents[1] / "scripts" / "benchmark_tracing.py"
-    out = tmp_path / "b.json"
-    options = ["--facts", "1", "--rounds", "1", "--samples", "2", "--out", str(out)]
-    done = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(out.read_text())
-    assert found["largest difference"] < 1e-5
-    assert found["ratios"]["plain loop / ours"]["low"] > 0
-    assert found["machine"]["torch"] == torch.__version__
-    assert "ours / block floor" in done.stdout

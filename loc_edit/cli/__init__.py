@@ -111,7 +111,9 @@ def _run_with_default(default: ExperimentConfig) -> Any:
             out.print(escape(line), soft_wrap=True)
         if kept := done.kept():
             out.print(f"{kept:,} rows of earlier settings or facts are kept in the folder, and left out")
-        out.print(f"rows, tables and figures: [bold]{escape(str(done.path))}[/]")
+        out.print(
+            f"rows, tables and figures: [bold]{escape(str(done.path))}[/]; `loc-edit report` makes a page of them"
+        )
 
     return run
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 from rich.markup import escape
 
-from loc_edit.cli.show import out, progress, size
+from loc_edit.cli.show import err, out, progress, size
 
 
 def report(
@@ -40,5 +40,6 @@ def report(
         ids = thinned(np.union1d(*(loaded.read(kind, ["fact_id"])["fact_id"] for kind in ("traces", "edits"))), facts)
         with progress() as advance:
             found = Continuations(*replay(loaded, ids.tolist(), model, advance))
-    path = write_report(loaded, out_file, facts=facts, window=window, draws=draws, next_tokens=found)
+    with err.status("writing the report"):
+        path = write_report(loaded, out_file, facts=facts, window=window, draws=draws, next_tokens=found)
     out.print(f"report: [bold]{escape(str(path))}[/] ({size(path.stat().st_size)})", soft_wrap=True)

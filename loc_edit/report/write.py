@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 NAME = "report.html"
 HEAVIEST = 16_000_000
-"""Characters of the explorer's data at most: with figures and scripts, the page stays below 20 MB."""
+"""Bytes of the explorer's data at most: with figures and scripts, the page stays below 20 MB."""
 
 
 def write_report(
@@ -62,9 +62,9 @@ def write_report(
         texts, why = facts_of(run.config)
         if why:
             notes.append(f"Prompts are spelled from tokens, and paraphrases and neighbours have no text: {why}.")
-    html = page.render(_content(run, rows, notes, facts, draws, texts, next_tokens))
     path = _place(run, out)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is better known before the work
+    html = page.render(_content(run, rows, notes, facts, draws, texts, next_tokens))
     write_atomic(path, html.encode("utf-8", "replace"))
     return path
 
@@ -166,7 +166,7 @@ def _content(
 def _explorer(rows: Rows, texts: Mapping[int, Fact], most: int, found: Continuations | None) -> dict[str, Any]:
     """The explorer's data, of fewer facts where it would make the page heavy."""
     data = explorer(rows.traces, rows.edits, texts, most=most, window=rows.window, next_tokens=found)
-    heavy = len(embedded(data)) / HEAVIEST
+    heavy = len(embedded(data).encode("utf-8", "replace")) / HEAVIEST
     if heavy <= 1:
         return data
     fewer = max(1, int(len(data["facts"]) / heavy))

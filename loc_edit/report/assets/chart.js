@@ -68,7 +68,7 @@ function drawLine(picture, line, i, x, y) {
     picture.append(svg('path', { d: path + ground, fill: line.color, opacity: 0.16 }));
   }
   picture.append(svg('path', { class: 'line', d: path, stroke: line.color, 'stroke-dasharray': line.area ? '5 3' : null }));
-  if (!line.area) points.forEach(([layer, value]) => picture.append(marker(i, x(layer), y(value), line.color)));
+  if (!line.area || points.length === 1) points.forEach(([layer, value]) => picture.append(marker(i, x(layer), y(value), line.color)));
 }
 
 function marker(i, x, y, color) {

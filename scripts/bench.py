@@ -1,0 +1,124 @@
+"""How fast tracing and editing are, beside plain code and beside the arithmetic that cannot be avoided.
+
+python scripts/bench.py                                       # built-in model and GPT-2 small, this machine
+python scripts/bench.py --shapes gptj --device cuda --facts 25 --plain 1 --layers 3 --tf32
+python scripts/bench.py --shapes gptj --device cuda --dtype bfloat16 --facts 25 --plain 0
+
+All versions run in one process with the same number of threads, in turn and then in reverse, so that each round gives
+one ratio; printed are the median ratio and its range.  Shapes but the built-in one have random weights (speed does not
+depend on their values) and statistics that are the identity.  One JSON file holds everything.
+
+- ours: `trace_many` of all facts; a method's edits of all facts and all their scores, mean over the layers.
+- plain: one forward pass per cell of a trace; one fact at a time, no work reused, weights written (`benching.plain`).
+- act patch: `transformer_lens.patching.get_act_patch_mlp_out` on all noise samples at once, window 1.
+- block floor: positions times layers that cannot be avoided, times what the model's own block costs per position at
+  its best batch size (forward, or forward and backward).  In a trace, cell by cell; the shared floor counts layers
+  that several cells share once.  Not in it: the unembedding (given apart), Adam on whole matrices, weight gradients.
+- matrix floor: the multiplications of these blocks and of the unembedding, at the machine's speed.
+"""
+
+import argparse
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from benching.parts import editing, growth, precision, study, tracing
+from benching.setup import SHAPES, make_cases, make_model
+from benching.timing import CLOCKS, Clock
+
+from loc_edit.models import versions
+
+PARTS = ("tracing", "editing", "growth", "study", "precision")
+BY_DEFAULT = {"builtin": (12, 8), "tiny": (2, 2), "gpt2": (2, 2), "gpt2-xl": (8, 3), "gptj": (8, 3)}
+"""Facts and edited layers of each shape."""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--shapes", nargs="+", choices=["builtin", *SHAPES], default=["builtin", "gpt2"])
+    made.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS[:4]))
+    made.add_argument("--facts", type=int, help="default: 12 of the built-in model, fewer of large ones")
+    made.add_argument("--layers", type=int, help="how many layers to edit, spread; default: all of the built-in model")
+    made.add_argument("--plain", type=int, help="facts for the plain code, scaled up; 0: none; default: all, else 1")
+    made.add_argument("--samples", type=int, default=10, help="noise samples")
+    made.add_argument("--window", type=int, default=5)
+    made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--device", default="cpu")
+    made.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    made.add_argument("--tf32", action="store_true", help="matrix products of float32 in TF32, on GPUs that have it")
+    made.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, on a busy machine")
+    made.add_argument("--out", type=Path, default=Path("bench.json"))
+    return made
+
+
+def main() -> None:
+    args = parser().parse_args()
+    torch.set_num_threads(args.threads)
+    torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
+    result: dict[str, Any] = {
+        "machine": {**versions(), "cores": torch.get_num_threads(), "platform": platform.platform()},
+        "arguments": {name: str(value) for name, value in vars(args).items()},
+        "shapes": {},
+    }
+    wanted = args.facts, args.layers, args.plain
+    for shape in args.shapes:
+        facts, layers = BY_DEFAULT[shape]
+        args.facts, args.layers = wanted[0] or facts, wanted[1] or layers
+        args.plain = wanted[2] if wanted[2] is not None else (args.facts if shape in ("builtin", "tiny") else 1)
+        result["shapes"][shape] = found = bench(shape, args)
+        print_table(shape, found, args)
+        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"\nwritten to {args.out}")
+
+
+def bench(shape: str, args: argparse.Namespace) -> dict[str, Any]:
+    """All parts of one shape."""
+    clock, found = Clock(args.clock), {}
+    model = make_model(shape, args.device, getattr(torch, args.dtype))
+    cases = make_cases(model, args.facts, args.samples)
+    if "tracing" in args.parts or "study" in args.parts:
+        found["tracing"] = tracing(model, cases, args, clock)
+    if "editing" in args.parts or "study" in args.parts:
+        found["editing"] = editing(model, cases, args, clock)
+    if "growth" in args.parts:
+        found["growth"] = growth(model, shape, args, clock)
+    if "study" in args.parts:
+        found["study"] = study(model, cases, found["tracing"], found["editing"], clock)
+    if "precision" in args.parts:
+        found["precision"] = precision(shape, min(2, args.facts), args)
+    return found
+
+
+def print_table(shape: str, found: dict[str, Any], args: argparse.Namespace) -> None:
+    print(f"\n{shape}: {args.facts} facts, {args.samples} samples, {args.dtype}, {args.device}, ", end="")
+    print(f"{args.threads} threads, {args.rounds} rounds, {args.clock} clock")
+    print(f"  {'':<54}{'median':>10}{'low':>10}{'high':>10}")
+    if "tracing" in found:
+        _lines("seconds per trace: ", found["tracing"]["seconds per trace"])
+        _lines("traces: ", found["tracing"]["ratios"])
+    for method, one in found.get("editing", {}).get("methods", {}).items():
+        _lines("", {f"{method}: edits per second": one["edits per second"]})
+        _lines(f"{method}: ", one["ratios"])
+    for what, series in found.get("growth", {}).items():
+        for n, times in series.items():
+            print(f"  {what} {n:<10}" + "".join(f"  {name} {seconds:.4f} s" for name, seconds in times.items()))
+    for setting, gaps in found.get("precision", {}).items():
+        for name, gap in gaps.items():
+            print(f"  {setting}: {name:<46}{gap:10.1e}")
+    if "study" in found:
+        print(f"  the whole study: {found['study']['hours']:.1f} hours")
+    for part in ("tracing", "editing"):
+        if part in found:
+            print(f"  peak memory after {part}: {found[part]['peak memory, MB']:.0f} MB")
+
+
+def _lines(before: str, values: dict[str, dict[str, float]]) -> None:
+    for name, value in values.items():
+        print(f"  {before + name:<54}{value['median']:10.3f}{value['low']:10.3f}{value['high']:10.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Seconds of a call, rounds in which all versions take their turn, and ratios of each round."""
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+Times = dict[str, float]
+
+
+class Clock:
+    """Wall time, or this process's processor time: for a machine with neighbours."""
+
+    def __init__(self, name: str = "wall") -> None:
+        self.name, self.now = name, CLOCKS[name]
+
+    def seconds(self, run: Callable[[], object]) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        start = self.now()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return self.now() - start
+
+    def rounds(self, versions: Mapping[str, Callable[[], object]], n: int) -> list[Times]:
+        """`n` rounds of all versions, in turn and then in reverse; the first call of each, which warms up, is apart."""
+        names = list(versions)
+        return [
+            {name: self.seconds(versions[name]) for name in (names if i % 2 == 0 else reversed(names))}
+            for i in range(n)
+        ]
+
+
+def spread_of(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def ratio(rounds: list[Times], top: str, bottom: str) -> dict[str, float]:
+    """The median of the ratios of each round, and their range."""
+    return spread_of([one[top] / one[bottom] for one in rounds])
+
+
+def peak_memory() -> float:
+    """MB: on a GPU what tensors took at most, else the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
