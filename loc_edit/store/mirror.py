@@ -95,9 +95,7 @@ class Mirror:
                 yield self.folder / kind / name
         for place in (self.folder, self.folder / "history"):
             if place.is_dir():
-                yield from (
-                    p for p in sorted(place.iterdir()) if p.is_file() and not p.name.startswith((".", LOCK_NAME))
-                )
+                yield from (path for path in sorted(place.iterdir()) if path.is_file() and path.name[0] != ".")
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
