@@ -55,7 +55,7 @@ def compact(run: Annotated[Path, tyro.conf.Positional]) -> None:
     with Run.create(there.path, there.config, there.provenance, there.selection) as opened:
         saved = opened.compact()
         left = len(opened.shards("traces")) + len(opened.shards("edits"))
-    out.print(f"{escape(str(there.path))}: {saved:,} files fewer, {left:,} left; all rows are there")
+    out.print(f"{escape(str(there.path))}: {saved:,} files fewer, {left:,} left; all rows are there", soft_wrap=True)
 
 
 def _table(found: "RunProgress") -> Table:
