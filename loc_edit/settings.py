@@ -1,5 +1,6 @@
 """Hyperparameters of the editing methods, as frozen records, and presets of them.  No torch in this room."""
 
+import math
 import tomllib
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -37,6 +38,22 @@ class RomeSettings(ValueSettings):
 
 
 @dataclass(frozen=True)
+class RRomeSettings(RomeSettings):
+    """Hyperparameters of R-ROME.
+
+    Attributes:
+        key: the one key of the closed form: `bare`, the prompt's own, or `mean`, over the contexts.
+    """
+
+    key: str = "bare"
+
+
+@dataclass(frozen=True)
+class EmmetSettings(RomeSettings):
+    """Hyperparameters of EMMET: those of the value."""
+
+
+@dataclass(frozen=True)
 class MemitSettings(ValueSettings):
     """Hyperparameters of MEMIT: those of the value, and the weight of what the layers know already.
 
@@ -50,6 +67,19 @@ class MemitSettings(ValueSettings):
 
 
 @dataclass(frozen=True)
+class AlphaEditSettings(ValueSettings):
+    """Hyperparameters of AlphaEdit: those of the value, and what counts as unused by the old keys.
+
+    Attributes:
+        null_space: eigenvalues of the second moment below this share of its diagonal's mean count as zero.
+    """
+
+    steps: int = 25
+    clamp: float = 0.75
+    null_space: float = 2e-2
+
+
+@dataclass(frozen=True)
 class FinetuneSettings:
     """Hyperparameters of constrained fine-tuning.
 
@@ -58,27 +88,54 @@ class FinetuneSettings:
         lr: Adam's learning rate.
         eps: largest change of any entry.
         bias: whether `b_out` is trained too, where the checkpoint has one.
+        weight_decay: weight of ||delta W||^2 in the loss; the stopping rule does not count it.
     """
 
     steps: int = 25
     lr: float = 5e-4
     eps: float = 1e-4
     bias: bool = True
+    weight_decay: float = field(default=0.0, kw_only=True)
 
 
-Settings = RomeSettings | MemitSettings | FinetuneSettings
-SETTINGS: dict[str, type[Settings]] = {"rome": RomeSettings, "memit": MemitSettings, "finetune": FinetuneSettings}
-DEFAULT_WINDOWS = {"rome": 1, "memit": 5, "finetune": 1}
+@dataclass(frozen=True)
+class FreeFinetuneSettings(FinetuneSettings):
+    """Hyperparameters of fine-tuning without a box."""
+
+    eps: float = math.inf
+
+
+@dataclass(frozen=True)
+class DecayFinetuneSettings(FreeFinetuneSettings):
+    """Hyperparameters of fine-tuning held back by weight decay towards the old weights, not by a box."""
+
+    weight_decay: float = field(default=0.1, kw_only=True)
+
+
+Settings = ValueSettings | FinetuneSettings
+SETTINGS: dict[str, type[Settings]] = {
+    "rome": RomeSettings,
+    "r_rome": RRomeSettings,
+    "emmet": EmmetSettings,
+    "memit": MemitSettings,
+    "alphaedit": AlphaEditSettings,
+    "finetune": FinetuneSettings,
+    "finetune_free": FreeFinetuneSettings,
+    "finetune_decay": DecayFinetuneSettings,
+}
+ONE_LAYER = ("rome", "r_rome", "emmet")
+WINDOW_OF_FIVE = ("memit", "alphaedit")
 
 
 def parse_method(name: str) -> tuple[str, int]:
     """Method and window of a name: `rome`, `memit` (window 5), `memit-3`, `finetune-1`, `finetune-5`."""
     method, _, number = name.partition("-")
     if method not in SETTINGS or (number and not number.isdigit()):
-        raise ValueError(f"method {name!r}: rome, memit, finetune-1, finetune-5 (a method and its window) are wanted")
-    window = int(number) if number else DEFAULT_WINDOWS[method]
-    if window < 1 or (method == "rome" and window != 1):
-        raise ValueError(f"method {name!r}: a window of at least 1 layer is wanted, and rome edits 1")
+        known = ", ".join(one for one in SETTINGS if one != "finetune")
+        raise ValueError(f"method {name!r}: {known}, finetune-1, finetune-5 (a method and its window) are wanted")
+    window = int(number) if number else 5 if method in WINDOW_OF_FIVE else 1
+    if window < 1 or (method in ONE_LAYER and window != 1):
+        raise ValueError(f"method {name!r}: a window of at least 1 layer is wanted, and {method} edits 1")
     return method, window
 
 

@@ -15,9 +15,7 @@ from transformer_lens import HookedTransformer
 from loc_edit.batching import out_of_memory
 from loc_edit.config import ExperimentConfig
 from loc_edit.corpora import corpus_content
-from loc_edit.editing.finetune import finetune
-from loc_edit.editing.memit import memit
-from loc_edit.editing.rome import rome
+from loc_edit.editing.methods import METHODS
 from loc_edit.editing.update import Edit
 from loc_edit.editing.value import EditFailed
 from loc_edit.facts import Fact
@@ -29,7 +27,7 @@ from loc_edit.problems import EditRequest, pose, sees_noise
 from loc_edit.prompts import encode
 from loc_edit.sampling import sample_essences
 from loc_edit.scores import EditScore, compare
-from loc_edit.settings import FinetuneSettings, MemitSettings, RomeSettings, Settings
+from loc_edit.settings import Settings
 from loc_edit.store import cell_key
 from loc_edit.tracing import Trace, trace_many, window_layers
 
@@ -37,7 +35,7 @@ log = logging.getLogger(__name__)
 
 Rows = list[dict[str, Any]]
 
-NEED_STATS = ("rome", "memit")
+NEED_STATS = tuple(name for name, method in METHODS.items() if method.texts)
 """Methods that need key statistics and context texts."""
 
 
@@ -90,7 +88,7 @@ class Workbench:
         def about() -> dict[str, Any]:
             found = {**self._scores(cell.problem), "cell": asdict(cell)}
             if cell.method in NEED_STATS:
-                found["contexts"] = list(self.contexts.get(cell.method, ()))
+                found["contexts"] = list(self.contexts.get(METHODS[cell.method].texts or "", ()))
                 found["corpus"] = [corpus_content(config.corpus), config.corpus_tokens, config.ridge]
             return found
 
@@ -260,14 +258,11 @@ def edit_all(bench: Workbench, cell: Cell, requests: Sequence[EditRequest]) -> l
 def _edit_batch(bench: Workbench, cell: Cell, requests: list[EditRequest]) -> list[Edit]:
     model, settings = bench.model, cell.settings
     layers = list(window_layers(cell.layer, cell.window, model.cfg.n_layers))
-    if isinstance(settings, FinetuneSettings):
-        return finetune(model, requests, layers, settings=settings)
-    contexts, stats = bench.contexts[cell.method], bench.stats()
-    if isinstance(settings, MemitSettings):
-        return memit(model, requests, layers, stats=stats, contexts=contexts, settings=settings)
-    if isinstance(settings, RomeSettings):
-        return rome(model, requests, cell.layer, stats=stats, contexts=contexts, settings=settings)
-    raise TypeError(f"{cell}: no method has settings {settings!r}")
+    method = METHODS[cell.method]
+    given: dict[str, Any] = {"settings": settings}
+    if method.texts:
+        given |= {"stats": bench.stats(), "contexts": bench.contexts[method.texts]}
+    return method.edit(model, requests, layers, **given)
 
 
 def _failed(why: Exception) -> dict[str, Any]:

@@ -244,7 +244,8 @@ def finetune(model, request, layers, settings, noised_copies=None):
             if loss.item() >= 1e-2:
                 small = 0
                 adam.zero_grad()
-                loss.backward()
+                held = sum((p - p0).square().sum() for p, p0 in zip(parameters, start, strict=True))
+                (loss + settings.weight_decay * held).backward()
                 adam.step()
                 with torch.no_grad():
                     for p, p0 in zip(parameters, start, strict=True):

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 import synthetic
 
 import loc_edit
-from loc_edit import tables
+from loc_edit import figures, regress, tables
 from loc_edit.facts import Fact
 from loc_edit.report import Continuations, sections, thinned
 from loc_edit.report.packing import STEPS, embedded, packed
@@ -73,9 +74,20 @@ def run(rows, tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("runs") / "whole", *rows)
 
 
+@contextmanager
+def few_pictures():
+    """Some of the tables and figures, one of which cannot be made: all of them take ten seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        some = ("figure_1", "figure_2", "figure_7", "figure_13")
+        patch.setattr(figures, "FIGURES", {name: figures.FIGURES[name] for name in some})
+        patch.setattr(regress, "TABLES", {name: regress.TABLES[name] for name in ("table_1", "table_3")})
+        yield
+
+
 @pytest.fixture(scope="module")
 def page(run, tmp_path_factory):
-    return loc_edit.write_report(run, tmp_path_factory.mktemp("page"), draws=50).read_text(encoding="utf-8")
+    with few_pictures():
+        return loc_edit.write_report(run, tmp_path_factory.mktemp("page"), draws=50).read_text(encoding="utf-8")
 
 
 class Reader(HTMLParser):
@@ -270,11 +282,20 @@ def test_facts_lend_their_texts_only_where_they_are_the_traced_ones(rows, tmp_pa
     assert second["prompt"].startswith(("The", "old", "city", "of", "river", "north", "tower", "garden"))
 
 
-def test_facts_are_found_by_the_configuration_and_never_fetched():
+def test_facts_are_found_by_the_configuration_and_never_fetched(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOC_EDIT_CACHE", str(tmp_path))
     found, why = facts_of({"data": "builtin", "seed": 0})
     assert found[5].fact_id == 5
     assert why == ""
     assert facts_of({"data": "counterfact"}) == ({}, "the facts (counterfact) are not a file on this machine")
+    rewrite = {"prompt": "{} is in", "subject": "Rome", "relation_id": "P1"}
+    rewrite |= {"target_new": {"str": "France"}, "target_true": {"str": "Italy"}}
+    record = {"case_id": 7, "requested_rewrite": rewrite, "paraphrase_prompts": [], "neighborhood_prompts": []}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "counterfact.json").write_text(json.dumps([record]))
+    assert facts_of({"data": "counterfact"})[0][7].prompt == "Rome is in"
+    (tmp_path / "data" / "counterfact.json").write_text("[")
+    assert "cannot be read" in facts_of({"data": "counterfact"})[1]
     assert facts_of({})[0] == {}
 
 
@@ -339,7 +360,8 @@ def test_windows_and_sites_are_chosen_sensibly(rows, tmp_path):
     traces, edits = rows
     elsewhere = traces.assign(site="attn_out", window=traces["window"].replace({5: 3}))
     run = make_run(tmp_path / "attn", elsewhere, edits)
-    text = Reader(loc_edit.write_report(run, draws=0).read_text(encoding="utf-8")).text
+    with few_pictures():
+        text = Reader(loc_edit.write_report(run, draws=0).read_text(encoding="utf-8")).text
     assert "tracing window 1 at attn_out" in " ".join(text.split())
     assert "Figure 1." in text
     with pytest.raises(tables.RowsMissing, match=r"window 9; there are \[1, 3\]"):

@@ -6,7 +6,7 @@ import re
 
 import browser as browsers
 import pytest
-from test_report import HOSTILE, hostile_facts, hostile_run, make_run, rows  # noqa: F401 (a fixture)
+from test_report import HOSTILE, few_pictures, hostile_facts, hostile_run, make_run, rows  # noqa: F401 (a fixture)
 
 import loc_edit
 from loc_edit import tables
@@ -25,9 +25,10 @@ def pages(rows, tmp_path_factory):  # noqa: F811
     usual = make_run(folder / "usual", *rows)
     hostile = hostile_run(folder / "hostile", rows)
     traces, edits = rows
-    made = {"usual": loc_edit.write_report(usual, folder / "usual.html", draws=20, next_tokens=found)}
+    with few_pictures():
+        made = {"usual": loc_edit.write_report(usual, folder / "usual.html", draws=20, next_tokens=found)}
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("figure_sections", "table_sections"):  # seconds each, and the first page has them
+        for name in ("figure_sections", "table_sections"):
             patch.setattr(sections, name, lambda rows: ([], {}))
         made["hostile"] = loc_edit.write_report(
             hostile, folder / "hostile.html", draws=20, texts=hostile_facts(hostile)

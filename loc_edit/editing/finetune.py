@@ -183,7 +183,7 @@ class _Training:
         gradients = torch.autograd.grad(loss[updating.to(loss.device)].sum(), parameters)
         for f in torch.nonzero(updating)[:, 0].tolist():
             for view, gradient in zip(self.views[f], gradients, strict=True):
-                view.grad = gradient[f]
+                view.grad = gradient[f] + 2 * self.settings.weight_decay * view
             self.adams[f].step()
         with torch.no_grad():
             for parameter in parameters:

@@ -1,6 +1,6 @@
 """MEMIT: one change spread over a window of layers, for one fact or for many at once (Meng et al. 2022b)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import overload
 
@@ -17,7 +17,9 @@ from loc_edit.editing.value import optimize_values
 from loc_edit.keys import KeyStats
 from loc_edit.models import check_editable, check_layers, fingerprint, run_layers
 from loc_edit.problems import EditRequest
-from loc_edit.settings import MemitSettings
+from loc_edit.settings import MemitSettings, ValueSettings
+
+Keys = Float[Tensor, "request d_mlp"]
 
 
 @overload
@@ -65,28 +67,48 @@ def memit(
         EditFailed: a number is not finite; names the fact.
     """
     requests = [request] if isinstance(request, EditRequest) else list(request)
+    settings = settings or MemitSettings()
+
+    def factor(layer: int, key: Keys) -> tuple[Keys, Float[Tensor, " request"]]:
+        left = stats.solve(layer, key)
+        return left, settings.moment_weight + einsum(key, left, "request d_mlp, request d_mlp -> request")
+
+    edits = spread_edits(model, requests, sorted(layers), contexts, settings, "memit", factor)
+    return edits[0] if isinstance(request, EditRequest) else edits
+
+
+def spread_edits(
+    model: HookedTransformer,
+    requests: list[EditRequest],
+    layers: list[int],
+    contexts: Sequence[str],
+    settings: ValueSettings,
+    method: str,
+    factor: Callable[[int, Keys], tuple[Keys, Float[Tensor, " request"]]],
+) -> list[Edit]:
+    """An edit a request that brings z about layer by layer, each taking its share of what is still missing.
+
+    Args:
+        model: pre-norm.
+        requests: any number.
+        layers: ascending.
+        contexts: the bare `"{}"` first.
+        settings: of the value.
+        method: seeds the noise of noised requests; recorded.
+        factor: (layer, keys) -> the left factor of each request's update, and what its share is divided by.
+    """
     if not requests:
         return []
-    settings, layers = settings or MemitSettings(), sorted(layers)
-    window, target = _values(model, requests, layers, contexts, settings)
+    window, target = _values(model, requests, layers, contexts, settings, method)
     updates: list[list[WeightUpdate]] = []
     for i, layer in enumerate(layers):
         key, residual = window.keys_and_residual()
-        left = stats.solve(layer, key)
-        weight = settings.moment_weight + einsum(key, left, "request d_mlp, request d_mlp -> request")
+        left, weight = factor(layer, key)
         right = (target - residual) / (len(layers) - i) / weight[:, None]
         updates.append([WeightUpdate(layer, left[f][:, None], right[f][None]) for f in range(len(requests))])
         window.update(updates[-1])
-    about = {
-        "method": "memit",
-        "settings": asdict(settings),
-        "model": fingerprint(model),
-        "layers": list(layers),
-    }
-    finished = [
-        Edit(mine, {**about, **describe(r)}) for mine, r in zip(zip(*updates, strict=True), requests, strict=True)
-    ]
-    return finished[0] if isinstance(request, EditRequest) else finished
+    about = {"method": method, "settings": asdict(settings), "model": fingerprint(model), "layers": layers}
+    return [Edit(mine, {**about, **describe(r)}) for mine, r in zip(zip(*updates, strict=True), requests, strict=True)]
 
 
 def memit_joint(
@@ -104,7 +126,7 @@ def memit_joint(
     requests read from the same, partly edited model.
     """
     settings, layers = settings or MemitSettings(), sorted(layers)
-    window, target = _values(model, list(requests), layers, contexts, settings)
+    window, target = _values(model, list(requests), layers, contexts, settings, "memit")
     edit = Edit(())
     for i, layer in enumerate(layers):
         key, residual = window.keys_and_residual()
@@ -138,17 +160,18 @@ def _values(
     requests: list[EditRequest],
     layers: list[int],
     contexts: Sequence[str],
-    settings: MemitSettings,
+    settings: ValueSettings,
+    method: str,
 ) -> tuple["_Window", Float[Tensor, "request d_model"]]:
     """The rows at the first layer, and z: the residual stream wanted after the last layer at the subject."""
     check_editable(model)
     check_layers(model, layers)
-    rows = make_rows(model, requests, contexts, "memit")
+    rows = make_rows(model, requests, contexts, method)
     below = run_prefix(model, rows, layers[0])
     name = f"blocks.{layers[-1]}.hook_resid_post"
     prefix = run_prefix(model, rows, layers[-1] + 1, [name], below)
     start = prefix.found[name][:, 0]
-    delta = optimize_values(model, prefix, start, settings, method="memit", last_updates_when_lowering=False)
+    delta = optimize_values(model, prefix, start, settings, method=method, last_updates_when_lowering=False)
     return _Window(model, below, layers[-1]), start + delta
 
 

@@ -1,6 +1,6 @@
 """ROME: a rank-one change of one layer's `W_out` (Meng et al. 2022a)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import overload
 
@@ -65,30 +65,78 @@ def rome(
         EditFailed: a number is not finite; names the fact.
     """
     requests = [request] if isinstance(request, EditRequest) else list(request)
+    edits = rank_one_edits(
+        model,
+        requests,
+        layer,
+        stats=stats,
+        contexts=contexts,
+        settings=settings or RomeSettings(),
+        method="rome",
+        keys_of=lambda keys: (keys.mean(1), keys[:, 0]),
+    )
+    return edits[0] if isinstance(request, EditRequest) else edits
+
+
+Keys = Float[Tensor, "request d_mlp"]
+
+
+def rank_one_edits(
+    model: HookedTransformer,
+    requests: Sequence[EditRequest],
+    layer: int,
+    *,
+    stats: KeyStats,
+    contexts: Sequence[str],
+    settings: RomeSettings,
+    method: str,
+    keys_of: Callable[[Float[Tensor, "request context d_mlp"]], tuple[Keys, Keys]],
+) -> list[Edit]:
+    """A rank-one edit a request, after which its key reads out v*.
+
+    Args:
+        model: pre-norm.
+        requests: any number.
+        layer: where `W_out` changes.
+        stats: second moments of the keys at that layer.
+        contexts: texts with one `{}` at their end, the bare `"{}"` first.
+        settings: of the value.
+        method: seeds the noise of noised requests; recorded.
+        keys_of: the keys in every context -> the key that gives the direction, and the one that reads out v*.
+    """
     if not requests:
         return []
-    settings = settings or RomeSettings()
-    check_editable(model)
-    check_layers(model, [layer])
-    rows = make_rows(model, requests, contexts, "rome")
-    key_name, value_name = f"blocks.{layer}.mlp.hook_post", f"blocks.{layer}.hook_mlp_out"
-    prefix = run_prefix(model, rows, layer + 1, [key_name, value_name])
-    keys, bare_value = prefix.found[key_name], prefix.found[value_name][:, 0]
-    direction = stats.solve(layer, keys.mean(1))
-    delta = optimize_values(model, prefix, bare_value, settings, method="rome", last_updates_when_lowering=True)
-    about = {"method": "rome", "settings": asdict(settings), "model": fingerprint(model)}
+    keys, start, delta = keys_and_value(model, requests, layer, contexts, settings, method)
+    direction_key, key = keys_of(keys)
+    direction = stats.solve(layer, direction_key)
+    about = {"method": method, "settings": asdict(settings), "model": fingerprint(model)}
     edits = []
     for i, one in enumerate(requests):
         left, right = rank_one_factors(
-            W_out(model, layer).float(),
-            b_out(model, layer).float(),
-            keys[i, 0],
-            bare_value[i] + delta[i],
-            direction[i],
+            W_out(model, layer).float(), b_out(model, layer).float(), key[i], start[i] + delta[i], direction[i]
         )
         update = WeightUpdate(layer, left[:, None], right[None])
         edits.append(Edit((update,), {**about, **describe(one), "layer": layer}))
-    return edits[0] if isinstance(request, EditRequest) else edits
+    return edits
+
+
+def keys_and_value(
+    model: HookedTransformer,
+    requests: Sequence[EditRequest],
+    layer: int,
+    contexts: Sequence[str],
+    settings: RomeSettings,
+    method: str,
+) -> tuple[Float[Tensor, "request context d_mlp"], Float[Tensor, "request d_model"], Float[Tensor, "request d_model"]]:
+    """The keys at the subject in every context, the bare prompt's MLP output there, and what v* adds to it."""
+    check_editable(model)
+    check_layers(model, [layer])
+    rows = make_rows(model, requests, contexts, method)
+    key_name, value_name = f"blocks.{layer}.mlp.hook_post", f"blocks.{layer}.hook_mlp_out"
+    prefix = run_prefix(model, rows, layer + 1, [key_name, value_name])
+    start = prefix.found[value_name][:, 0]
+    delta = optimize_values(model, prefix, start, settings, method=method, last_updates_when_lowering=True)
+    return prefix.found[key_name], start, delta
 
 
 def rank_one_factors(

@@ -124,6 +124,7 @@ class KeyStats:
     ridge: float = 0.0
     shares: tuple[Mapping[str, int | float], ...] = ()
     _factors: Factors = field(default_factory=Factors, repr=False, compare=False)
+    _spectra: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.ridge) and self.ridge >= 0):
@@ -195,6 +196,31 @@ class KeyStats:
         columns = rearrange(keys.to(factor), "... d_mlp -> d_mlp (...)")
         solved = torch.cholesky_solve(columns, factor)
         return solved.T.reshape(keys.shape).to(keys)
+
+    def project(
+        self, layer: int, keys: Float[Tensor, "*batch d_mlp"], null_space: float
+    ) -> Float[Tensor, "*batch d_mlp"]:
+        """The part of each key that the old keys hardly use: P k, in float64.
+
+        P projects on the eigenvectors of C whose eigenvalue is below `null_space` times the mean of C's diagonal.
+        The eigenvectors of the last layer asked for are kept.
+
+        Raises:
+            BadKeyStats: no eigenvalue is that small.
+        """
+        if layer not in self._spectra:
+            self._spectra.clear()
+            values, vectors = torch.linalg.eigh(self.second_moment(layer).double())
+            self._spectra[layer] = values, vectors
+        values, vectors = self._spectra[layer]
+        shares = values / values.mean()
+        free = vectors[:, shares < null_space]
+        if free.shape[1] == 0:
+            raise BadKeyStats(
+                f"layer {layer}: the old keys use every direction: the smallest eigenvalue of C is "
+                f"{float(shares.min()):.2g} of the mean, and null_space is {null_space:g}"
+            )
+        return (keys.to(free) @ free @ free.T).to(keys)
 
     def condition_number(self, layer: int) -> float:
         """Largest over smallest eigenvalue of C, in float64."""

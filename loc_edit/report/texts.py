@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from loc_edit.cache import cache_folder
+from loc_edit.download import PUBLIC
 from loc_edit.facts import Fact, load_facts
 
 log = logging.getLogger(__name__)
@@ -14,16 +16,19 @@ log = logging.getLogger(__name__)
 def facts_of(config: Mapping[str, Any]) -> tuple[dict[int, Fact], str]:
     """The facts that a run's configuration names, by id; none, and why, where they are not at hand.
 
-    Nothing is downloaded: a public data set is read where `data` is the file.
+    Nothing is downloaded: a public data set is read where it is in the cache already.
     """
     data = str(config.get("data", ""))
     if not data:
         return {}, "the configuration names no facts"
-    if data != "builtin" and not Path(data).is_file():
+    options: dict[str, Any] = {name: config[name] for name in ("seed", "skip_invalid") if name in config}
+    source: str | Path = data
+    if data in PUBLIC:
+        source, options["format"] = cache_folder("data") / PUBLIC[data].file, PUBLIC[data].format
+    if data != "builtin" and not Path(source).is_file():
         return {}, f"the facts ({data}) are not a file on this machine"
-    options = {name: config[name] for name in ("seed", "skip_invalid") if name in config}
     try:
-        facts = load_facts(data, limit=config.get("data_limit"), **options)
+        facts = load_facts(source, limit=config.get("data_limit"), **options)
     except (OSError, ValueError) as error:
         log.info("the facts of the run are not read: %s", error)
         return {}, f"the facts ({data}) cannot be read: {error}"

@@ -16,7 +16,8 @@ DEFAULT_WINDOW = 5
 DEGENERATE = 1e-6
 OUTCOMES = ("rewrite", "paraphrase", "neighborhood", "overall", "essence")
 PROBLEMS = ("error_injection", "tracing_reversal", "fact_erasure", "fact_amplification", "fact_forcing")
-METHODS = ("finetune", "rome", "memit")
+METHODS = ("finetune", "finetune_free", "finetune_decay", "rome", "r_rome", "emmet", "memit", "alphaedit")
+LABELS = {"rome": "ROME", "r_rome": "R-ROME", "emmet": "EMMET", "memit": "MEMIT", "alphaedit": "AlphaEdit"}
 CONTROLS = ("none", "random_layer")
 """How the method of a control row begins: `none`, `random_layer_rome`."""
 
@@ -182,11 +183,11 @@ def in_paper_order(frame: pd.DataFrame) -> pd.DataFrame:
 
 def method_label(method: str, window: int = 1) -> str:
     """The name readers know: ROME, MEMIT, FT-1, FT-5."""
-    if method == "finetune":
-        return f"FT-{window}"
-    usual = {"rome": 1, "memit": 5}.get(method, window)
-    name = {"rome": "ROME", "memit": "MEMIT"}.get(method, method)
-    return name if window == usual else f"{name} (window {window})"
+    if method.startswith("finetune"):
+        return f"FT-{window}{method.removeprefix('finetune').replace('_', ' ')}"
+    usual = {"memit": 5, "alphaedit": 5}.get(method, 1)
+    name = LABELS.get(method, method)
+    return name if window == usual or method not in LABELS else f"{name} (window {window})"
 
 
 def problem_label(problem: str) -> str:
