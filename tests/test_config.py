@@ -68,6 +68,7 @@ def test_every_field_survives_toml(file):
         engine="ray",
         address="auto",
         gpus=0.5,
+        mirror="s3://bucket/run",
         out="x",
     )
     changed = {
