@@ -180,6 +180,13 @@ def test_a_run_on_ray_has_the_rows_of_one_in_this_process(cluster, nodes, config
     assert log["message"].dropna().str.contains("a Ray worker was lost").any()
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_an_address_without_a_cluster_is_refused_at_once(address):
+    ray.shutdown()
+    with pytest.raises(ConnectionError, match=f"no Ray cluster at '{address}'"):
+        list(spread_out([[(1, "")]], squares(), Engine("ray", 1, address)))
+
+
 def test_without_an_address_ray_is_started_for_the_run_and_ended_after_it(config, tmp_path):
     ray.shutdown()
     made = config.model_copy(update={"engine": "ray", "workers": 1, "facts": 1})

@@ -8,6 +8,7 @@ beside the work that makes them, and a lost machine leaves nothing half-written.
 
 import logging
 import os
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -183,7 +184,19 @@ def _connect(ray: Any, address: str | None, workers: int | None) -> None:
             logging_level=logging.WARNING,
         )
     else:
+        _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+
+
+def _knock(address: str) -> None:
+    """Refuses an address at which nobody listens, which Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(f"no Ray cluster at {address!r}: {error}") from error
 
 
 def _shares(resources: dict[str, float], gpus: float | None, workers: int | None) -> tuple[float, int]:
