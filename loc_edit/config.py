@@ -79,6 +79,9 @@ class ExperimentConfig(BaseModel):
     """Of the Ray cluster: auto, host:6379, ray://host:10001; None starts one on this machine."""
     gpus: float | None = None
     """GPUs of each Ray worker; None: one where the cluster has any."""
+    mirror: str | None = None
+    """An address to which the folder's files are copied, and from which an empty folder is filled: s3://bucket/run, or
+    another that fsspec knows."""
     out: str = "runs/demo"
     """The run's folder."""
 

@@ -36,7 +36,7 @@ from loc_edit.planning import Plan, make_plan
 from loc_edit.prompts import encode, target_tokens
 from loc_edit.sampling import sample_contexts
 from loc_edit.settings import parse_method
-from loc_edit.store import Run, cell_key, journal, load_run
+from loc_edit.store import Mirror, Run, cell_key, journal, load_run
 from loc_edit.ticker import Progress, Ticker
 from loc_edit.tracing.hooks import check_site, window_layers
 from loc_edit.units import NEED_STATS, Cell, Rows, Workbench
@@ -45,8 +45,8 @@ from loc_edit.worker import Outcome, Worker
 SMALL = 50_000_000
 """Parameters up to which a copy of the model per core is no burden."""
 
-ENGINE = ("workers", "engine", "address", "gpus")
-"""Options that say where rows are computed, not what they are."""
+ENGINE = ("workers", "engine", "address", "gpus", "mirror")
+"""Options that say where rows are computed and kept, not what they are."""
 
 SENT = ("facts", "sigma", "layers")
 """What another process is given, not left to compute again."""
@@ -179,6 +179,9 @@ class Experiment:
         check_site(self.model, self.config.site)
         check_corpus(self.config.corpus)
         folder = Path(out or self.config.out).expanduser()
+        mirror = Mirror(self.config.mirror, folder) if self.config.mirror else None
+        if mirror:
+            mirror.fetch()
         bench = self.bench(folder)
         wanted, last = self.places(bench), self.last_places(bench)
         selection = select([*wanted, *last], facts)
@@ -190,6 +193,8 @@ class Experiment:
             n_missing = sum(map(len, streams)) + sum(map(len, copied))
             total = (len(wanted) + len(last)) * math.ceil(len(facts) / self.config.chunk)
             meter = Ticker(progress, total, total - n_missing)
+            if mirror:
+                mirror.finish()  # what makes it a run, and what earlier starts could not copy
             with meter.told(config=cell_key(run.config), facts=len(facts), versions=provenance, folder=str(run.path)):
                 worker = Worker(bench, facts)
                 computed = chain(
@@ -198,9 +203,13 @@ class Experiment:
                 )
                 for unit, outcome in computed:
                     chunk_name = worker.name(unit.facts)
-                    run.write(unit.place.kind, f"{unit.place.name}-{chunk_name}", outcome.rows)
+                    shard = run.write(unit.place.kind, f"{unit.place.name}-{chunk_name}", outcome.rows)
+                    if mirror:
+                        mirror.copy(shard.path)
                     meter.unit(unit.place.words, chunk_name, outcome)
                     yield outcome.rows
+            if mirror:
+                mirror.finish()
 
     def _compute(self, streams: list[list[Unit]], here: Worker, workers: int | None) -> Iterator[tuple[Unit, Outcome]]:
         """Every unit with its rows, in this process or in others."""

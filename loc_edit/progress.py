@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def run_progress(run: Run) -> RunProgress:
         raise BadRun(f"{run.path}: its config.toml has no key {error}, so it is not of an experiment") from error
     per_fact = 0 if "grid" in run.config else len(run.config["problems"]) + len(counted)
     cells = set(edits["cell"].unique())
-    times, sizes = _times([shard for shard in shards if _cell_of(shard) in cells])
+    times, sizes = _times([shard for shard in shards if shard.cell in cells])
     working = float(edits["seconds"].sum())
     return RunProgress(
         edits=counted,
@@ -207,7 +208,12 @@ def _count_edits(config: Mapping[str, Any], n_facts: int, edits: pd.DataFrame, s
     """A row per problem x method; see `RunProgress`."""
     sizes = edits.groupby([*GROUP, "status"]).size()
     places = edits.drop_duplicates("cell").set_index("cell")[GROUP].apply(tuple, axis=1).to_dict()
-    units = pd.Series([places.get(_cell_of(shard)) for shard in shards], dtype=object).value_counts()
+    facts: dict[str, set[tuple[int, str]]] = defaultdict(set)
+    for shard in shards:
+        facts[shard.cell].update(shard.facts)
+    units: Counter[Any] = Counter()
+    for cell, some in facts.items():
+        units[places.get(cell)] += math.ceil(len(some) / config["chunk"])
     n_chunks = math.ceil(n_facts / config["chunk"])
     found = []
     for problem in config["problems"]:
@@ -242,11 +248,6 @@ def _count_traces(config: Mapping[str, Any], n_facts: int, traced: pd.DataFrame)
     found = [{"window": w, "done": int(done.get(w, 0)), "expected": n_facts} for w in windows]
     frame = pd.DataFrame(found, columns=["window", "done", "expected"])
     return frame.assign(remaining=(frame["expected"] - frame["done"]).clip(lower=0))
-
-
-def _cell_of(shard: Shard) -> str:
-    """The cell whose rows a shard has: its key is `<cell>-<facts>`."""
-    return shard.key.partition("-")[0]
 
 
 def _times(shards: Sequence[Shard]) -> tuple[np.ndarray, np.ndarray]:

@@ -68,6 +68,7 @@ def test_every_field_survives_toml(file):
         engine="ray",
         address="auto",
         gpus=0.5,
+        mirror="s3://bucket/run",
         out="x",
     )
     changed = {
@@ -107,7 +108,7 @@ def test_a_configuration_is_frozen():
         ("layers = [1, 1]", ["layers", "twice"]),
         ('layers = "1"', ["layers"]),
         ("methods = []", ["methods"]),
-        ('methods = ["roma"]', ["'roma'", "rome, memit"]),
+        ('methods = ["roma"]', ["'roma'", "rome", "memit"]),
         ('methods = ["rome-5"]', ["'rome-5'"]),
         ('methods = ["finetune", "finetune-1"]', ["finetune-1", "twice"]),
         ('problems = ["fact_erasur"]', ["fact_erasur", "did you mean 'fact_erasure'"]),

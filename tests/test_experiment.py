@@ -443,14 +443,14 @@ def test_statistics_are_those_of_the_layers_that_editors_need(lab, tiny, stats_o
 
 def test_a_fact_that_fails_has_a_row_and_stops_no_other(lab, tmp_path, monkeypatch):
     whole = lab(chunk=4, out=str(tmp_path / "whole")).run()
-    rome = units.rome
+    rome = units.METHODS["rome"].edit
 
     def failing(model, requests, *args, **kwargs):
         if 1 in [request.fact_id for request in requests]:
             raise EditFailed("fact 1: the value is not finite")
         return rome(model, requests, *args, **kwargs)
 
-    monkeypatch.setattr(units, "rome", failing)
+    monkeypatch.setitem(units.METHODS, "rome", replace(units.METHODS["rome"], edit=failing))
     run = lab(chunk=4).run()
     edits = edited(run).set_index("fact_id")
     assert set(edits.loc[1, "status"]) == {"failed"}

@@ -79,6 +79,7 @@ def test_windows_are_added(lab, tmp_path, computed):
     assert_same_rows(extended, whole, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_extension_that_is_stopped_goes_on_to_the_same_rows(lab, many, tmp_path):
     larger = {"facts": 8, "layers": (0, 1), "methods": ("rome", "finetune-2"), "problems": PROBLEMS[:2]}
     whole = lab(**many, **larger, out=str(tmp_path / "whole")).run()
@@ -109,6 +110,23 @@ def test_another_chunk_size_computes_nothing_again(lab, computed):
     assert computed == []
     for left, right in zip(first, again, strict=True):
         pd.testing.assert_frame_equal(left, right)
+
+
+def test_a_compacted_run_goes_on_and_grows(lab, many, tmp_path, computed, capsys):
+    from loc_edit import cli
+
+    larger = {"facts": 8, "layers": (0, 1), "methods": ("rome", "finetune-2")}
+    whole = lab(**many, **larger, out=str(tmp_path / "whole")).run()
+    small = lab(**many, facts=4, layers=(1,), methods=("rome",)).run()
+    assert cli.main(["compact", str(tmp_path / "run")]) == 0
+    assert "4 files fewer, 4 left" in capsys.readouterr().out
+    found = run_progress(load_run(tmp_path / "run"))
+    assert found.remaining == 0
+    assert found.edits["units"].tolist() == found.edits["units_expected"].tolist()
+    computed.clear()
+    assert_same_rows(lab(**many, facts=4, layers=(1,), methods=("rome",)).run(), small)
+    assert computed == []
+    assert_same_rows(lab(**many, **larger).run(), whole)
 
 
 # Other settings

@@ -174,7 +174,7 @@ def test_a_worker_that_dies_is_replaced_and_one_that_always_dies_ends_the_run(tm
 
 def test_want_of_memory_halves_the_batch_and_ends_in_the_same_rows(lab, tmp_path, monkeypatch):
     whole = lab(chunk=4, out=str(tmp_path / "whole")).run()
-    rome, sizes = units.rome, []
+    rome, sizes = units.METHODS["rome"].edit, []
 
     def greedy(model, requests, *args, **kwargs):
         sizes.append(len(requests))
@@ -182,7 +182,7 @@ def test_want_of_memory_halves_the_batch_and_ends_in_the_same_rows(lab, tmp_path
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return rome(model, requests, *args, **kwargs)
 
-    monkeypatch.setattr(units, "rome", greedy)
+    monkeypatch.setitem(units.METHODS, "rome", replace(units.METHODS["rome"], edit=greedy))
     run = lab(chunk=4).run()
     assert sizes == [4, 2, 1, 1, 2, 1, 1] * 2
     assert set(run.edits["status"]) == {"done"}
@@ -197,7 +197,7 @@ def test_memory_that_does_not_suffice_for_one_fact_stops_the_run_and_is_no_resul
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(units, "rome", greedy)
+        patch.setitem(units.METHODS, "rome", replace(units.METHODS["rome"], edit=greedy))
         with pytest.raises(torch.OutOfMemoryError):
             lab().run()
     assert not (load_run(lab().config.out).edits["status"] == "failed").any()
@@ -209,7 +209,7 @@ def test_memory_that_does_not_suffice_for_one_fact_stops_the_run_and_is_no_resul
 
 def test_an_edit_of_nan_is_a_failed_row_with_a_reason(lab, tmp_path, monkeypatch):
     whole = lab(out=str(tmp_path / "whole")).run()
-    rome = units.rome
+    rome = units.METHODS["rome"].edit
 
     def broken(model, requests, *args, **kwargs):
         edits = rome(model, requests, *args, **kwargs)
@@ -218,7 +218,7 @@ def test_an_edit_of_nan_is_a_failed_row_with_a_reason(lab, tmp_path, monkeypatch
     def spoilt(edit):
         return Edit(tuple(replace(u, right=u.right * float("nan")) for u in edit.updates), edit.about)
 
-    monkeypatch.setattr(units, "rome", broken)
+    monkeypatch.setitem(units.METHODS, "rome", replace(units.METHODS["rome"], edit=broken))
     edits = edited(lab().run()).set_index("fact_id")
     assert set(edits.loc[[1], "status"]) == {"failed"}
     assert edits.loc[[1], "rewrite"].isna().all()

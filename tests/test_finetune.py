@@ -187,5 +187,5 @@ def test_refusals(shapes, deep, facts, make_model):
 
 def test_the_default_is_the_papers(deep, facts):
     edit = loc_edit.finetune(deep, ask(deep, facts[1]), [1])
-    assert edit.about["settings"] == {"steps": 25, "lr": 5e-4, "eps": 1e-4, "bias": True}
+    assert edit.about["settings"] == {"steps": 25, "lr": 5e-4, "eps": 1e-4, "bias": True, "weight_decay": 0.0}
     assert edit.delta(1).abs().max() <= 1e-4

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from loc_edit import store
-from loc_edit.store import disk, shards
+from loc_edit.store import compacting, disk, shards
 from loc_edit.store.lock import FolderLock
 
 CONFIG: dict[str, Any] = {"facts": 4, "layers": [0, 1], "rome": {"lr": 0.5, "clamp": None}}
@@ -578,3 +578,64 @@ time.sleep(60)
 
 def test_the_store_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", "import loc_edit.store, sys; assert 'torch' not in sys.modules"], check=True)
+
+
+# --- many small shards as few large ones
+
+
+def cells_of(n: int) -> store.Selection:
+    about = {"problem": "error_injection", "method": "rome", "window": 1}
+    return store.Selection({}, {f"cell{n}": {**about, "layer": n} for n in range(n)}, {f: f"c{f}" for f in range(12)})
+
+
+def small_shards(folder: Path) -> store.Run:
+    run = store.Run.create(folder, CONFIG, PROVENANCE, cells_of(2))
+    for number in (2, 0, 3, 1):
+        for layer in (0, 1):
+            facts = range(3 * number, 3 * number + 3)
+            rows = [edit(f, layer, cell=f"cell{layer}", fact_content=f"c{f}", rewrite_after=[f / 7]) for f in facts]
+            run.write("edits", f"cell{layer}-{number}", rows)
+    return run
+
+
+def test_compacting_saves_files_and_changes_no_row(folder: Path) -> None:
+    run = small_shards(folder)
+    before, facts = run.read("edits", lists=True), {f for shard in run.shards("edits") for f in shard.facts}
+    assert run.compact(rows=6) == 4
+    pd.testing.assert_frame_equal(run.read("edits", lists=True), before)
+    run.close()
+    again = store.load_run(folder)
+    pd.testing.assert_frame_equal(again.read("edits", lists=True), before)
+    assert len(files(again)) == 4
+    assert {f for shard in again.shards("edits") for f in shard.facts} == facts
+    with pytest.raises(store.BadRun, match="reading only"):
+        again.compact()
+    with store.Run.create(folder, CONFIG, PROVENANCE, cells_of(2)) as run:
+        assert run.compact() == 2
+        assert run.compact() == 0
+    assert len(files(run)) == 2
+    pd.testing.assert_frame_equal(store.load_run(folder).read("edits", lists=True), before)
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+def test_compacting_may_be_killed_at_any_removal(folder: Path, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    run = small_shards(folder)
+    before = run.read("edits", lists=True)
+    removed = [0]
+
+    def dying(path: Path) -> None:
+        removed[0] += 1
+        if removed[0] == n:
+            raise KeyboardInterrupt
+        path.unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compacting, "remove_shard", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run.compact()
+    run.close()
+    pd.testing.assert_frame_equal(store.load_run(folder).read("edits", lists=True), before)
+    with store.Run.create(folder, CONFIG, PROVENANCE, cells_of(2)) as run:
+        run.compact()
+    assert len(files(run)) == 2
+    pd.testing.assert_frame_equal(store.load_run(folder).read("edits", lists=True), before)

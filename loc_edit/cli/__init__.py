@@ -17,7 +17,7 @@ from loc_edit.cli.facts import facts
 from loc_edit.cli.report import report
 from loc_edit.cli.show import err, out, progress, r2_table, score_table, size
 from loc_edit.cli.stats import stats
-from loc_edit.cli.status import status
+from loc_edit.cli.status import compact, status
 from loc_edit.cli.tune import tune
 from loc_edit.config import ExperimentConfig, first_error
 from loc_edit.telling import duration
@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "run": _run_with_default(_experiment(args)),
             "plan": _plan_with_default(_experiment(args)),
             "status": status,
+            "compact": compact,
             "trace": trace,
             "edit": edit,
             "tune": tune,

@@ -1,4 +1,4 @@
-"""The command that says how far a run is."""
+"""The commands about a run's folder: how far it is, and its files put together."""
 
 import time
 from pathlib import Path
@@ -41,6 +41,21 @@ def status(run: Annotated[Path, tyro.conf.Positional]) -> None:
         out.print(escape(why), soft_wrap=True)
     for path in found.damaged:
         out.print(f"damaged, its rows are computed again by the next run: {escape(str(path))}", soft_wrap=True)
+
+
+def compact(run: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Put the many small files of a run together, which makes reading it fast; it can go on and grow as before.
+
+    Args:
+        run: the run's folder; nothing may be writing to it.
+    """
+    from loc_edit.store import Run, load_run
+
+    there = load_run(run)
+    with Run.create(there.path, there.config, there.provenance, there.selection) as opened:
+        saved = opened.compact()
+        left = len(opened.shards("traces")) + len(opened.shards("edits"))
+    out.print(f"{escape(str(there.path))}: {saved:,} files fewer, {left:,} left; all rows are there", soft_wrap=True)
 
 
 def _table(found: "RunProgress") -> Table:

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
+from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
-from loc_edit.models import Past, new_past, run_layers, takes_past
+from loc_edit.models import new_past, run_layers, takes_past
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Tails:
     first: Int[Tensor, " row"]
     residual: Float[Tensor, "row tail d_model"]
     layer: int
-    past: Past | None = None
+    past: TransformerLensKeyValueCache | None = None
     mask: Int[Tensor, "row before_and_tail"] | None = None
 
     def add(self, delta: Float[Tensor, "row d_model"]) -> Float[Tensor, "row tail d_model"]:
@@ -46,29 +47,44 @@ def make_tails(
     layer: int,
     start: Int[Tensor, " row"],
     lengths: Int[Tensor, " row"],
+    earlier: Tails | None = None,
 ) -> Tails:
     """The tails of rows from `start` on, given their residual stream before `layer`.
 
     The positions before `start` are run once from there, to keep their keys and values.
+
+    Args:
+        model: the model.
+        residual: the rows; with `earlier`, from its tails' first positions on.
+        layer: the layer.
+        start: first position of each row's tail, in the row.
+        lengths: of the rows.
+        earlier: longer tails of the same rows: what comes before them is known from `layer` on.
     """
     if not takes_past(model):
         return Tails(torch.zeros_like(start), start, residual, layer)
     n_before, n_tail = int(start.max()), int((lengths - start).max())
-    whole = new_past(model, len(residual))
-    if layer < model.cfg.n_layers and n_before:
-        known = residual[:, :n_before]
-        ones = torch.ones(known.shape[:2], dtype=torch.long, device=residual.device)
-        run_layers(model, known, start=layer, stop=model.cfg.n_layers, past=whole, mask=ones)
-    before = start[:, None] - n_before + torch.arange(n_before, device=residual.device)
-    tail = (start[:, None] + torch.arange(n_tail, device=residual.device)).clamp(max=residual.shape[1] - 1)
+    origin, n_known, past = torch.zeros_like(start), 0, new_past(model, len(residual))
+    if earlier is not None and earlier.past is not None and earlier.mask is not None:
+        origin, n_known = earlier.start, earlier.mask.shape[1] - earlier.residual.shape[1]
+        for entry, known in zip(past.entries, earlier.past.entries, strict=True):
+            entry.past_keys, entry.past_values = known.past_keys, known.past_values
+    between = residual[:, : int((start - origin).max())]
+    if layer < model.cfg.n_layers and between.shape[1]:
+        mask = torch.ones(len(residual), n_known + between.shape[1], dtype=torch.long, device=residual.device)
+        if n_known and earlier is not None and earlier.mask is not None:
+            mask = earlier.mask[:, : mask.shape[1]]
+        run_layers(model, between, start=layer, stop=model.cfg.n_layers, past=past, mask=mask)
     at = torch.arange(len(residual), device=residual.device)[:, None]
-    kept = new_past(model, len(residual))
-    for entry, full in zip(kept.entries[layer:], whole.entries[layer:], strict=True):
-        entry.past_keys = full.past_keys[at, before.clamp(min=0)]
-        entry.past_values = full.past_values[at, before.clamp(min=0)]
-    kept.freeze()
+    before = start[:, None] - n_before + torch.arange(n_before, device=residual.device)
+    columns = (before - origin[:, None] + n_known).clamp(min=0)
+    for entry in past.entries[layer:]:
+        entry.past_keys, entry.past_values = entry.past_keys[at, columns], entry.past_values[at, columns]
+    past.freeze()
+    tail = (start - origin)[:, None] + torch.arange(n_tail, device=residual.device)
     mask = torch.cat([before >= 0, torch.ones_like(tail, dtype=torch.bool)], dim=1).long()
-    return Tails(start, torch.zeros_like(start), residual[at, tail], layer, kept, mask)
+    some = residual[at, tail.clamp(max=residual.shape[1] - 1)]
+    return Tails(start, torch.zeros_like(start), some, layer, past, mask)
 
 
 def resume_tails(

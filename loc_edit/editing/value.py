@@ -9,7 +9,7 @@ the context rows and the essence rows of many requests in one batch, and logits 
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ from transformer_lens import HookedTransformer
 from loc_edit.batching import NO_TARGET, Budget, embed_noise, run
 from loc_edit.editing.rows import Prefix, draw_noise
 from loc_edit.editing.tails import Tails, make_tails, resume_tails
-from loc_edit.models import logits_at
+from loc_edit.models import logits_at, run_layers
 from loc_edit.noise import generator
 from loc_edit.settings import ValueSettings
 
@@ -164,7 +164,7 @@ class _Objective:
         self.noisy = any(request.noise is not None for request in rows.requests)
         self.draws = [generator("fresh", r.seed, r.fact_id, method, prefix.layer - 1) for r in rows.requests]
         with torch.no_grad():
-            fixed = self._tails(prefix.residual)
+            fixed = make_tails(model, prefix.residual, prefix.layer, batch.last_subject, batch.lengths)
             self.tails = None if self.noisy else fixed
             _, self.initial = self._log_probs(fixed, torch.zeros_like(reference))
 
@@ -175,11 +175,6 @@ class _Objective:
         kl = (now.exp() * (now - self.initial)).sum(-1)
         fit = torch.where(self.lower, (-nll).exp(), nll)
         return fit + self.settings.kl * kl + self.decay * delta.norm(dim=-1)
-
-    def _tails(self, residual: Float[Tensor, "row pos d_model"]) -> Tails:
-        """The rows from their last subject token on: what comes before never changes."""
-        batch = self.prefix.batch
-        return make_tails(self.model, residual, self.prefix.layer, batch.last_subject, batch.lengths)
 
     def _log_probs(
         self, tails: Tails, delta: Float[Tensor, "request d_model"]
@@ -201,4 +196,18 @@ class _Objective:
             if row < rows.contexts:
                 noise[i] = draw_noise(rows.requests[request], prompt, self.draws[request])
         fresh = replace(batch, noise=embed_noise(self.model, rows.prompts, batch.tokens.shape[1], noise))
-        return self._tails(run(self.model, fresh, stop_at_layer=self.prefix.layer))
+        embedded = run(self.model, fresh, stop_at_layer=0)
+        noised = self._noised
+        at = noised.start[:, None] + torch.arange(noised.residual.shape[1], device=embedded.device)
+        tails = embedded[torch.arange(len(at), device=at.device)[:, None], at.clamp(max=embedded.shape[1] - 1)]
+        layer = self.prefix.layer
+        stream = run_layers(self.model, tails, start=0, stop=layer, past=noised.past, mask=noised.mask)
+        return make_tails(self.model, stream, layer, batch.last_subject, batch.lengths, noised)
+
+    @cached_property
+    def _noised(self) -> Tails:
+        """The rows from their subject's first token on: noise changes nothing before."""
+        batch = self.prefix.batch
+        start = torch.tensor([prompt.subject.start for prompt in self.prefix.rows.prompts], device=batch.tokens.device)
+        clean = run(self.model, replace(batch, noise=None), stop_at_layer=0)
+        return make_tails(self.model, clean, 0, start, batch.lengths)

@@ -21,6 +21,7 @@ from loc_edit.store.disk import StoreError, write_atomic
 from loc_edit.store.folder import BadRun, RunMismatch
 from loc_edit.store.journal import event, journal
 from loc_edit.store.lock import RunLocked, lock_holder
+from loc_edit.store.mirror import Mirror
 from loc_edit.store.rows import KEYS, SCHEMA_VERSION, SCHEMAS, BadRows, Kind
 from loc_edit.store.run import Run, load_run
 from loc_edit.store.selection import Selection
@@ -34,6 +35,7 @@ __all__ = [
     "BadRows",
     "BadRun",
     "Kind",
+    "Mirror",
     "Run",
     "RunLocked",
     "RunMismatch",

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from loc_edit.store.rows import SCHEMAS, BadRows, Kind, fill_nulls, in_order, is_list
+from loc_edit.store.selection import Selection
 from loc_edit.store.shards import Shard
 
 
@@ -29,6 +30,21 @@ def read_table(
     if facts is not None and any(not facts.issuperset(some) for some in {shard.facts for shard in shards}):
         table = _of_facts(table, facts)
     return in_order(kind, fill_nulls(table))
+
+
+def nearly_in_order(kind: Kind, shards: list[Shard], selection: Selection | None) -> list[Shard]:
+    """Shards in the order of their rows, as far as their cells tell: what is sorted needs no sorting.
+
+    The rows of traces are sorted by facts first, so their cells tell nothing.
+    """
+    about = {} if selection is None or kind == "traces" else selection.cells(kind)
+
+    def place(shard: Shard) -> tuple[str, str, int, int]:
+        what = about.get(shard.cell, {})
+        problem, method = str(what.get("problem", "")), str(what.get("method", ""))
+        return problem, method, int(what.get("layer", 0)), int(what.get("window", 0))
+
+    return sorted(shards, key=place)
 
 
 def _of_facts(table: pa.Table, facts: set[tuple[int, str]]) -> pa.Table:

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from loc_edit import tables
+from loc_edit.store.compacting import ROWS, compact
 from loc_edit.store.disk import StoreError, disk_errors, remove_temporaries
 from loc_edit.store.folder import (
     CONFIG,
@@ -22,7 +23,7 @@ from loc_edit.store.folder import (
 )
 from loc_edit.store.inventory import cells_in, n_left_out
 from loc_edit.store.lock import FolderLock
-from loc_edit.store.reading import joint_schema, read_table
+from loc_edit.store.reading import joint_schema, nearly_in_order, read_table
 from loc_edit.store.rows import (
     IDENTITIES,
     SCHEMA_VERSION,
@@ -135,8 +136,8 @@ class Run:
     ) -> None:
         self.close()
 
-    def write(self, kind: Kind, key: str, rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> None:
-        """Writes the rows of one unit of work, all or none, in place of earlier ones of that unit.
+    def write(self, kind: Kind, key: str, rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> Shard:
+        """Writes the rows of one unit of work, all or none, in place of earlier ones of that unit; the file.
 
         When this returns they are on the disk.  No rows at all is a result too: the unit is then done.
 
@@ -155,12 +156,25 @@ class Run:
         self._known[kind][key] = shard
         if earlier is not None and earlier.path != shard.path:
             remove_shard(earlier.path)
+        return shard
 
     def discard(self, kind: Kind, key: str) -> None:
         """Removes the rows of a unit, so that it counts as not done; an unknown key is nothing to do."""
         self._refuse_reader()
         if key in self._shards(kind):
             remove_shard(self._known[kind].pop(key).path)
+
+    def compact(self, rows: int = ROWS) -> int:
+        """Puts small shards of a cell together, which makes reading many rows fast; how many files that saves.
+
+        Rows stay as they are, and the run can go on and grow as before.
+        """
+        self._refuse_reader()
+        saved = 0
+        for kind in _KINDS:
+            for _, olds in compact(kind, self._shards(kind).values(), rows):
+                saved += len(olds) - 1
+        return saved
 
     def done(self, kind: Kind) -> set[str]:
         """The units whose rows are on disk and whole; all others are still to be computed."""
@@ -217,6 +231,7 @@ class Run:
             wanted, facts = set(self.selection.cells(kind)), set(self.selection.facts.items())
         if wanted is not None:
             shards = [shard for shard in shards if shard.cell in wanted]
+        shards = nearly_in_order(kind, shards, self.selection)
         return self._table(kind, shards, schema, list(columns), facts).select(list(columns)).to_pandas()
 
     def cells(self, kind: Kind) -> pd.DataFrame:

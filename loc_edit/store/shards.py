@@ -69,7 +69,11 @@ def write_shard(folder: Path, kind: Kind, key: str, rows: Sequence[Mapping[str, 
     """
     if not _KEY.fullmatch(key):
         raise BadRows(f"the key {key!r} of a shard of {kind} is not 1 to 160 letters, digits and _ . = + -")
-    table = to_table(kind, rows, key)
+    return write_table(folder, kind, key, to_table(kind, rows, key))
+
+
+def write_table(folder: Path, kind: Kind, key: str, table: pa.Table) -> Shard:
+    """Likewise of rows that fit their schema."""
     about = _about(table)
     metadata = {
         _VERSION: str(SCHEMA_VERSION).encode(),
