@@ -125,7 +125,10 @@ class _Training:
         self.bias_delta = [self._zeros(len(requests), model.cfg.d_model) for _ in layers] if self.bias else []
         # One Adam per request, so that one that pauses keeps its own step count; its parameters are views.
         self.views = [[p.detach()[f] for p in self._parameters()] for f in range(len(requests))]
-        self.adams = [torch.optim.Adam(views, lr=settings.lr, fused=True) for views in self.views]
+        self.adams = [
+            torch.optim.Adam(views, lr=settings.lr, weight_decay=2 * settings.weight_decay, fused=True)
+            for views in self.views
+        ]
         self.residual = None if noised.any() else self._prefix()
 
     def _zeros(self, *shape: int) -> Tensor:
@@ -183,7 +186,7 @@ class _Training:
         gradients = torch.autograd.grad(loss[updating.to(loss.device)].sum(), parameters)
         for f in torch.nonzero(updating)[:, 0].tolist():
             for view, gradient in zip(self.views[f], gradients, strict=True):
-                view.grad = gradient[f] + 2 * self.settings.weight_decay * view
+                view.grad = gradient[f]
             self.adams[f].step()
             for view in self.views[f]:  # while it is in the cache
                 view.clamp_(-self.settings.eps, self.settings.eps)
