@@ -164,7 +164,7 @@ def measure_ray(folder: Path) -> dict:
     from loc_edit.experiment import Experiment
 
     found = {}
-    options = {"methods": ("rome", "finetune-1"), "problems": ("error_injection",), "chunk": 5, "facts": 60}
+    options = {"methods": ("rome", "finetune-1"), "problems": ("error_injection",), "chunk": 5, "facts": 40}
     for name, more in (("1", {}), ("2 processes", {"workers": 2}), ("2 on Ray", {"engine": "ray", "workers": 2})):
         experiment = Experiment(small(folder / name, **options, **more))
         _ = experiment.model, experiment.stats
