@@ -233,7 +233,7 @@ def test_our_numbers_stand_beside_the_studys():
     row = tables.compare_paper(fits).iloc[0]
     assert (row["r2_layer"].round(6), row["r2_layer_paper"], row["r2_both_paper"]) == (0.8, 0.947, 0.948)
     with pytest.raises(tables.RowsMissing, match="none of these fits"):
-        tables.compare_paper(fits.assign(problem="fact_erasure"))
+        tables.compare_paper(fits.assign(method="emmet"))
     known = tables.paper_numbers()
     assert not known.duplicated(["problem", "method", "window", "layer", "outcome", "quantity"]).any()
     assert known["source"].notna().all()

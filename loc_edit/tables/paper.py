@@ -62,16 +62,18 @@ def compare_paper(fits: pd.DataFrame) -> pd.DataFrame:
         fits: what `regress.fits` returns, of one outcome or several stacked.
 
     Returns:
-        problem, method, window, outcome, and r2_layer, r2_both, r2_added with `_paper` beside each.
+        problem, method, window, outcome, and r2_layer, r2_trace, r2_both, r2_added with `_paper` beside each (NaN where
+        the study's number is not at hand).
     """
     key = ["problem", "method", "window", "outcome"]
     known = paper_numbers()
-    theirs = known[known["quantity"].isin(["r2_layer", "r2_both"])].pivot(index=key, columns="quantity", values="value")
+    quantities = ["r2_layer", "r2_trace", "r2_both"]
+    theirs = known[known["quantity"].isin(quantities)].pivot(index=key, columns="quantity", values="value")
     theirs["r2_added"] = theirs["r2_both"] - theirs["r2_layer"]
     both = fits.merge(theirs.add_suffix("_paper").reset_index(), on=key, how="inner")
     if both.empty:
         raise RowsMissing("none of these fits has a number in the study to compare with")
-    pairs = [f"{name}{end}" for name in ("r2_layer", "r2_both", "r2_added") for end in ("", "_paper")]
+    pairs = [f"{name}{end}" for name in (*quantities, "r2_added") for end in ("", "_paper")]
     return in_paper_order(both[[*key, *pairs]])
 
 
