@@ -141,6 +141,18 @@ def shapes(tokenizer):
     return {name: random_model(tokenizer, seed, **shape) for seed, (name, shape) in enumerate(SHAPES.items())}
 
 
+@pytest.fixture(autouse=True)
+def _models_are_left_as_they_were(request):
+    """A hook that a test forgets would send the tests after it down slower paths."""
+    yield
+    if "shapes" in request.fixturenames:
+        for name, model in request.getfixturevalue("shapes").items():
+            hooked = [
+                part for part, module in model.named_modules() if module._forward_hooks or module._forward_pre_hooks
+            ]
+            assert not hooked, f"hooks are left on {name}: {hooked[:3]}"
+
+
 @pytest.fixture(scope="session")
 def tiny(shapes):
     """GPT-2 shape, 2 layers."""

@@ -279,7 +279,9 @@ def test_neither_batch_size_nor_company_matters(deep, rich, facts, stats_of, con
         assert flat(one) == pytest.approx(flat(other), rel=1e-4, abs=1e-7)
 
 
-def test_measuring_starts_at_the_edited_layer_and_finds_the_same(deep, rich, facts, stats_of, contexts, monkeypatch):
+def test_measuring_starts_at_the_edited_layer_and_finds_the_same(
+    deep, rich, facts, stats_of, contexts, monkeypatch, request
+):
     """An edit changes nothing below it: what was kept of the unedited model serves, also for noised rows."""
     requests = [
         loc_edit.pose(rich, "error_injection", deep),
@@ -291,7 +293,8 @@ def test_measuring_starts_at_the_edited_layer_and_finds_the_same(deep, rich, fac
     edits = {layer: [loc_edit.finetune(deep, r, [layer], settings=settings) for r in requests] for layer in layers}
     blocks = []
     for layer, block in enumerate(deep.blocks):
-        block.register_forward_pre_hook(lambda *_, layer=layer: blocks.append(layer))
+        handle = block.register_forward_pre_hook(lambda *_, layer=layer: blocks.append(layer))
+        request.addfinalizer(handle.remove)
     whole, kept = Meter(deep, probes), Meter(deep, probes, layers)
     for layer in layers:
         expected = whole.measure(edits[layer])
