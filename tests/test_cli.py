@@ -147,6 +147,7 @@ def test_run_writes_rows_tables_and_figures_and_says_where(small):
     assert "10 of 10 units" in small.result.err  # progress, where there is no terminal
 
 
+@pytest.mark.slow
 def test_run_again_computes_nothing_and_changes_no_row(small):
     rows = files(small.run / "edits") | files(small.run / "traces")
     result = call("run", "--config", small.config, "--out", small.run)
@@ -233,6 +234,7 @@ def test_facts_lists_facts():
     assert "no fact of relation 'nothing'" in message(call("facts", "--relation", "nothing"))
 
 
+@pytest.mark.slow
 def test_analyze_writes_the_tables_again(small):
     before = {p.name for p in (small.run / "tables").iterdir()}
     for path in (small.run / "tables").iterdir():

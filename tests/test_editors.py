@@ -207,6 +207,7 @@ def test_methods_and_settings_have_the_same_names():
     assert asdict(FreeFinetuneSettings())["eps"] == math.inf
 
 
+@pytest.mark.slow
 def test_every_method_is_in_the_grid(lab, facts, tmp_path):
     methods = ("r_rome", "emmet", "alphaedit-2", "finetune_free-1", "finetune_decay-2")
     wide = {"alphaedit": {"null_space": 1.0}}

@@ -71,6 +71,7 @@ def test_rows_hold_what_the_public_functions_give(lab, tiny, facts, stats_of):
             assert row[name] == pytest.approx(getattr(score, name), rel=1e-3, abs=1e-6, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_every_method_and_problem_gives_each_row_once(lab, facts):
     run = lab(methods=METHODS, problems=PROBLEMS, windows=(1, 2), essence=True).run()
     assert not run.edits.duplicated(list(KEYS["edits"])).any()
@@ -184,6 +185,7 @@ def test_a_second_run_recomputes_nothing(lab, computed):
     assert_same_rows(first, second)
 
 
+@pytest.mark.slow
 def test_the_chunk_size_does_not_change_the_numbers(lab, tmp_path):
     config = {"methods": METHODS, "problems": PROBLEMS, "essence": True, "layers": (1,)}
     one, other = (lab(chunk=size, out=str(tmp_path / f"{size}"), **config).run() for size in (1, 3))

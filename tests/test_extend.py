@@ -43,6 +43,7 @@ def many(tmp_path, facts):
     ],
     ids=["facts", "all facts", "layers", "methods", "problems"],
 )
+@pytest.mark.slow
 def test_an_extended_run_computes_what_is_new_and_equals_one_of_that_size(
     lab, many, tmp_path, computed, before, after, traces, edits
 ):

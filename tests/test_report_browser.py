@@ -12,6 +12,8 @@ import loc_edit
 from loc_edit import tables
 from loc_edit.report import Continuations, sections
 
+pytestmark = pytest.mark.slow  # a browser starts, and pages are written
+
 PEAK = """
 const row = [...document.querySelectorAll('#fact-list tbody tr')].find((r) => r.dataset.fact === arguments[0]);
 return [...row.cells].slice(1).map((cell) => cell.textContent);

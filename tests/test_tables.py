@@ -239,6 +239,7 @@ def test_our_numbers_stand_beside_the_studys():
     assert known["source"].notna().all()
 
 
+@pytest.mark.slow
 def test_every_table_of_the_paper_is_written(tmp_path):
     traces = trace_rows(n_facts=8)
     edits = edit_rows(traces, methods=(("rome", 1), ("finetune", 5)), problems=("error_injection",))
