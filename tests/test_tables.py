@@ -237,6 +237,13 @@ def test_our_numbers_stand_beside_the_studys():
     known = tables.paper_numbers()
     assert not known.duplicated(["problem", "method", "window", "layer", "outcome", "quantity"]).any()
     assert known["source"].notna().all()
+    of_gpt_j = known[known["quantity"].isin(["r2_layer", "r2_both"])].groupby(["outcome", "quantity"]).size()
+    assert of_gpt_j.unstack().T.to_dict("list") == {  # Table 5's last row is not at hand
+        "rewrite": [20, 20],
+        "paraphrase": [20, 20],
+        "neighborhood": [19, 19],
+        "overall": [20, 20],
+    }
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -94,7 +95,8 @@ def write_tables(
         wanted |= _resampled(draws, seed)
     if compare_paper:
         wanted["compare_paper"] = PaperTable(
-            "R^2 of the rewrite score beside the study's", lambda rows: tables.compare_paper(fits(rows.joined()))
+            "R^2 of every score beside the study's",
+            lambda rows: tables.compare_paper(_of_every_outcome(rows, fits)),
         )
     written: dict[str, list[Path]] = {}
     missing: dict[str, str] = {}
@@ -107,14 +109,18 @@ def write_tables(
     return written, missing
 
 
-def _resampled(draws: int, seed: int) -> dict[str, PaperTable]:
-    def of_every_outcome(rows: Rows) -> pd.DataFrame:
-        frame = rows.joined()
-        known = [name for name in tables.OUTCOMES if name in frame and frame[name].notna().any()]
-        return pd.concat([statistics(frame, name, draws=draws, seed=seed) for name in known], ignore_index=True)
+def _of_every_outcome(rows: Rows, build: Callable[[pd.DataFrame, str], pd.DataFrame]) -> pd.DataFrame:
+    frame = rows.joined()
+    known = [name for name in tables.OUTCOMES if name in frame and frame[name].notna().any()]
+    return pd.concat([build(frame, name) for name in known], ignore_index=True)
 
+
+def _resampled(draws: int, seed: int) -> dict[str, PaperTable]:
     return {
-        "statistics": PaperTable("all statistics of every score", of_every_outcome),
+        "statistics": PaperTable(
+            "all statistics of every score",
+            lambda rows: _of_every_outcome(rows, partial(statistics, draws=draws, seed=seed)),
+        ),
         "verdict": PaperTable(
             "does localization inform editing?",
             lambda rows: localization_informs_editing(rows.joined(), draws=draws, seed=seed),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from loc_edit.tables.rows import RowsMissing, in_paper_order, method_label, problem_label
+from loc_edit.tables.rows import OUTCOMES, RowsMissing, in_paper_order, method_label, problem_label
 
 
 def r2_table(fits: pd.DataFrame) -> pd.DataFrame:
@@ -50,7 +50,10 @@ def table_1(fits: pd.DataFrame) -> pd.DataFrame:
 
 
 def paper_numbers() -> pd.DataFrame:
-    """Numbers printed in the study: source, model, problem, method, window, layer, outcome, quantity, value."""
+    """Numbers printed in the study: source, model, problem, method, window, layer, outcome, quantity, value.
+
+    A quantity that ends in `_concentrated` is of the facts with concentrated tracing effects (Table 2).
+    """
     text = resources.files("loc_edit.data").joinpath("paper_numbers.csv").read_text(encoding="utf-8")
     return pd.read_csv(io.StringIO(text))
 
@@ -74,7 +77,8 @@ def compare_paper(fits: pd.DataFrame) -> pd.DataFrame:
     if both.empty:
         raise RowsMissing("none of these fits has a number in the study to compare with")
     pairs = [f"{name}{end}" for name in (*quantities, "r2_added") for end in ("", "_paper")]
-    return in_paper_order(both[[*key, *pairs]])
+    ordered = in_paper_order(both[[*key, *pairs]])
+    return ordered.sort_values("outcome", key=lambda c: c.map(OUTCOMES.index), kind="stable", ignore_index=True)
 
 
 def with_paper_layers(frame: pd.DataFrame) -> pd.DataFrame:
