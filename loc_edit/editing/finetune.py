@@ -10,12 +10,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from loc_edit.batching import Hook, embed_noise, make_batch, run, target_log_probs
+from loc_edit.batching import Hook, answer_log_probs, embed_noise, make_batch, run
 from loc_edit.editing.rome import describe
 from loc_edit.editing.rows import draw_noise
 from loc_edit.editing.update import Edit, WeightUpdate
 from loc_edit.editing.value import EditFailed
-from loc_edit.models import W_out, check_editable, check_layers, fingerprint, has_output_bias, run_layers
+from loc_edit.models import (
+    W_out,
+    answers_alone,
+    check_editable,
+    check_layers,
+    fingerprint,
+    has_output_bias,
+    run_answers,
+)
 from loc_edit.noise import generator
 from loc_edit.problems import EditRequest
 from loc_edit.settings import FinetuneSettings
@@ -81,13 +89,13 @@ def finetune(
     return edits[0] if isinstance(request, EditRequest) else edits
 
 
-def _train(training: "_Training", requests: Sequence[EditRequest], steps: int) -> None:
-    """Up to `steps` updates of each request, with the training's hooks on the model."""
+def _train(training: "_Training", requests: Sequence[EditRequest], steps: int) -> int:
+    """Up to `steps` updates of each request, with the training's hooks on the model; how many steps were computed."""
     small = torch.zeros(len(requests), dtype=torch.long)
-    for _ in range(steps):
+    for step in range(steps):
         active = [bool(small[f] < PATIENCE) or r.objective == "lower" for f, r in enumerate(requests)]
         if not any(active):
-            break
+            return step
         loss = training.loss()
         if not torch.isfinite(loss).all():
             bad = [r.fact_id for r, one in zip(requests, loss, strict=True) if not torch.isfinite(one)]
@@ -95,6 +103,7 @@ def _train(training: "_Training", requests: Sequence[EditRequest], steps: int) -
         large = (loss.detach() >= SMALL_LOSS).cpu()
         small = torch.where(large & torch.tensor(active), 0, small + 1)  # what has stopped stays stopped
         training.step(loss, large & torch.tensor(active))
+    return steps
 
 
 class _Training:
@@ -123,12 +132,11 @@ class _Training:
         self.draws = [generator("fresh", r.seed, r.fact_id, "finetune", layers) for r in requests]
         self.delta = [self._zeros(len(requests), *W_out(model, layer).shape) for layer in layers]
         self.bias_delta = [self._zeros(len(requests), model.cfg.d_model) for _ in layers] if self.bias else []
-        # One Adam per request, so that one that pauses keeps its own step count; its parameters are views.
+        # Each request's parameters are views: Adam leaves alone what has no gradient, and counts its steps apart.
         self.views = [[p.detach()[f] for p in self._parameters()] for f in range(len(requests))]
-        self.adams = [
-            torch.optim.Adam(views, lr=settings.lr, weight_decay=2 * settings.weight_decay, fused=True)
-            for views in self.views
-        ]
+        views = [view for mine in self.views for view in mine]
+        self.adam = torch.optim.Adam(views, lr=settings.lr, weight_decay=2 * settings.weight_decay, fused=True)
+        self.alone, self.at, self.lengths = answers_alone(model), self.batch.answers_at, self.batch.lengths
         self.residual = None if noised.any() else self._prefix()
 
     def _zeros(self, *shape: int) -> Tensor:
@@ -151,8 +159,8 @@ class _Training:
     def loss(self) -> Float[Tensor, " request"]:
         """NLL of the target, summed over its tokens and the noised copies; p(target) for objective `lower`."""
         start = self._prefix() if self.residual is None else self.residual
-        final = run_layers(self.model, start, start=self.layers[0], stop=self.model.cfg.n_layers)
-        log_p = target_log_probs(self.model, self.batch, final).sum(1)
+        answers = run_answers(self.model, start, self.at, self.lengths, start=self.layers[0], alone=self.alone)
+        log_p = answer_log_probs(self.model, self.batch, answers).sum(1)
         log_p = rearrange(log_p, "(request copy) -> request copy", copy=self.copies)
         loss = torch.where(self.lower[:, None], log_p.exp(), -log_p)
         return reduce(self.weight * loss, "request copy -> request", "sum")
@@ -184,12 +192,13 @@ class _Training:
             return
         parameters = self._parameters()
         gradients = torch.autograd.grad(loss[updating.to(loss.device)].sum(), parameters)
-        for f in torch.nonzero(updating)[:, 0].tolist():
-            for view, gradient in zip(self.views[f], gradients, strict=True):
-                view.grad = gradient[f]
-            self.adams[f].step()
-            for view in self.views[f]:  # while it is in the cache
-                view.clamp_(-self.settings.eps, self.settings.eps)
+        for f, (mine, updates) in enumerate(zip(self.views, updating.tolist(), strict=True)):
+            for view, gradient in zip(mine, gradients, strict=True):
+                view.grad = gradient[f] if updates else None
+        self.adam.step()
+        with torch.no_grad():
+            for p in parameters:
+                p.clamp_(-self.settings.eps, self.settings.eps)
 
     def updates(self, f: int) -> tuple[WeightUpdate, ...]:
         """The finished changes of one request."""
