@@ -208,14 +208,7 @@ def target_log_probs(
 ) -> Float[Tensor, "row target"]:
     """Log-probability of each target token, in float32, from the final stream; 0 where a row's target is padded."""
     rows = torch.arange(len(batch), device=residual.device)[:, None]
-    return answer_log_probs(model, batch, residual[rows, batch.answers_at])
-
-
-def answer_log_probs(
-    model: HookedTransformer, batch: Batch, answers: Float[Tensor, "row target d_model"]
-) -> Float[Tensor, "row target"]:
-    """`target_log_probs`, from the final stream at `batch.answers_at`."""
-    logits = logits_at(model, answers).float()
+    logits = logits_at(model, residual[rows, batch.answers_at]).float()
     index = batch.targets.clamp(min=0)[..., None]
     log_p = logits.log_softmax(-1).gather(-1, index)[..., 0]
     return log_p.masked_fill(batch.targets == NO_TARGET, 0.0)

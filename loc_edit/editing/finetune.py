@@ -10,20 +10,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from loc_edit.batching import Hook, answer_log_probs, embed_noise, make_batch, run
+from loc_edit.batching import Hook, embed_noise, make_batch, run, target_log_probs
 from loc_edit.editing.rome import describe
 from loc_edit.editing.rows import draw_noise
 from loc_edit.editing.update import Edit, WeightUpdate
 from loc_edit.editing.value import EditFailed
-from loc_edit.models import (
-    W_out,
-    answers_alone,
-    check_editable,
-    check_layers,
-    fingerprint,
-    has_output_bias,
-    run_answers,
-)
+from loc_edit.models import W_out, check_editable, check_layers, fingerprint, has_output_bias, run_layers
 from loc_edit.noise import generator
 from loc_edit.problems import EditRequest
 from loc_edit.settings import FinetuneSettings
@@ -136,7 +128,6 @@ class _Training:
         self.views = [[p.detach()[f] for p in self._parameters()] for f in range(len(requests))]
         views = [view for mine in self.views for view in mine]
         self.adam = torch.optim.Adam(views, lr=settings.lr, weight_decay=2 * settings.weight_decay, fused=True)
-        self.alone, self.at, self.lengths = answers_alone(model), self.batch.answers_at, self.batch.lengths
         self.residual = None if noised.any() else self._prefix()
 
     def _zeros(self, *shape: int) -> Tensor:
@@ -159,8 +150,8 @@ class _Training:
     def loss(self) -> Float[Tensor, " request"]:
         """NLL of the target, summed over its tokens and the noised copies; p(target) for objective `lower`."""
         start = self._prefix() if self.residual is None else self.residual
-        answers = run_answers(self.model, start, self.at, self.lengths, start=self.layers[0], alone=self.alone)
-        log_p = answer_log_probs(self.model, self.batch, answers).sum(1)
+        final = run_layers(self.model, start, start=self.layers[0], stop=self.model.cfg.n_layers)
+        log_p = target_log_probs(self.model, self.batch, final).sum(1)
         log_p = rearrange(log_p, "(request copy) -> request copy", copy=self.copies)
         loss = torch.where(self.lower[:, None], log_p.exp(), -log_p)
         return reduce(self.weight * loss, "request copy -> request", "sum")
