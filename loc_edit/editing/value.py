@@ -5,6 +5,7 @@ blocks these are the same place, so one optimiser serves both.
 
 What is computed at each step is what the change reaches: the layers above, from the subject's last token on (`Tails`),
 the context rows and the essence rows of many requests in one batch, and logits where a target or the essence is read.
+Of the last layer, these positions are computed, and keys and values of the others (`run_answers`).
 """
 
 from collections.abc import Sequence
