@@ -22,7 +22,7 @@ def one_kernel_each(blocks: Iterable[nn.Module]) -> Iterator[None]:
     with ExitStack() as stack:
         for block in blocks:
             mlp = getattr(block, "mlp", None)
-            if getattr(mlp, "act_fn", None) in (gelu_new, gelu_fast):
+            if mlp is not None and getattr(mlp, "act_fn", None) in (gelu_new, gelu_fast):
                 stack.enter_context(_replaced(mlp, "act_fn", partial(gelu, approximate="tanh")))
             for norm in (getattr(block, "ln1", None), getattr(block, "ln2", None)):
                 if type(norm) is LayerNorm and not (hooked(norm.hook_scale) or hooked(norm.hook_normalized)):

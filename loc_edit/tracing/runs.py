@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -138,8 +138,8 @@ def trace_many(
         for window in windows:
             grid = torch.full((len(centers), len(prompt)), p_corrupted, dtype=torch.float32)
             grid[:, prompt.subject.start :] = means[[runs.index(_ends(some)) for some in layers[window]]]
-            about = {"batch_size": job.budget.positions}
-            mine.append(Trace(prompt, text, p_clean, p_corrupted, grid, window, site, metric, labels, **about))
+            one = Trace(prompt, text, p_clean, p_corrupted, grid, window, site, metric, labels)
+            mine.append(replace(one, batch_size=job.budget.positions))
         if any(one.is_nan for one in mine):
             log.warning(NOT_A_NUMBER.format(prompt.fact_id))
         traces.append(mine)
