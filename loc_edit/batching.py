@@ -118,7 +118,7 @@ class Batch:
         """Positions whose logits predict the target's tokens; those of padding are clipped to the row."""
         lengths = torch.tensor([len(p) for p in self.prompts], device=self.tokens.device)
         steps = torch.arange(self.targets.shape[1], device=self.tokens.device)
-        return (lengths[:, None] - 1 + steps).clamp(max=self.tokens.shape[1] - 1)
+        return (lengths[:, None] - 1 + steps).minimum(self.lengths[:, None] - 1)
 
     def select(self, rows: Int[Tensor, " some"]) -> "Batch":
         """Some of its rows, as long as the longest of them."""

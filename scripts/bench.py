@@ -11,22 +11,27 @@ depend on their values) and statistics that are the identity.  One JSON file hol
 - ours: `trace_many` of all facts; a method's edits of all facts and all their scores, mean over the layers.
 - plain: one forward pass per cell of a trace; one fact at a time, no work reused, weights written (`benching.plain`).
 - act patch: `transformer_lens.patching.get_act_patch_mlp_out` on all noise samples at once, window 1.
-- block floor: positions times layers that cannot be avoided, times what the model's own block costs per position at
-  its best batch size (forward, or forward and backward).  In a trace, cell by cell; the shared floor counts layers
-  that several cells share once.  Not in it: the unembedding (given apart), Adam on whole matrices, weight gradients.
+- block floor: positions times layers that cannot be avoided, times what TransformerLens's own block costs per position
+  at its best batch size (forward, or forward and backward).  In a trace, cell by cell; the shared floor counts layers
+  that several cells share once.  It can be gone below: our blocks compute GELU and LayerNorm by one kernel each (the
+  fused block floor is made of such blocks), and the last layer for the answers' positions only.  Not in it: the
+  unembedding, and fine-tuning's weight gradients, Adam and box (floors of their own, named for what they add).
 - matrix floor: the multiplications of these blocks and of the unembedding, at the machine's speed.
 """
 
 import argparse
+import itertools
 import json
+import os
 import platform
 from pathlib import Path
 from typing import Any
 
 import torch
-from benching.parts import editing, growth, precision, study, tracing
+from benching.parts import editing, growth, tracing
 from benching.setup import SHAPES, make_cases, make_model
-from benching.timing import CLOCKS, Clock
+from benching.timing import CLOCKS, Clock, processor
+from benching.totals import precision, study
 
 from loc_edit.models import versions
 
@@ -45,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--samples", type=int, default=10, help="noise samples")
     made.add_argument("--window", type=int, default=5)
     made.add_argument("--rounds", type=int, default=3)
-    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--threads", type=int, nargs="+", default=[1], help="several: everything with each number")
     made.add_argument("--device", default="cpu")
     made.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     made.add_argument("--tf32", action="store_true", help="matrix products of float32 in TF32, on GPUs that have it")
@@ -56,20 +61,28 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = parser().parse_args()
-    torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
     result: dict[str, Any] = {
-        "machine": {**versions(), "cores": torch.get_num_threads(), "platform": platform.platform()},
+        "machine": {
+            **versions(),
+            "processor": processor(args.device),
+            "cores": os.cpu_count(),
+            "platform": platform.platform(),
+            "load before": os.getloadavg(),
+        },
         "arguments": {name: str(value) for name, value in vars(args).items()},
         "shapes": {},
     }
-    wanted = args.facts, args.layers, args.plain
-    for shape in args.shapes:
+    wanted, numbers = (args.facts, args.layers, args.plain), args.threads
+    for shape, threads in itertools.product(args.shapes, numbers):
+        torch.set_num_threads(threads)
+        name = shape if threads == numbers[0] else f"{shape}, {threads} threads"
         facts, layers = BY_DEFAULT[shape]
         args.facts, args.layers = wanted[0] or facts, wanted[1] or layers
         args.plain = wanted[2] if wanted[2] is not None else (args.facts if shape in ("builtin", "tiny") else 1)
-        result["shapes"][shape] = found = bench(shape, args)
-        print_table(shape, found, args)
+        result["shapes"][name] = found = bench(shape, args)
+        result["machine"]["load after"] = os.getloadavg()
+        print_table(name, found, args)
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"\nwritten to {args.out}")
 
@@ -94,7 +107,7 @@ def bench(shape: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def print_table(shape: str, found: dict[str, Any], args: argparse.Namespace) -> None:
     print(f"\n{shape}: {args.facts} facts, {args.samples} samples, {args.dtype}, {args.device}, ", end="")
-    print(f"{args.threads} threads, {args.rounds} rounds, {args.clock} clock")
+    print(f"{torch.get_num_threads()} threads, {args.rounds} rounds, {args.clock} clock")
     print(f"  {'':<54}{'median':>10}{'low':>10}{'high':>10}")
     if "tracing" in found:
         _lines("seconds per trace: ", found["tracing"]["seconds per trace"])
@@ -110,6 +123,8 @@ def print_table(shape: str, found: dict[str, Any], args: argparse.Namespace) -> 
             print(f"  {setting}: {name:<46}{gap:10.1e}")
     if "study" in found:
         print(f"  the whole study: {found['study']['hours']:.1f} hours")
+        minutes = (found["study"][f"built-in grid, {which}minutes"] for which in ("", "block floors, "))
+        print("  100 facts x 8 layers x 4 methods x 5 problems: {:.1f} minutes, block floors {:.1f}".format(*minutes))
     for part in ("tracing", "editing"):
         if part in found:
             print(f"  peak memory after {part}: {found[part]['peak memory, MB']:.0f} MB")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,13 +55,35 @@ def test_work_of_an_edit(floors, deep, facts):
     assert work.both == 7 * 2 * (2 * tail + 1)
     assert work.unembedded_both == 7 * (2 * n_target + 1)
     trained = floors.finetune_work(deep, [request], [1, 2], [5])
-    assert (trained.forward, trained.both) == (below[0], 5 * 3 * below[0])
+    assert (trained.forward, trained.both, trained.updates) == (below[0], 5 * 3 * below[0], 5 * 2)
+    cost = {"forward": 1.0, "both": 3.0, "unembedded": 7.0, "unembedded_both": 7.0, "updates": 100.0}
+    assert trained.seconds(cost) == 46 * below[0]
+    assert trained.seconds(cost, list(cost)) == 46 * below[0] + 7 * trained.unembedded_both + 1000
+
+
+def test_work_of_an_edit_under_fresh_noise(floors, deep, facts):
+    """By hand: what noise changes is from the subject's first token on, and it changes at every step."""
+    clean, noised = (
+        loc_edit.pose(facts[1], problem, deep, noise_scale=0.5) for problem in ("error_injection", "fact_forcing")
+    )
+    clean = replace(clean, target=noised.target, target_tokens=noised.target_tokens)
+    first, last = noised.prompt.subject.start, noised.prompt.last_subject
+    assert last > first  # there is something between them
+    length = len(noised.prompt) + len(noised.target_tokens) - 1
+    least, more = (floors.value_work(deep, [one], ["{}"], [1], steps=7) for one in (clean, noised))
+    assert more.both == least.both
+    assert more.forward - least.forward == 7 * ((length - first) * 2 + (last - first) * 2)
+    trained = floors.finetune_work(deep, [noised], [1, 2], [5])
+    copies = len(noised.noise)
+    assert trained.forward == first + 5 * copies * (length - first)
+    assert trained.both == 5 * 3 * (first + copies * (length - first))
 
 
 @pytest.mark.slow
 def test_it_runs_on_a_tiny_shape_and_its_versions_agree(tmp_path):
     out = tmp_path / "b.json"
     options = ["--shapes", "tiny", "--facts", "1", "--layers", "1", "--rounds", "1", "--samples", "2", "--tf32"]
+    options += ["--threads", "1", "2"]
     parts = ["--parts", "tracing", "editing", "growth", "study", "precision", "--out", str(out)]
     command = [sys.executable, str(SCRIPTS / "bench.py"), *options, *parts]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -75,4 +98,8 @@ def test_it_runs_on_a_tiny_shape_and_its_versions_agree(tmp_path):
         assert one["ratios"]["plain / ours"]["low"] > 0
     assert shape["precision"]["tf32"]["restored p"] < 1e-5
     assert shape["study"]["hours"] > 0
+    assert shape["study"]["built-in grid, minutes"] > 0
+    assert found["machine"]["processor"]
+    assert shape["editing"]["methods"]["finetune-1"]["ratios"]["ours / floor with unembedding and optimiser"]["low"] > 0
+    assert found["shapes"]["tiny, 2 threads"].keys() == shape.keys()
     assert "rome: ours / block floor" in done.stdout

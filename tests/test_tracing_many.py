@@ -266,6 +266,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(deep, cases, monkeypatch, ca
     assert "out of memory: going on with" in caplog.text
     assert "token positions at a time" in caplog.text
     assert_equal(want, got, atol=5e-5)
+    assert 0 < got[0][0].batch_size < want[0][0].batch_size
 
 
 def test_where_one_run_does_not_fit_the_error_comes_through(deep, cases, monkeypatch):

@@ -81,13 +81,13 @@ def finetune(
     return edits[0] if isinstance(request, EditRequest) else edits
 
 
-def _train(training: "_Training", requests: Sequence[EditRequest], steps: int) -> None:
-    """Up to `steps` updates of each request, with the training's hooks on the model."""
+def _train(training: "_Training", requests: Sequence[EditRequest], steps: int) -> int:
+    """Up to `steps` updates of each request, with the training's hooks on the model; how many steps were computed."""
     small = torch.zeros(len(requests), dtype=torch.long)
-    for _ in range(steps):
+    for step in range(steps):
         active = [bool(small[f] < PATIENCE) or r.objective == "lower" for f, r in enumerate(requests)]
         if not any(active):
-            break
+            return step
         loss = training.loss()
         if not torch.isfinite(loss).all():
             bad = [r.fact_id for r, one in zip(requests, loss, strict=True) if not torch.isfinite(one)]
@@ -95,6 +95,7 @@ def _train(training: "_Training", requests: Sequence[EditRequest], steps: int) -
         large = (loss.detach() >= SMALL_LOSS).cpu()
         small = torch.where(large & torch.tensor(active), 0, small + 1)  # what has stopped stays stopped
         training.step(loss, large & torch.tensor(active))
+    return steps
 
 
 class _Training:
@@ -123,12 +124,10 @@ class _Training:
         self.draws = [generator("fresh", r.seed, r.fact_id, "finetune", layers) for r in requests]
         self.delta = [self._zeros(len(requests), *W_out(model, layer).shape) for layer in layers]
         self.bias_delta = [self._zeros(len(requests), model.cfg.d_model) for _ in layers] if self.bias else []
-        # One Adam per request, so that one that pauses keeps its own step count; its parameters are views.
+        # Each request's parameters are views: Adam leaves alone what has no gradient, and counts its steps apart.
         self.views = [[p.detach()[f] for p in self._parameters()] for f in range(len(requests))]
-        self.adams = [
-            torch.optim.Adam(views, lr=settings.lr, weight_decay=2 * settings.weight_decay, fused=True)
-            for views in self.views
-        ]
+        views = [view for mine in self.views for view in mine]
+        self.adam = torch.optim.Adam(views, lr=settings.lr, weight_decay=2 * settings.weight_decay, fused=True)
         self.residual = None if noised.any() else self._prefix()
 
     def _zeros(self, *shape: int) -> Tensor:
@@ -184,12 +183,13 @@ class _Training:
             return
         parameters = self._parameters()
         gradients = torch.autograd.grad(loss[updating.to(loss.device)].sum(), parameters)
-        for f in torch.nonzero(updating)[:, 0].tolist():
-            for view, gradient in zip(self.views[f], gradients, strict=True):
-                view.grad = gradient[f]
-            self.adams[f].step()
-            for view in self.views[f]:  # while it is in the cache
-                view.clamp_(-self.settings.eps, self.settings.eps)
+        for f, (mine, updates) in enumerate(zip(self.views, updating.tolist(), strict=True)):
+            for view, gradient in zip(mine, gradients, strict=True):
+                view.grad = gradient[f] if updates else None
+        self.adam.step()
+        with torch.no_grad():
+            for p in parameters:
+                p.clamp_(-self.settings.eps, self.settings.eps)
 
     def updates(self, f: int) -> tuple[WeightUpdate, ...]:
         """The finished changes of one request."""

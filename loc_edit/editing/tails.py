@@ -8,7 +8,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
-from loc_edit.models import new_past, run_layers, takes_past
+from loc_edit.models import new_past, run_answers, run_layers, takes_past
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,31 @@ def make_tails(
 
 
 def resume_tails(
-    model: HookedTransformer, tails: Tails, residual: Float[Tensor, "row tail d_model"]
-) -> Float[Tensor, "row tail d_model"]:
-    """The final residual stream of the tails, from `residual` in place of theirs."""
-    return run_layers(model, residual, start=tails.layer, stop=model.cfg.n_layers, past=tails.past, mask=tails.mask)
+    model: HookedTransformer,
+    tails: Tails,
+    residual: Float[Tensor, "row tail d_model"],
+    at: Int[Tensor, "row answer"],
+    lengths: Int[Tensor, " row"],
+    *,
+    alone: bool,
+) -> Float[Tensor, "row answer d_model"]:
+    """The final residual stream at some positions of the rows, from `residual` in place of the tails' own.
+
+    Args:
+        model: the model.
+        tails: the rows from one position each on.
+        residual: see `Tails.add`.
+        at: the positions, in the row.
+        lengths: of the rows.
+        alone: see `run_answers`.
+    """
+    return run_answers(
+        model,
+        residual,
+        at - tails.start[:, None],
+        lengths - tails.start,
+        start=tails.layer,
+        alone=alone,
+        past=tails.past,
+        mask=tails.mask,
+    )

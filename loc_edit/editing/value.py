@@ -5,6 +5,7 @@ blocks these are the same place, so one optimiser serves both.
 
 What is computed at each step is what the change reaches: the layers above, from the subject's last token on (`Tails`),
 the context rows and the essence rows of many requests in one batch, and logits where a target or the essence is read.
+Of the last layer, these positions are computed, and keys and values of the others (`run_answers`).
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from transformer_lens import HookedTransformer
 from loc_edit.batching import NO_TARGET, Budget, embed_noise, run
 from loc_edit.editing.rows import Prefix, draw_noise
 from loc_edit.editing.tails import Tails, make_tails, resume_tails
-from loc_edit.models import logits_at, run_layers
+from loc_edit.models import answers_alone, logits_at, run_layers
 from loc_edit.noise import generator
 from loc_edit.settings import ValueSettings
 
@@ -122,12 +123,11 @@ def _optimize(
         if last and not (last_updates_when_lowering and lower.any()):
             break
         before = delta.detach().clone()
-        adam.zero_grad()
         loss = objective(delta)
         stopped |= loss.detach()[:, None] < settings.early_stop
         if stopped.all():
             break
-        loss.sum().backward()
+        (delta.grad,) = torch.autograd.grad(loss.sum(), delta)  # and no weight's, whatever the model says
         adam.step()
         with torch.no_grad():
             norm = delta.norm(dim=-1, keepdim=True)
@@ -156,8 +156,8 @@ class _Objective:
         # What is unembedded: the positions that predict a target's tokens, and then the essence rows' last ones.
         real = batch.targets != NO_TARGET
         essence = torch.arange(rows.contexts, len(batch), rows.contexts + 1, device=device)
-        self.row = torch.cat([real.nonzero()[:, 0], essence])
-        self.at = torch.cat([batch.answers_at[real], batch.last_subject[essence]])
+        self.row, self.column = torch.cat([real.nonzero(), torch.stack([essence, torch.zeros_like(essence)], 1)]).T
+        self.alone, self.at, self.lengths = answers_alone(model), batch.answers_at, batch.lengths
         self.answers = batch.targets[real]
         share = 1 / (real.sum(1) * rows.contexts)
         self.weight = share[self.row[: len(self.answers)]]
@@ -180,8 +180,9 @@ class _Objective:
         self, tails: Tails, delta: Float[Tensor, "request d_model"]
     ) -> tuple[Float[Tensor, " answer"], Float[Tensor, "request d_vocab"]]:
         """Of each token of the targets, and of every next token after the subject in the essence rows."""
-        final = resume_tails(self.model, tails, tails.add(delta[self.owner]))
-        logits = logits_at(self.model, final[self.row, self.at - tails.start[self.row]][None])[0]
+        residual = tails.add(delta[self.owner])
+        final = resume_tails(self.model, tails, residual, self.at, self.lengths, alone=self.alone)
+        logits = logits_at(self.model, final[self.row, self.column][None])[0]
         log_p = logits.float().log_softmax(-1)
         n = len(self.answers)
         return log_p[:n].gather(-1, self.answers[:, None])[:, 0], log_p[n:]

@@ -24,7 +24,7 @@ from loc_edit.models.checks import BadModel, check_editable, check_layers, check
 from loc_edit.models.identity import fingerprint, tokenizer_fingerprint, versions
 from loc_edit.models.loading import BUILTIN, load_model, quiet
 from loc_edit.models.parts import W_out, b_out, embeddings, has_output_bias, logits_at, token_texts, tokenizer
-from loc_edit.models.passes import Past, new_past, run_layers, takes_past
+from loc_edit.models.passes import Past, answers_alone, new_past, run_answers, run_layers, takes_past
 
 __all__ = [
     "BUILTIN",
@@ -33,6 +33,7 @@ __all__ = [
     "MlpOutput",
     "Past",
     "W_out",
+    "answers_alone",
     "b_out",
     "check_editable",
     "check_layers",
@@ -47,6 +48,7 @@ __all__ = [
     "new_past",
     "quiet",
     "read_config",
+    "run_answers",
     "run_layers",
     "takes_past",
     "token_texts",

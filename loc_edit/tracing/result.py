@@ -36,6 +36,8 @@ class Trace:
         token_texts: the prompt's tokens as text.
         localizer: what found the numbers; of others than Causal Tracing `p_restored` is `p_corrupted` plus what the
             cell is worth (see `loc_edit.localizers`).
+        batch_size: token positions in one call of a layer, at most about; less than was asked for where memory did not
+            suffice.  0: not known.
     """
 
     prompt: Prompt
@@ -48,6 +50,7 @@ class Trace:
     metric: str = "probability"
     token_texts: tuple[str, ...] = ()
     localizer: str = "causal_tracing"
+    batch_size: int = field(default=0, repr=False, compare=False)
 
     @property
     def effect(self) -> Float[Tensor, "layer pos"]:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -100,7 +100,8 @@ def trace_many(
         metric: see `trace`.
         foils: one a prompt.
         batch_size: token positions in one call of a layer, rows times their length, about; by default what suits
-            the device.  Where memory does not suffice it is halved, with a warning in the log.
+            the device.  Where memory does not suffice it is halved, with a warning in the log; what it came to is
+            kept in `Trace.batch_size`.
 
     Returns:
         For each prompt its traces, one a window, in the order given; where the model's logits are not numbers, nor
@@ -137,7 +138,8 @@ def trace_many(
         for window in windows:
             grid = torch.full((len(centers), len(prompt)), p_corrupted, dtype=torch.float32)
             grid[:, prompt.subject.start :] = means[[runs.index(_ends(some)) for some in layers[window]]]
-            mine.append(Trace(prompt, text, p_clean, p_corrupted, grid, window, site, metric, labels))
+            one = Trace(prompt, text, p_clean, p_corrupted, grid, window, site, metric, labels)
+            mine.append(replace(one, batch_size=job.budget.positions))
         if any(one.is_nan for one in mine):
             log.warning(NOT_A_NUMBER.format(prompt.fact_id))
         traces.append(mine)

@@ -1,7 +1,8 @@
 """The arithmetic that cannot be avoided: how many positions in how many layers, and what the model takes for one."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from transformer_lens import HookedTransformer
 from benching.timing import Clock
 from loc_edit.editing.rows import make_rows
 from loc_edit.models import logits_at
+from loc_edit.models.kernels import one_kernel_each
 from loc_edit.probing import Meter
 from loc_edit.problems import EditRequest
 from loc_edit.prompts import Prompt
@@ -23,27 +25,32 @@ class Floor:
     def __init__(self, model: HookedTransformer, length: int, clock: Clock) -> None:
         self.model, self.length, self.clock, cfg = model, length, clock, model.cfg
         on_gpu = model.W_E.device.type == "cuda"
-        sizes = (64, 256, 1024, 2048) if on_gpu else (8, 16, 32, 64, 128)
-        self.layers = list(model.blocks)[:: max(1, cfg.n_layers // 8)]  # all layers cost the same
+        wide = cfg.d_model >= 512  # where two layers say as much as eight, in a quarter of the time
+        sizes = (64, 256, 1024, 2048) if on_gpu else (16, 64) if wide else (8, 16, 32, 64, 128)
+        self.layers, self.repeats = list(model.blocks)[: 2 if wide else 8], 2 if wide else 4  # all cost the same
         self.rows = {
-            backward: min(sizes, key=lambda rows, backward=backward: self.block(backward, rows, 2))
+            backward: min(sizes, key=lambda rows, backward=backward: self.block(backward, rows, 1 if wide else 2))
             for backward in (False, True)
         }
         self.multiplications = cfg.d_model * (4 * cfg.n_heads * cfg.d_head + 2 * cfg.d_mlp)
 
-    def block(self, backward: bool = False, rows: int | None = None, repeats: int = 4) -> float:
-        """Seconds per position and layer: forward; or forward and backward to the input."""
+    def block(self, backward: bool = False, rows: int | None = None, repeats: int = 0, fused: bool = False) -> float:
+        """Seconds per position and layer: forward; or forward and backward to the input.
+
+        Of TransformerLens's own block; or `fused`, of one whose GELU and LayerNorm are one kernel each.
+        """
         x = torch.randn(rows or self.rows[backward], self.length, self.model.cfg.d_model).to(self.model.W_E)
 
         def run() -> None:
-            with torch.inference_mode(not backward):
+            kernels = one_kernel_each(self.layers) if fused else nullcontext()
+            with torch.inference_mode(not backward), kernels:
                 y = x.clone().requires_grad_(backward)
                 for block in self.layers:
                     y = block(y)
                 if backward:
                     y.sum().backward()
 
-        return self._least(run, repeats) / (x.shape[0] * x.shape[1] * len(self.layers))
+        return self._least(run, repeats or self.repeats) / (x.shape[0] * x.shape[1] * len(self.layers))
 
     def unembedding(self, backward: bool = False) -> float:
         """Seconds per position whose logits and log-probabilities are wanted."""
@@ -55,7 +62,34 @@ class Floor:
                 if backward:
                     log_p[..., 0].sum().backward()
 
-        return self._least(run, 4) / len(x)
+        return self._least(run, self.repeats) / len(x)
+
+    def update(self) -> float:
+        """Seconds per step, layer and fact of fine-tuning: the weights' gradient, Adam (fused) and the box."""
+        cfg, facts = self.model.cfg, 4
+        weights = [torch.zeros(cfg.d_mlp, cfg.d_model, device=self.model.W_E.device) for _ in range(facts)]
+        key, gradient = (torch.randn(facts, self.length, n).to(weights[0]) for n in (cfg.d_mlp, cfg.d_model))
+        adam = torch.optim.Adam(weights, lr=1e-4, fused=True)
+
+        def run() -> None:
+            for weight, one in zip(weights, key.mT @ gradient, strict=True):
+                weight.grad = one
+            adam.step()
+            for weight in weights:
+                weight.clamp_(-1e-4, 1e-4)
+
+        run()
+        return self._least(run, self.repeats) / facts
+
+    def costs(self, fused: bool = False) -> dict[str, float]:
+        """Seconds of each kind of `Work`, by the name of its field."""
+        return {
+            "forward": self.block(fused=fused),
+            "both": self.block(backward=True, fused=fused),
+            "unembedded": self.unembedding(),
+            "unembedded_both": self.unembedding(backward=True),
+            "updates": self.update(),
+        }
 
     @torch.inference_mode()
     def matrix(self) -> float:
@@ -63,7 +97,7 @@ class Floor:
         cfg, n = self.model.cfg, self.rows[False] * self.length
         x = torch.randn(n, cfg.d_model).to(self.model.W_E)
         w = torch.randn(cfg.d_model, cfg.d_mlp).to(x)
-        return self._least(lambda: [x @ w for _ in range(10)], 4) / (10 * n * w.numel())
+        return self._least(lambda: [x @ w for _ in range(10)], self.repeats) / (10 * n * w.numel())
 
     def _least(self, run: Callable[[], object], repeats: int) -> float:
         return min(self.clock.seconds(run) for _ in range(repeats))
@@ -89,25 +123,21 @@ def tracing_work(
 
 @dataclass
 class Work:
-    """Positions times layers, forward alone and with the backward pass; positions that are unembedded, likewise."""
+    """Positions times layers, forward alone and with the backward pass; positions that are unembedded, likewise; and
+    updates of whole weights, one a step, layer and fact."""
 
     forward: int = 0
     both: int = 0
     unembedded: int = 0
     unembedded_both: int = 0
+    updates: int = 0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(
-            self.forward + other.forward,
-            self.both + other.both,
-            self.unembedded + other.unembedded,
-            self.unembedded_both + other.unembedded_both,
-        )
+        return Work(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
 
-    def seconds(self, cost: dict[str, float]) -> tuple[float, float]:
-        """In the blocks; and with the unembedding."""
-        blocks = self.forward * cost["forward"] + self.both * cost["both"]
-        return blocks, blocks + self.unembedded * cost["unembed"] + self.unembedded_both * cost["unembed both"]
+    def seconds(self, cost: dict[str, float], kinds: Sequence[str] = ("forward", "both")) -> float:
+        """Of some kinds of work: by default in the blocks, which is the block floor."""
+        return sum(getattr(self, kind) * cost[kind] for kind in kinds)
 
 
 def value_work(
@@ -119,6 +149,8 @@ def value_work(
 ) -> Work:
     """ROME or MEMIT: once all rows up to the last layer of the window, and above it what comes before the subject's
     last token; at each step that token and what follows it, above; MEMIT's rows again through its window.
+
+    Under fresh noise, at each step also what follows the subject's first token; above, as far as the tail.
     """
     above, total = model.cfg.n_layers - layers[-1] - 1, Work()
     for request in requests:
@@ -129,6 +161,11 @@ def value_work(
         tails = sum(length - start for length, start in zip(lengths, before, strict=True))
         answers = rows.contexts * len(request.target_tokens) + 1
         total += Work(both=steps * tails * above, unembedded_both=steps * answers)
+        if request.noise is not None:
+            noised = zip(rows.prompts[:-1], lengths[:-1], strict=True)
+            for prompt, length in noised:
+                first, last = prompt.subject.start, prompt.last_subject
+                total += Work(forward=steps * ((length - first) * (layers[-1] + 1) + (last - first) * above))
         if len(layers) > 1:
             through = sum(start + 1 for start in before[:-1]) * (len(layers) - 1)
             total += Work(forward=through + (before[0] + 1) * sum(range(len(layers) - 1)))
@@ -138,12 +175,19 @@ def value_work(
 def finetune_work(
     model: HookedTransformer, requests: Sequence[EditRequest], layers: Sequence[int], steps: Sequence[int]
 ) -> Work:
-    """Once the bare prompt below the first trained layer; each step all of it from there on."""
+    """Once the bare prompt below the first trained layer; each step all of it from there on, and the weights' updates.
+
+    Under fresh noise each copy, from the subject's first token on, through all layers; what comes before once a step.
+    """
     total = Work()
     for request, n in zip(requests, steps, strict=True):
         length = len(request.prompt) + len(request.target_tokens) - 1
-        above = model.cfg.n_layers - layers[0]
-        total += Work(length * layers[0], n * length * above, 0, n * len(request.target_tokens))
+        above, n_targets, below = model.cfg.n_layers - layers[0], len(request.target_tokens), length * layers[0]
+        if request.noise is not None:
+            noised, copies = length - request.prompt.subject.start, len(request.noise)
+            below = n * copies * noised * layers[0] + request.prompt.subject.start * layers[0]
+            length, n_targets = request.prompt.subject.start + copies * noised, copies * n_targets
+        total += Work(below, n * length * above, 0, n * n_targets, n * len(layers))
     return total
 
 

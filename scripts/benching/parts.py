@@ -1,4 +1,4 @@
-"""The parts of the benchmark: tracing, editing, growth, precision, and the estimate of the whole study."""
+"""The measured parts of the benchmark: tracing, editing, and how they grow."""
 
 from argparse import Namespace
 from collections.abc import Callable
@@ -14,12 +14,14 @@ from benching import plain
 from benching.floors import Floor, Work, finetune_work, scoring_work, tracing_work, value_work
 from benching.setup import METHODS, SHAPES, Case, editing_bench, make_cases, make_model
 from benching.timing import Clock, peak_memory, ratio, spread_of
+from loc_edit.editing.finetune import _train, _Training
 from loc_edit.editing.update import Edit
+from loc_edit.problems import EditRequest
 from loc_edit.scores import compare
+from loc_edit.settings import FinetuneSettings
 from loc_edit.tracing import trace_many, window_layers
 
 WINDOWS = (1, 3, 5, 10)
-STUDY = {"facts": 652, "windows": 4, "layers": 9, "methods": 4, "problems": 5}
 LONGER = "In the north of the country, where the old river meets the sea and nobody lives any more, "
 
 
@@ -70,16 +72,18 @@ def tracing(model: HookedTransformer, cases: list[Case], args: Namespace, clock:
     counts = {name: tracing_work(model, pairs, windows) for name, windows in works.items()}
     rounds = clock.rounds(timed, args.rounds)
     for one in rounds:
-        cost, matrix = floor.block(), floor.matrix()
+        cost, fused, matrix = floor.block(), floor.block(fused=True), floor.matrix()
         for name, (alone, shared, rows) in counts.items():
             one[f"block floor of {name}"] = alone * cost
             one[f"shared floor of {name}"] = shared * cost
+            one[f"fused block floor of {name}"] = alone * fused
             products = alone * floor.multiplications + rows * model.cfg.d_model * model.cfg.d_vocab_out
             one[f"matrix floor of {name}"] = products * matrix
         for name in ("plain loop", "act patch, window 1"):
             if name in one:
                 one[name] *= len(cases) / len(some)
     ratios = [("ours", "block floor of ours"), ("ours", "shared floor of ours"), ("ours", "matrix floor of ours")]
+    ratios += [("ours", "fused block floor of ours")]
     ratios += [("ours, 4 windows", "shared floor of ours, 4 windows"), ("ours, 4 windows", "ours")]
     if some:
         ratios += [("plain loop", "ours"), ("act patch, window 1", "ours, window 1")]
@@ -135,16 +139,15 @@ def editing(model: HookedTransformer, cases: list[Case], args: Namespace, clock:
                     one[name] = one.get(name, 0.0) + seconds
             works += editing_work(bench, method, window)
         for one in rounds:
-            cost = {
-                "forward": floor.block(),
-                "both": floor.block(backward=True),
-                "unembed": floor.unembedding(),
-                "unembed both": floor.unembedding(backward=True),
-            }
-            one["block floor"], one["floor with unembedding"] = works.seconds(cost)
+            cost = floor.costs()
+            one["block floor"] = works.seconds(cost)
+            one["fused block floor"] = works.seconds(floor.costs(fused=True))
+            one["floor with unembedding"] = works.seconds(cost, list(cost)[:-1])
+            one["floor with unembedding and optimiser"] = works.seconds(cost, list(cost))
             if some:
                 one["plain"] *= len(cases) / len(some.requests)
-        pairs = [("ours", "block floor"), ("ours", "floor with unembedding")] + ([("plain", "ours")] if some else [])
+        floors = [name for name in rounds[0] if "floor" in name]
+        pairs = [("ours", name) for name in floors] + ([("plain", "ours")] if some else [])
         n = len(cases) * len(layers)
         found["methods"][method] = {
             "edits per second": spread_of([n / one["ours"] for one in rounds]),
@@ -161,8 +164,15 @@ def editing_work(bench: SimpleNamespace, method: str, window: list[int]) -> Work
     scoring = scoring_work(bench.model, bench.meter, window[0])
     if method in ("rome", "memit"):
         return scoring + value_work(bench.model, requests, bench.contexts[method], window, settings.steps - 1)
-    steps = [plain.train(bench.model, request, window, settings)[1] for request in requests]
+    steps = [steps_taken(bench.model, request, window, settings) for request in requests]
     return scoring + finetune_work(bench.model, requests, window, steps)
+
+
+def steps_taken(model: HookedTransformer, request: EditRequest, layers: list[int], settings: FinetuneSettings) -> int:
+    """How many forward passes fine-tuning takes for one request by itself."""
+    training = _Training(model, [request], layers, settings)
+    with model.hooks(fwd_hooks=training.hooks()):
+        return _train(training, [request], settings.steps)
 
 
 def growth(model: HookedTransformer, shape: str, args: Namespace, clock: Clock) -> dict[str, Any]:
@@ -191,64 +201,3 @@ def growth(model: HookedTransformer, shape: str, args: Namespace, clock: Clock) 
             found["layers"][str(n)] = {"trace": seconds(small, make_cases(small, few, args.samples))}
     found["layers"][str(model.cfg.n_layers)] = {"trace": seconds(model, cases[:few])}
     return found
-
-
-def study(
-    model: HookedTransformer, cases: list[Case], traced: dict[str, Any], edited: dict[str, Any], clock: Clock
-) -> dict[str, Any]:
-    """Hours of the whole study on this machine: fact forcing measured at the middle layer, the rest as injection."""
-    layer = model.cfg.n_layers // 2
-    factors = {}
-    for method in METHODS:
-        window, times = window_of(model, method, layer), []
-        for problem in ("error_injection", "fact_forcing"):
-            bench = editing_bench(model, cases, problem, [window[0]])
-            times.append(
-                clock.seconds(lambda bench=bench, method=method, window=window: our_edits(bench, method, window))
-            )
-        factors[method] = times[1] / times[0]
-    tracing_seconds = traced["seconds per trace"]["ours, 4 windows"]["median"] * STUDY["facts"]
-    edits = STUDY["facts"] * STUDY["layers"]
-    by_method = {
-        method: edits * (STUDY["problems"] - 1 + factors[method]) / one["edits per second"]["median"]
-        for method, one in edited["methods"].items()
-    }
-    return {
-        **STUDY,
-        "clock": clock.name,
-        "forcing / injection": factors,
-        "tracing, hours": tracing_seconds / 3600,
-        "editing, hours": {method: seconds / 3600 for method, seconds in by_method.items()},
-        "hours": (tracing_seconds + sum(by_method.values())) / 3600,
-    }
-
-
-def precision(shape: str, cases_wanted: int, args: Namespace) -> dict[str, Any]:
-    """What TF32 products and bfloat16 weights do to traces, updates and scores: largest differences to float32."""
-    torch.set_float32_matmul_precision("highest")
-    exact = _numbers(make_model(shape, args.device, torch.float32), cases_wanted, args)
-    found = {}
-    for name, products, dtype in (("tf32", "high", torch.float32), ("bfloat16", "highest", torch.bfloat16)):
-        torch.set_float32_matmul_precision(products)
-        other = _numbers(make_model(shape, args.device, dtype), cases_wanted, args)
-        gaps = {}
-        for key, wanted in exact.items():
-            difference = (other[key] - wanted).norm() / wanted.norm() if "update" in key else None
-            gaps[key] = float(difference if difference is not None else (other[key] - wanted).abs().max())
-        found[name] = gaps
-    torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
-    return found
-
-
-def _numbers(model: HookedTransformer, n: int, args: Namespace) -> dict[str, Tensor]:
-    """Traces, updates (relative norm of the difference is taken) and p(target) after each edit."""
-    cases, middle = make_cases(model, n, args.samples), model.cfg.n_layers // 2
-    bench = editing_bench(model, cases, "error_injection", [0])
-    traces = our_traces(model, cases, [args.window])
-    numbers = {"restored p": torch.cat([grid.flatten() for grid in traces])}
-    for method in METHODS:
-        window = window_of(model, method, middle)
-        edits = our_edits(bench, method, window)
-        numbers[f"{method}: update, relative"] = torch.cat([e.delta(middle).flatten().cpu() for e, _ in edits])
-        numbers[f"{method}: p after"] = torch.tensor([p for _, p in edits])
-    return numbers

@@ -156,20 +156,16 @@ def memit(model, request: EditRequest, layers: list[int], stats, contexts, setti
 
 
 def finetune(model, request: EditRequest, layers: list[int], settings) -> Edit:
-    return train(model, request, layers, settings)[0]
-
-
-def train(model, request: EditRequest, layers: list[int], settings) -> tuple[Edit, int]:
-    """The edit, and the number of its forward passes."""
     batch = make_batch(model, [request.prompt], [request.target_tokens])
     mlps = [model.blocks[layer].mlp for layer in layers]
     weights = [p for mlp in mlps for p in (mlp.W_out, mlp.b_out)]
     start = [p.detach().clone() for p in weights]
     for p in weights:
         p.requires_grad_()
-    adam, small, steps = torch.optim.Adam(weights, lr=settings.lr), 0, 0
-    while steps < settings.steps and small < 5:
-        steps += 1
+    adam, small = torch.optim.Adam(weights, lr=settings.lr), 0
+    for _ in range(settings.steps):
+        if small == 5:
+            break
         loss = -answers(model(batch.tokens).log_softmax(-1), batch).sum()
         if loss.item() < 1e-2:
             small += 1
@@ -187,4 +183,4 @@ def train(model, request: EditRequest, layers: list[int], settings) -> tuple[Edi
             p.copy_(p0).requires_grad_(False)
             p.grad = None
     updates = (WeightUpdate(layer, full=changes[2 * i], bias=changes[2 * i + 1]) for i, layer in enumerate(layers))
-    return Edit(tuple(updates)), steps
+    return Edit(tuple(updates))
