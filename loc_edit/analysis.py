@@ -12,7 +12,10 @@ from loc_edit.store import KEYS, Run, RunMismatch, describe, differences
 
 FINGERPRINT = "model_fingerprint"
 
-WHICH = ("chunk", "data_limit", "facts", "known", "layers", "methods", "min_probability", "problems", "windows")
+WHICH = (
+    "chunk", "data_limit", "facts", "known", "layers", "localizers", "methods", "min_probability", "problems",
+    "windows",
+)  # fmt: skip
 """Settings that say which rows there are, not what is in them: runs that differ in these alone belong together."""
 
 

@@ -191,7 +191,7 @@ class Run:
 
     @property
     def traces(self) -> pd.DataFrame:
-        """The trace rows, sorted by fact, site, window, layer and position."""
+        """The trace rows of all localisers, sorted by fact, localizer, site, window, layer and position."""
         return self.read("traces")
 
     @property
@@ -245,14 +245,22 @@ class Run:
         self,
         window: int | None = None,
         *,
+        localizer: str = tables.TRACING,
         site: str = "mlp_out",
         regressor: Regressor = "max",
         denominator: Denominator = "clean",
     ) -> pd.DataFrame:
-        """The edit rows, each with its fact's tracing effect at its layer: see `loc_edit.tables.join`."""
-        return tables.join(
-            self.edits, self.traces, window=window, site=site, regressor=regressor, denominator=denominator
-        )
+        """The edit rows, each with its fact's tracing effect at its layer: see `loc_edit.tables.join`.
+
+        Args:
+            window: layers taken together by the localiser.
+            localizer: whose effect: Causal Tracing's, or that of another localiser of the run.
+            site: see `loc_edit.tables.join`.
+            regressor: see `loc_edit.tables.join`.
+            denominator: see `loc_edit.tables.join`.
+        """
+        choice: dict[str, Any] = {"window": window, "localizer": localizer, "site": site}
+        return tables.join(self.edits, self.traces, **choice, regressor=regressor, denominator=denominator)
 
     def counts(self) -> dict[str, int]:
         """How many edit rows of the present configuration have each status, controls not counted."""

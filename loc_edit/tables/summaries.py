@@ -13,6 +13,7 @@ from loc_edit.tables.rows import (
     combinations,
     in_paper_order,
     is_control,
+    of_localizer,
     require,
     without_controls,
 )
@@ -141,8 +142,9 @@ def concentrated_facts(layer_traces: pd.DataFrame, most: int = 3, share: float =
 
 
 def mean_effects(traces: pd.DataFrame, site: str = "mlp_out") -> pd.DataFrame:
-    """The mean tracing effect over all cells of a layer, per window: `window, layer, effect, n` (Figure 10)."""
-    at_site = traces[traces["site"] == site] if len(traces) else traces
+    """Causal Tracing's mean effect over all cells of a layer, per window: `window, layer, effect, n` (Figure 10)."""
+    traced = of_localizer(traces)
+    at_site = traced[traced["site"] == site] if len(traced) else traced
     if at_site.empty:
         raise RowsMissing(f"no traces at site {site!r}")
     cells = at_site.assign(effect=at_site["p_restored"] - at_site["p_corrupted"])
