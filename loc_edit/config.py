@@ -52,7 +52,7 @@ class ExperimentConfig(BaseModel):
     """What says where a fact is: causal_tracing, attribution, integrated_gradients, zero_ablation, mean_ablation,
     resample_ablation, severed_mlp, severed_attn, direct, random, or all."""
     site: str = "mlp_out"
-    """Where localisers look and Causal Tracing restores: mlp_out, attn_out, resid_post, or what follows `blocks.<l>.`"""
+    """Where localisers look and tracing restores: mlp_out, attn_out, resid_post, or what follows `blocks.<l>.`"""
     noise: str = "s3"
     """Subject noise: a standard deviation, or s3 for three times that of the subjects' embeddings; u0.2 or us3
     (uniform), m1 (full covariance), swap (other facts' subjects)."""
