@@ -97,7 +97,7 @@ class ExperimentConfig(BaseModel):
     @field_validator("localizers", mode="before")
     @classmethod
     def _all_localizers(cls, value: Any) -> Any:
-        return LOCALIZERS if value == "all" or list(value) == ["all"] else value
+        return LOCALIZERS if value in ("all", ["all"], ("all",)) else value
 
     @field_validator("facts", mode="before")
     @classmethod

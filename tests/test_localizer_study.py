@@ -135,15 +135,28 @@ def test_analyze_writes_the_study_and_says_what_is_missing_without(run, tmp_path
         compare_localizers(alone)
 
 
+def test_a_run_without_causal_tracing_is_analysed_as_far_as_it_goes(run, tmp_path, monkeypatch):
+    traces = run.traces[run.traces["localizer"] == "attribution"]
+    with Run.create(tmp_path / "run", run.config, {"model_fingerprint": "a"}) as writer:
+        writer.write("traces", "all", traces)
+        writer.write("edits", "all", run.edits)
+    monkeypatch.setattr(figures.paper, "save", lambda figure, data, folder, name: [folder / f"{name}.png"])
+    found = analyze(load_run(tmp_path / "run"), tmp_path, draws=20)
+    assert found.fits.empty
+    assert not found.scores.empty
+    assert "localizer_matrix" in found.written
+    assert {"table_3", "figure_1"} <= set(found.missing)
+
+
 def test_figures_of_the_study_name_every_localizer_and_method(run):
     matrix = loc_edit.localizer_matrix(run, draws=20)
     drawn = figures.localizer_matrix(matrix)
     labels = [text.get_text() for text in drawn.axes[0].get_yticklabels()]
-    assert labels == ["Causal tracing", "Attribution", "Random (control)"]
+    assert labels == ["Causal Tracing", "Attribution", "Random (control)"]
     assert [t.get_text() for t in drawn.axes[0].get_xticklabels()] == ["FT-1", "FT-5", "ROME", "MEMIT"] * 2
     texts = [text.get_text().rstrip("*") for text in drawn.axes[0].texts]
     for value in matrix["added_corrected"]:
-        assert f"{100 * value:.1f}".removesuffix(".0") in texts
+        assert (f"{100 * value:.1f}" if value else "0") in texts
     chosen = figures.localizer_choice(loc_edit.localizer_choices(run, draws=20))
     assert len(chosen.axes) == 8
 

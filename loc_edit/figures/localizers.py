@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from loc_edit.figures.style import BLACK, BLUE, GREY, ORANGE, styled
-from loc_edit.tables import LOCALIZERS, method_label, problem_label, require
+from loc_edit.tables import LOCALIZERS, TRACING, method_label, problem_label, require
 
 COLORS = "Blues"
 CERTAIN = 0.05
@@ -47,7 +47,7 @@ def localizer_matrix(data: pd.DataFrame) -> Figure:
             ax.text(middle, -0.65, title, ha="center", va="bottom", fontsize=7.5)
             if i:
                 ax.axvline(i * len(methods) - 0.5, color="white", linewidth=3)
-        bar = figure.colorbar(image, ax=ax, pad=0.01, fraction=0.03)
+        bar = figure.colorbar(image, ax=ax, pad=0.01, fraction=0.3 / figure.get_figwidth(), aspect=15)
         bar.set_label(f"added $R^2$ of the {data['outcome'].iloc[0]} score" if "outcome" in data else "added $R^2$")
         bar.outline.set_visible(False)
         figure.supxlabel(f"cells: percent of the variance; * p < {CERTAIN:g} (permutation, Holm)", fontsize=7)
@@ -58,7 +58,7 @@ def localizer_choice(data: pd.DataFrame) -> Figure:
     """The score of editing at each localiser's peak less that of one layer for all; a panel per problem x method.
 
     Args:
-        data: what `regress.localizer_choices` returns.
+        data: what `regress.localizer_choices` returns; the lines are of the facts of its first localiser.
     """
     require(data, ["localizer", "problem", "method", "window", "choice", "difference"], "localizer_choice")
     names, problems, methods = _order(data), list(dict.fromkeys(data["problem"])), _methods(data)
@@ -78,7 +78,7 @@ def localizer_choice(data: pd.DataFrame) -> Figure:
             Line2D([], [], color=BLACK, linestyle="--", label="best layer of each fact (oracle)"),
             Line2D([], [], color=GREY, linestyle=":", label="any layer"),
         ]
-        figure.legend(handles=lines, loc="outside upper center", ncols=2)
+        figure.legend(handles=lines, loc="outside upper center", ncols=2 if len(methods) > 1 else 1)
         outcome = data["outcome"].iloc[0] if "outcome" in data else ""
         figure.supxlabel(f"mean {outcome} score, less that of one layer for all facts", fontsize=8.5)
     return figure
@@ -87,6 +87,8 @@ def localizer_choice(data: pd.DataFrame) -> Figure:
 def localizer_label(name: str) -> str:
     """`severed_mlp` -> "Severed MLP"."""
     words = {"mlp": "MLP", "attn": "attention", "direct": "direct logit attribution", "random": "random (control)"}
+    if name == TRACING:
+        return "Causal Tracing"
     text = " ".join(words.get(word, word) for word in name.split("_"))
     return text[:1].upper() + text[1:]
 
@@ -116,7 +118,7 @@ def _write(ax: Axes, row: int, column: int, added: float, p: float, scale: Norma
         return
     r, g, b, _ = colormaps[COLORS](scale(added))
     dark = 0.299 * r + 0.587 * g + 0.114 * b < 0.55
-    text = f"{100 * added:.1f}".removesuffix(".0") + ("*" if p < CERTAIN else "")
+    text = ("0" if added == 0 else f"{100 * added:.1f}") + ("*" if p < CERTAIN else "")
     ax.text(column, row, text, ha="center", va="center", fontsize=6.5, color="white" if dark else "black")
 
 
