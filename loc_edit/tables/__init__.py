@@ -1,14 +1,13 @@
 """Tables: trace and edit rows joined, summed up, laid out as the paper's tables.  No torch in this room."""
 
+from loc_edit.tables.localized import LOCALIZERS, TRACING, localizers_in, of_localizer
 from loc_edit.tables.paper import compare_paper, paper_numbers, r2_table, rounded, table_1, with_paper_layers, write
 from loc_edit.tables.rows import (
     CONTROLS,
     DEFAULT_WINDOW,
-    LOCALIZERS,
     METHODS,
     OUTCOMES,
     PROBLEMS,
-    TRACING,
     Denominator,
     Regressor,
     Rows,
@@ -19,9 +18,7 @@ from loc_edit.tables.rows import (
     in_paper_order,
     is_control,
     join,
-    localizers_in,
     method_label,
-    of_localizer,
     problem_label,
     refuse_duplicates,
     require,

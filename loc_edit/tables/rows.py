@@ -7,6 +7,8 @@ from typing import Literal
 
 import pandas as pd
 
+from loc_edit.tables.localized import TRACING, localizers_in, of_localizer
+
 log = logging.getLogger(__name__)
 
 Regressor = Literal["max", "last_subject"]
@@ -18,11 +20,6 @@ OUTCOMES = ("rewrite", "paraphrase", "neighborhood", "overall", "essence")
 PROBLEMS = ("error_injection", "tracing_reversal", "fact_erasure", "fact_amplification", "fact_forcing")
 METHODS = ("finetune", "finetune_free", "finetune_decay", "rome", "r_rome", "emmet", "memit", "alphaedit")
 LABELS = {"rome": "ROME", "r_rome": "R-ROME", "emmet": "EMMET", "memit": "MEMIT", "alphaedit": "AlphaEdit"}
-TRACING = "causal_tracing"
-LOCALIZERS = (
-    TRACING, "attribution", "integrated_gradients", "zero_ablation", "mean_ablation", "resample_ablation",
-    "severed_mlp", "severed_attn", "direct", "random",
-)  # fmt: skip
 CONTROLS = ("none", "random_layer")
 """How the method of a control row begins: `none`, `random_layer_rome`."""
 
@@ -77,21 +74,6 @@ class Rows:
         return {
             name: join(self.edits, self.localized, window=self.window, site=self.site, localizer=name) for name in names
         }
-
-
-def of_localizer(traces: pd.DataFrame, localizer: str = TRACING) -> pd.DataFrame:
-    """The trace rows of one localiser; where no column says whose they are, all are of Causal Tracing."""
-    if "localizer" in traces:
-        return traces[traces["localizer"] == localizer]
-    return traces if localizer == TRACING else traces.head(0)
-
-
-def localizers_in(traces: pd.DataFrame) -> list[str]:
-    """The localisers that trace rows are of: those of the package in its order, then others."""
-    if traces.empty:
-        return []
-    found = set(traces["localizer"].unique()) if "localizer" in traces else {TRACING}
-    return [name for name in LOCALIZERS if name in found] + sorted(found - set(LOCALIZERS))
 
 
 def effects(

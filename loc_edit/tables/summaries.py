@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from loc_edit.tables.localized import of_localizer
 from loc_edit.tables.rows import (
     OUTCOMES,
     RowsMissing,
     combinations,
     in_paper_order,
     is_control,
-    of_localizer,
     require,
     without_controls,
 )
