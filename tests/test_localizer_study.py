@@ -121,7 +121,7 @@ def test_tables_and_figures_of_causal_tracing_do_not_see_the_others(run):
 
 
 def test_analyze_writes_the_study_and_says_what_is_missing_without(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures.paper, "save", lambda figure, data, folder, name: [folder / f"{name}.png"])
+    monkeypatch.setattr(figures, "draw_all", lambda *_, **__: ({}, {}))
     monkeypatch.setattr(regress, "write_tables", lambda *_, **__: ({}, {}))
     found = analyze(run, tmp_path, draws=20)
     assert {path.name for path in found.written["localizer_matrix"]} == {
@@ -161,6 +161,7 @@ def test_figures_of_the_study_name_every_localizer_and_method(run):
     assert len(chosen.axes) == 8
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_study(run, tmp_path):
     page = loc_edit.write_report(run, tmp_path / "page.html", draws=20).read_text()
     assert "What each localiser adds to the R\u00b2 of the layer" in page

@@ -9,11 +9,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from loc_edit.tables import TRACING
+
 SCHEMA_VERSION = 3
 """Version 2 has `fact_content`; the rows of version 1 are read as if it were empty.  Version 3 has `localizer`; all
 trace rows before are of Causal Tracing."""
 
-DEFAULTS = {"localizer": "causal_tracing"}
+DEFAULTS = {"localizer": TRACING}
 """What stands in a key column that rows may leave out."""
 
 Kind = Literal["traces", "edits"]
