@@ -51,7 +51,16 @@ _ROOMS = {
     "loc_edit.telling": ["ProgressLines"],
     "loc_edit.report": ["write_report"],
     "loc_edit.tables": ["layer_correlations"],
-    "loc_edit.regress": ["Fit", "fit", "fits", "layer_choices", "localization_informs_editing", "statistics"],
+    "loc_edit.regress": [
+        "Fit",
+        "fit",
+        "fits",
+        "layer_choices",
+        "localization_informs_editing",
+        "localizer_choices",
+        "localizer_matrix",
+        "statistics",
+    ],
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = sorted(_HOME)

@@ -1,18 +1,22 @@
 """From the rows of a run, or of several that belong together, to tables and figures.  No torch here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from loc_edit import figures, regress, tables
 from loc_edit.store import KEYS, Run, RunMismatch, describe, differences
 
 FINGERPRINT = "model_fingerprint"
 
-WHICH = ("chunk", "data_limit", "facts", "known", "layers", "methods", "min_probability", "problems", "windows")
+WHICH = (
+    "chunk", "data_limit", "facts", "known", "layers", "localizers", "methods", "min_probability", "problems",
+    "windows",
+)  # fmt: skip
 """Settings that say which rows there are, not what is in them: runs that differ in these alone belong together."""
 
 
@@ -65,12 +69,90 @@ def analyze(
     traces, edits = gather(runs)
     other = None if second is None else gather([second])
     folder = Path(out) if out else runs[0].path
+    rows = tables.Rows.of(traces, edits, window)
     written, missing = regress.write_tables(
         traces, edits, folder / "tables", window=window, draws=draws, compare_paper=compare_paper
     )
     drawn, not_drawn = figures.draw_all(traces, edits, folder / "figures", window=window, second=other)
-    frame = tables.Rows.of(traces, edits, window).joined()
-    return Analysis(regress.fits(frame), tables.mean_scores(frame), written | drawn, missing | not_drawn)
+    studied, not_studied = _write_study(rows, folder, draws)
+    return Analysis(
+        _fits(rows), tables.mean_scores(edits), written | drawn | studied, missing | not_drawn | not_studied
+    )
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A comparison of localisers: a table, and the figure of it.
+
+    Attributes:
+        title: what it shows.
+        table: the table's name.
+        figure: the figure's name.
+        data: the rows of both.
+        draw: draws them.
+    """
+
+    title: str
+    table: str
+    figure: str
+    data: pd.DataFrame
+    draw: Callable[[pd.DataFrame], Figure]
+
+
+def compare_localizers(rows: tables.Rows, draws: int = 2000) -> list[Compared]:
+    """What each localiser of a run adds to the layer, and what editing at its peak is worth.
+
+    Args:
+        rows: of a run.
+        draws: resamples and permutations.
+
+    Raises:
+        RowsMissing: the run has no localiser but Causal Tracing, or there are no draws.
+    """
+    frames = rows.joined_by_localizer()
+    if not draws:
+        raise tables.RowsMissing("the comparison of localisers was left out (no draws)")
+    matrix = regress.localizer_matrix(frames, draws=draws)
+    choices = regress.localizer_choices(frames, draws=draws)
+    return [
+        Compared(
+            "what each localiser adds to the R^2 of the layer",
+            "localizer_matrix",
+            "localizer_matrix",
+            matrix,
+            figures.localizer_matrix,
+        ),
+        Compared(
+            "where to edit, by each localiser",
+            "localizer_choices",
+            "localizer_choice",
+            choices,
+            figures.localizer_choice,
+        ),
+    ]
+
+
+def _write_study(rows: tables.Rows, folder: Path, draws: int) -> tuple[dict[str, list[Path]], dict[str, str]]:
+    try:
+        found = compare_localizers(rows, draws)
+    except tables.RowsMissing as error:
+        return {}, dict.fromkeys(("localizer_matrix", "localizer_choice"), str(error))
+    written: dict[str, list[Path]] = {}
+    for one in found:
+        written[one.table] = tables.write(one.data, folder / "tables", one.table)
+        drawn = figures.save(one.draw(one.data), one.data, folder / "figures", one.figure)
+        written[one.figure] = [*written.get(one.figure, []), *drawn]
+    return written, {}
+
+
+def _fits(rows: tables.Rows) -> pd.DataFrame:
+    """The regressions of Causal Tracing; none where the run has other localisers only."""
+    try:
+        return regress.fits(rows.joined())
+    except tables.RowsMissing:
+        if not len(rows.localized) or len(rows.traces):
+            raise
+        return regress.fits(rows.edits.head(0).assign(trace=0.0))
 
 
 def gather(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -11,7 +11,7 @@ import tyro
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from loc_edit.settings import Settings, parse_method, presets, resolve_settings
-from loc_edit.tables import PROBLEMS
+from loc_edit.tables import LOCALIZERS, PROBLEMS, TRACING
 
 
 class BadConfig(ValueError):
@@ -47,11 +47,15 @@ class ExperimentConfig(BaseModel):
     problems: tuple[str, ...] = ("error_injection",)
     """Editing problems: error_injection, tracing_reversal, fact_erasure, fact_amplification, fact_forcing."""
     windows: tuple[int, ...] = (5,)
-    """Restoration windows of Causal Tracing."""
+    """Layers that localisers take together: the restoration windows of Causal Tracing, and likewise of the others."""
+    localizers: tuple[str, ...] = (TRACING,)
+    """What says where a fact is: causal_tracing, attribution, integrated_gradients, zero_ablation, mean_ablation,
+    resample_ablation, severed_mlp, severed_attn, direct, random, or all."""
     site: str = "mlp_out"
-    """Where Causal Tracing restores: mlp_out, attn_out, resid_post, or what follows `blocks.<l>.`."""
+    """Where localisers look and tracing restores: mlp_out, attn_out, resid_post, or what follows `blocks.<l>.`"""
     noise: str = "s3"
-    """Subject noise: a standard deviation, or s3 for three times that of the subjects' embeddings."""
+    """Subject noise: a standard deviation, or s3 for three times that of the subjects' embeddings; u0.2 or us3
+    (uniform), m1 (full covariance), swap (other facts' subjects)."""
     noise_samples: int = 10
     """Noise samples per fact."""
     corpus: str = "builtin"
@@ -90,6 +94,11 @@ class ExperimentConfig(BaseModel):
     def _noise_as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, int | float) else value
 
+    @field_validator("localizers", mode="before")
+    @classmethod
+    def _all_localizers(cls, value: Any) -> Any:
+        return LOCALIZERS if value in ("all", ["all"], ("all",)) else value
+
     @field_validator("facts", mode="before")
     @classmethod
     def _all_facts(cls, value: Any) -> Any:
@@ -109,7 +118,7 @@ class ExperimentConfig(BaseModel):
             raise ValueError("windows of at least 1 layer are wanted")
         return value
 
-    @field_validator("methods", "problems", "layers", "windows")
+    @field_validator("methods", "problems", "layers", "windows", "localizers")
     @classmethod
     def _not_empty(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         if value is not None and len(set(value)) != len(value):
@@ -122,9 +131,19 @@ class ExperimentConfig(BaseModel):
     def _known_names(self) -> "ExperimentConfig":
         if self.site == "resid_post" and self.windows != (1,):
             raise ValueError("site resid_post is restored in one layer at a time: windows = [1] is wanted")
+        for localizer in self.localizers:
+            if localizer not in LOCALIZERS:
+                raise ValueError(f"localizer {localizer!r}: {_nearest(localizer, [*LOCALIZERS, 'all'])}")
+        if "direct" in self.localizers and self.site not in ("mlp_out", "attn_out"):
+            raise ValueError(f"localizer 'direct' is of site mlp_out or attn_out, not of {self.site!r}")
         for problem in self.problems:
             if problem not in PROBLEMS:
                 raise ValueError(f"problem {problem!r}: {_nearest(problem, PROBLEMS)}")
+        if "fact_forcing" in self.problems and (self.noise == "swap" or self.noise[:1] in ("u", "m")):
+            raise ValueError(
+                f"noise {self.noise!r}: fact_forcing draws fresh Gaussian noise while it edits, so that a standard "
+                "deviation or a factor such as s3 is wanted"
+            )
         if self.preset not in (*presets(), "none", "auto"):
             raise ValueError(f"preset {self.preset!r}: {_nearest(self.preset, [*presets(), 'none', 'auto'])}")
         for method, table in self.settings.items():

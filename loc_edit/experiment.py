@@ -2,8 +2,8 @@
 
 `Experiment.run` goes through the facts a chunk at a time: it traces each fact once per window, poses each problem,
 edits at each layer with each method, scores, and writes the rows of every unit of work as one shard.  What is on disk
-is not computed again: a run that was stopped goes on, and one that has more facts, layers, methods, problems or windows
-computes those.
+is not computed again: a run that was stopped goes on, and one that has more facts, layers, methods, problems, windows
+or localisers computes those.
 """
 
 import math
@@ -30,8 +30,9 @@ from loc_edit.facts import BadFact, Fact, load_facts
 from loc_edit.grid import Place, Unit, last_places, missing, on_disk, places, ranked, select
 from loc_edit.keys import KeyStats, key_stats
 from loc_edit.known import known_facts
+from loc_edit.localizers import Localization
 from loc_edit.models import check_editable, check_layers, fingerprint, load_model, versions
-from loc_edit.noise import noise_scale
+from loc_edit.noise import Corruption, corruption
 from loc_edit.planning import Plan, make_plan
 from loc_edit.prompts import encode, target_tokens
 from loc_edit.sampling import sample_contexts
@@ -48,7 +49,7 @@ SMALL = 50_000_000
 ENGINE = ("workers", "engine", "address", "gpus", "mirror")
 """Options that say where rows are computed and kept, not what they are."""
 
-SENT = ("facts", "sigma", "layers")
+SENT = ("facts", "corruption", "references", "layers")
 """What another process is given, not left to compute again."""
 
 
@@ -113,14 +114,24 @@ class Experiment:
         return layers
 
     @property
-    def windows(self) -> tuple[int, ...]:
-        """The restoration windows to trace with."""
-        return self.config.windows
+    def localizations(self) -> list[Localization]:
+        """Every localiser x window."""
+        return [Localization(name, window) for name in self.config.localizers for window in self.config.windows]
 
     @cached_property
-    def sigma(self) -> float:
-        """The noise's standard deviation; an `s` scale is over all subjects of the data set."""
-        return noise_scale(self.model, self.config.noise, self._data)
+    def corruption(self) -> Corruption:
+        """The subject noise; what depends on subjects does so on all of the data set."""
+        return corruption(self.model, self.config.noise, self._data)
+
+    @property
+    def sigma(self) -> float | None:
+        """The noise's standard deviation, where it is Gaussian."""
+        return self.corruption.sigma
+
+    @cached_property
+    def references(self) -> list[Fact]:
+        """The data set, where a localiser draws other facts' prompts from it."""
+        return self._data if any(what.needs_references for what in self.localizations) else []
 
     @cached_property
     def stats(self) -> KeyStats:
@@ -148,7 +159,8 @@ class Experiment:
         settings: dict[str, dict[str, Any]] = {}
         for cell in self.cells:
             settings.setdefault(f"{cell.method}-{cell.window}", {})[cell.problem] = asdict(cell.settings)
-        return {**values, "layers": self.layers, "sigma": self.sigma, "settings": settings}
+        noise = {"corruption": dict(self.corruption.identity)} if self.sigma is None else {"sigma": self.sigma}
+        return {**values, "layers": self.layers, **noise, "settings": settings}
 
     def run(self, out: str | Path | None = None, progress: Progress | None = None, workers: int | None = None) -> Run:
         """Compute what is missing in the run's folder, and return the run for reading.
@@ -239,7 +251,7 @@ class Experiment:
 
     def places(self, bench: Workbench) -> list[Place]:
         """What is computed for every fact."""
-        return places(bench, self.windows, self.config.problems, self.cells, controls=self.controls)
+        return places(bench, self.localizations, self.config.problems, self.cells, controls=self.controls)
 
     def last_places(self, bench: Workbench) -> list[Place]:
         """What is made for every fact of its finished rows."""
@@ -259,7 +271,8 @@ class Experiment:
                 "rome": sample_contexts(self.model, "rome", seed=seed),
                 "memit": sample_contexts(self.model, "memit", seed=seed),
             }
-        return Workbench(self.config, self.model, self.sigma, sorted(set(lowest)), contexts, lambda: self.stats)
+        shared = self.config, self.model, self.corruption, sorted(set(lowest)), contexts
+        return Workbench(*shared, lambda: self.stats, self.references)
 
     def plan(self) -> Plan:
         """What the experiment means in traces and edits, time, disk and memory; computes a few rows to tell.
@@ -276,7 +289,7 @@ class Experiment:
             bench,
             facts,
             self.cells,
-            windows=self.windows,
+            localizations=self.localizations,
             controls=self.controls,
             processes=self.default_workers() or 1,
             done=lambda cell: int(done[cell].sum()) if cell in done else 0,

@@ -15,6 +15,7 @@ import pandas as pd
 
 from loc_edit.controls import NO_LAYER, random_layer_cell, unedited_rows
 from loc_edit.facts import Fact
+from loc_edit.localizers import Localization
 from loc_edit.store import Kind, Selection, Shard
 from loc_edit.units import NEED_STATS, Cell, Chunk, Rows, Workbench, edit_rows, trace_rows
 
@@ -30,13 +31,13 @@ class Place:
         kind: of its rows.
         name: the cell's name, which stands in its rows.
         words: what it is, for people.
-        what: a window to trace with, a problem without an edit, an edit, or edits of which one is drawn by lot.
+        what: a localiser and its window, a problem without an edit, an edit, or edits of which one is drawn by lot.
     """
 
     kind: Kind
     name: str
     words: str
-    what: int | str | Cell | tuple[Cell, ...]
+    what: Localization | str | Cell | tuple[Cell, ...]
 
     @property
     def needs_stats(self) -> bool:
@@ -54,7 +55,7 @@ class Place:
             return {"problem": first.problem, "method": method, "window": first.window, "layers": among}
         if isinstance(self.what, str):
             return {"problem": self.what, "method": "none", "window": 0, "layer": NO_LAYER}
-        return {"window": self.what}
+        return asdict(self.what)
 
     def compute(self, chunk: Chunk) -> Rows | pd.DataFrame:
         """The rows of some facts; those of a random layer are copies, made by `controls.random_layer_rows`."""
@@ -62,7 +63,7 @@ class Place:
             return edit_rows(chunk, self.what)
         if isinstance(self.what, str):
             return unedited_rows(chunk, self.what)
-        assert isinstance(self.what, int), self.what
+        assert isinstance(self.what, Localization), self.what
         return trace_rows(chunk, self.what)
 
 
@@ -75,10 +76,15 @@ class Unit:
 
 
 def places(
-    bench: Workbench, windows: Sequence[int], problems: Sequence[str], cells: Sequence[Cell], *, controls: bool
+    bench: Workbench,
+    localizations: Sequence[Localization],
+    problems: Sequence[str],
+    cells: Sequence[Cell],
+    *,
+    controls: bool,
 ) -> list[Place]:
     """What is computed for each fact, in that order: first the traces, then the edits."""
-    found = [Place("traces", bench.trace_cell(w), f"tracing, window {w}", w) for w in windows]
+    found = [Place("traces", bench.trace_cell(what), str(what), what) for what in localizations]
     for problem in problems:
         if controls:
             found.append(Place("edits", bench.unedited_cell(problem), f"{problem}, no edit", problem))

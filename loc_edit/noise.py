@@ -1,7 +1,10 @@
 """Subject corruption: how large the noise is, and one drawn sample of it as data."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -81,17 +84,92 @@ def subject_noise(
     """
     if samples < 1:
         raise ValueError(f"noise samples {samples}: at least 1 is wanted")
-    draws = generator("noise", seed, prompt.fact_id)
-    shape = samples, prompt.subject.stop - prompt.subject.start, model.cfg.d_model
+    return corruption(model, scale, facts).draw(model, prompt, samples=samples, seed=seed)
+
+
+Rule = Literal["gaussian", "uniform", "covariance", "swap"]
+
+
+def noise_rule(scale: str | float) -> Rule:
+    """What kind of noise a text such as `"s3"`, `"u0.5"`, `"m1"` or `"swap"` asks for."""
     if scale == "swap":
-        noise = _swaps(model, prompt, facts, samples, draws)
-    elif isinstance(scale, str) and scale.startswith("u"):
-        noise = noise_scale(model, scale[1:], facts) * (2 * torch.rand(shape, generator=draws) - 1)
-    elif isinstance(scale, str) and scale.startswith("m"):
-        noise = torch.randn(shape, generator=draws) @ _root(model, scale, facts)
-    else:
-        noise = noise_scale(model, scale, facts) * torch.randn(shape, generator=draws)
-    return noise.to(model.cfg.device, model.cfg.dtype)
+        return "swap"
+    by_letter: dict[str, Rule] = {"u": "uniform", "m": "covariance"}
+    return by_letter.get(str(scale)[:1], "gaussian")
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """A rule of subject noise with all that it takes from the model and the data set: made once, drawn for many facts.
+
+    Attributes:
+        rule: `gaussian`, `uniform`, `covariance` or `swap`.
+        scale: standard deviation; half the width; factor of the covariance's root; 1 of `swap`.
+        facts: the data set, for `swap` alone.
+        root: for `covariance`, what turns white noise into it.
+        subjects: a digest of the data set's subjects, where the noise depends on more of them than `scale` says.
+    """
+
+    rule: Rule
+    scale: float
+    facts: tuple[Fact, ...] = field(default=(), repr=False)
+    root: Float[Tensor, "d_model d_model"] | None = field(default=None, repr=False, compare=False)
+    subjects: str = ""
+
+    @property
+    def sigma(self) -> float | None:
+        """The standard deviation of Gaussian noise, from which fresh noise can be drawn; `None` of other rules."""
+        return self.scale if self.rule == "gaussian" else None
+
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:
+        """All that a draw depends on, but for the model, the seed and the fact."""
+        if self.rule == "gaussian":
+            return {"sigma": self.scale}
+        return {"noise": self.rule, "scale": self.scale, "subjects": self.subjects or None}
+
+    def draw(
+        self, model: HookedTransformer, prompt: Prompt, *, samples: int, seed: int = 0
+    ) -> Float[Tensor, "sample subject d_model"]:
+        """The noise of one prompt, see `subject_noise`.
+
+        Raises:
+            ValueError: no other subject fits the prompt (`swap`).
+        """
+        draws = generator("noise", seed, prompt.fact_id)
+        shape = samples, prompt.subject.stop - prompt.subject.start, model.cfg.d_model
+        if self.rule == "swap":
+            noise = _swaps(model, prompt, self.facts, samples, draws)
+        elif self.rule == "uniform":
+            noise = self.scale * (2 * torch.rand(shape, generator=draws) - 1)
+        elif self.root is not None:
+            noise = torch.randn(shape, generator=draws) @ self.root
+        else:
+            noise = self.scale * torch.randn(shape, generator=draws)
+        return noise.to(model.cfg.device, model.cfg.dtype)
+
+
+def corruption(model: HookedTransformer, scale: str | float, facts: Sequence[Fact] | None = None) -> Corruption:
+    """The noise rule of a text such as `"s3"`, with all that it takes from the model and the data set.
+
+    Args:
+        model: whose token embeddings are corrupted.
+        scale: see `subject_noise`.
+        facts: the data set, for the rules that are about its subjects.
+
+    Raises:
+        ValueError: no such rule, or no facts where it needs them.
+    """
+    rule = noise_rule(scale)
+    if rule == "gaussian":
+        return Corruption(rule, noise_scale(model, scale, facts))
+    if rule == "uniform":
+        return Corruption(rule, noise_scale(model, str(scale)[1:], facts))
+    subjects = hashlib.sha256("\x1f".join(fact.subject for fact in facts or ()).encode()).hexdigest()[:16]
+    if rule == "swap":
+        return Corruption(rule, 1.0, tuple(facts or ()), subjects=subjects)
+    factor = _factor(str(scale))
+    return Corruption(rule, factor, root=factor * _root(model, str(scale), facts), subjects=subjects)
 
 
 def _subject_embeddings(
@@ -105,16 +183,21 @@ def _subject_embeddings(
     return embeddings(model)[flat].double()
 
 
-def _root(model: HookedTransformer, scale: str, facts: Sequence[Fact] | None) -> Float[Tensor, "d_model d_model"]:
-    """What turns white noise into noise with the factor's share of the subjects' covariance."""
+def _factor(scale: str) -> float:
+    """The number of a rule such as `m1`."""
     try:
         factor = float(scale[1:])
     except ValueError:
         factor = float("nan")
     if not factor >= 0:
         raise ValueError(f"noise scale {scale!r}: a factor such as 'm1' is wanted")
+    return factor
+
+
+def _root(model: HookedTransformer, scale: str, facts: Sequence[Fact] | None) -> Float[Tensor, "d_model d_model"]:
+    """What turns white noise into noise with the subjects' full covariance."""
     values, vectors = torch.linalg.eigh(_subject_embeddings(model, scale, facts).T.cov().cpu())
-    return (factor * values.clamp(min=0).sqrt()[:, None] * vectors.T).float()
+    return (values.clamp(min=0).sqrt()[:, None] * vectors.T).float()
 
 
 def _swaps(

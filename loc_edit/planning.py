@@ -4,10 +4,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from loc_edit.facts import Fact
 from loc_edit.keys import KeyStats
+from loc_edit.localizers import Localization
 from loc_edit.settings import FinetuneSettings
 from loc_edit.store import Kind, shard_size
 from loc_edit.units import Cell, Chunk, Workbench, edit_rows, trace_rows
@@ -22,7 +24,7 @@ class Plan:
 
     Attributes:
         facts: how many.
-        traces: facts x windows, each at every layer and position.
+        traces: facts x windows x localisers, each at every layer and position.
         edits: facts x layers x methods x problems, controls not counted.
         combinations: methods x problems.
         layers: layers to edit.
@@ -69,7 +71,7 @@ def make_plan(
     facts: Sequence[Fact],
     cells: Sequence[Cell],
     *,
-    windows: Sequence[int],
+    localizations: Sequence[Localization],
     controls: bool = True,
     processes: int = 1,
     done: Callable[[str], int] = lambda cell: 0,
@@ -82,7 +84,7 @@ def make_plan(
         bench: what its units share.
         facts: its facts.
         cells: its problems x methods x layers.
-        windows: restoration windows to trace with.
+        localizations: localisers with their windows.
         controls: whether rows without an edit and at a random layer are part of it.
         processes: that will compute side by side.
         done: by the name of a cell, how many of the facts are on disk.
@@ -91,16 +93,15 @@ def make_plan(
     bench = replace(bench, stats=lambda: KeyStats.identity(bench.model, range(n_layers)))
     probe, layers = Chunk(bench, facts[:PROBED]), list(dict.fromkeys(cell.layer for cell in cells))
     needs_stats = any(not isinstance(cell.settings, FinetuneSettings) for cell in cells)
-    tracing, traced = _timed(lambda: [trace_rows(probe, window) for window in windows])
+    tracing, traced = _localizing(probe, localizations, lambda what: len(facts) - done(bench.trace_cell(what)))
     _ = probe.essences
     problems = list(dict.fromkeys(cell.problem for cell in cells))
     for problem in problems:
         probe.posed(problem)
     middle = [cell for cell in cells if cell.layer == layers[len(layers) // 2]]
     editing, edited = _timed(lambda: [edit_rows(probe, cell) for cell in middle])
-    traces_missing = sum(len(facts) - done(bench.trace_cell(window)) for window in windows)
+    traces_missing = sum(len(facts) - done(bench.trace_cell(what)) for what in localizations)
     edits_missing = sum(len(facts) - done(bench.edit_cell(cell)) for cell in cells)
-    traces_share = traces_missing / (len(windows) * len(probe.facts)) if windows else 0.0
     edits_share = edits_missing / (len(middle) * len(probe.facts))
     share, n_chunks = len(facts) / len(probe.facts), math.ceil(len(facts) / bench.config.chunk)
     groups = len({(cell.problem, cell.method, cell.window) for cell in cells})
@@ -108,26 +109,43 @@ def make_plan(
     cells_each = len(cells) + (len(problems) + groups if controls else 0)
     _, edit_shard, edit_row = _sizes("edits", edited)
     disk = cells_each * (n_chunks * edit_shard + len(facts) * edit_row)
-    if windows:
+    if localizations:
         n_rows, trace_shard, trace_row = _sizes("traces", traced)
-        disk += len(windows) * (n_chunks * trace_shard + share * n_rows * trace_row)
+        disk += len(localizations) * (n_chunks * trace_shard + share * n_rows * trace_row)
     cfg = bench.model.cfg
     moments = cfg.n_layers * int(cfg.d_mlp or 0) ** 2 if needs_stats else 0
     return Plan(
         facts=len(facts),
-        traces=len(facts) * len(windows),
+        traces=len(facts) * len(localizations),
         edits=len(facts) * len(cells),
         combinations=groups,
         layers=len(layers),
         traces_missing=traces_missing,
         edits_missing=edits_missing,
-        work=tracing * traces_share + editing * edits_share,
+        work=tracing + editing * edits_share,
         disk=round(disk),
         stats_disk=4 * moments,
         model=sum(p.nbytes for p in bench.model.parameters()),
         stats_memory=8 * moments,
         processes=processes,
     )
+
+
+def _localizing(
+    probe: Chunk, localizations: Sequence[Localization], missing: Callable[[Localization], int]
+) -> tuple[float, Sequence[Any]]:
+    """Seconds that the missing traces take, and the probe's rows; a localiser's windows may share work."""
+    seconds, rows = 0.0, list[Any]()
+    for name in dict.fromkeys(what.localizer for what in localizations):
+        mine = [what for what in localizations if what.localizer == name]
+        took, found = _timed(partial(_all_rows, probe, mine))
+        seconds += took * sum(map(missing, mine)) / (len(mine) * len(probe.facts))
+        rows += found
+    return seconds, rows
+
+
+def _all_rows(probe: Chunk, some: Sequence[Localization]) -> Sequence[Any]:
+    return [trace_rows(probe, what) for what in some]
 
 
 def _sizes(kind: Kind, shards: Sequence[Any]) -> tuple[float, float, float]:

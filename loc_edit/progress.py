@@ -15,7 +15,7 @@ from loc_edit.data.builtin import spread
 from loc_edit.facts import load_facts
 from loc_edit.settings import parse_method
 from loc_edit.store import BadRun, Run, Shard, aside, lock_holder
-from loc_edit.tables import method_label, without_controls
+from loc_edit.tables import TRACING, method_label, without_controls
 
 GROUP = ["problem", "method", "window"]
 STATUSES = ["done", "skipped", "failed"]
@@ -39,7 +39,7 @@ class RunProgress:
         edits: a row per problem x method (`problem, method, window`), controls not counted: edit rows that are
             `done`, `skipped`, `failed`, `expected` and `remaining`, and units (one file each) `units`,
             `units_expected`.
-        traces: a row per restoration window: facts that are traced (`done`), `expected` and `remaining`.
+        traces: a row per localizer x window: facts that are traced (`done`), `expected` and `remaining`.
         controls: rows of the controls on disk, and how many are expected.
         reasons: see `grouped_reasons`.
         facts: how many facts the run is about.
@@ -89,7 +89,7 @@ def run_progress(run: Run) -> RunProgress:
     """
     shards = run.shards("edits")
     rows = run.read("edits", [*GROUP, "layer", "fact_id", "status", "reason", "seconds", "cell"])
-    traced = run.read("traces", ["fact_id", "window"]).drop_duplicates()
+    traced = run.read("traces", ["fact_id", "localizer", "window"]).drop_duplicates()
     edits = without_controls(rows)
     try:
         seen = {*rows["fact_id"].unique().tolist(), *traced["fact_id"].unique().tolist()}
@@ -244,9 +244,13 @@ def _candidates(grid: Mapping[str, Any], method: str, window: int) -> int:
 
 def _count_traces(config: Mapping[str, Any], n_facts: int, traced: pd.DataFrame) -> pd.DataFrame:
     windows = [] if "grid" in config else config["windows"]  # a tuning traces nothing
-    done = traced["window"].value_counts()
-    found = [{"window": w, "done": int(done.get(w, 0)), "expected": n_facts} for w in windows]
-    frame = pd.DataFrame(found, columns=["window", "done", "expected"])
+    done = traced.groupby(["localizer", "window"]).size()
+    found = [
+        {"localizer": name, "window": w, "done": int(done.get((name, w), 0)), "expected": n_facts}
+        for name in config.get("localizers", [TRACING])
+        for w in windows
+    ]
+    frame = pd.DataFrame(found, columns=["localizer", "window", "done", "expected"])
     return frame.assign(remaining=(frame["expected"] - frame["done"]).clip(lower=0))
 
 

@@ -94,7 +94,7 @@ def _best(run: Run, ids: set[int]) -> Iterator[tuple[tuple[str, str, int, int], 
 
 def _edited(chunk: Chunk, cell: Cell) -> Iterator[tuple[int, NextTokens]]:
     """Each fact of a chunk with the next tokens after its edit; those that cannot be edited are left out."""
-    model, sigma, seed = chunk.bench.model, chunk.bench.sigma, chunk.bench.config.seed
+    model, sigma, seed = chunk.bench.model, chunk.bench.corruption.sigma, chunk.bench.config.seed
     requests = [
         pose(fact, cell.problem, model, noise=noise, noise_scale=sigma, seed=seed)
         for fact, noise in zip(chunk.facts, chunk.noise, strict=True)

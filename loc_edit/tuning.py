@@ -16,6 +16,7 @@ import tomli_w
 
 from loc_edit.config import BadConfig, ExperimentConfig
 from loc_edit.experiment import Experiment
+from loc_edit.localizers import Localization
 from loc_edit.settings import parse_method
 from loc_edit.store import Run, write_atomic
 from loc_edit.units import Cell
@@ -82,9 +83,9 @@ class Tuning(Experiment):
         return list(self.config.layers or [self.model.cfg.n_layers // 3])
 
     @property
-    def windows(self) -> tuple[int, ...]:
+    def localizations(self) -> list[Localization]:
         """None: nothing is traced."""
-        return ()
+        return []
 
     @cached_property
     def cells(self) -> list[Cell]:

@@ -20,11 +20,12 @@ from loc_edit.editing.update import Edit
 from loc_edit.editing.value import EditFailed
 from loc_edit.facts import Fact
 from loc_edit.keys import KeyStats
+from loc_edit.localizers import TRACING, Localization, grid_options, localize, no_trace
 from loc_edit.models import fingerprint
-from loc_edit.noise import subject_noise
+from loc_edit.noise import Corruption
 from loc_edit.probing import Meter, Probes, make_probes
 from loc_edit.problems import EditRequest, pose, sees_noise
-from loc_edit.prompts import encode
+from loc_edit.prompts import Prompt, encode
 from loc_edit.sampling import sample_essences
 from loc_edit.scores import EditScore, compare
 from loc_edit.settings import Settings
@@ -63,23 +64,25 @@ class Workbench:
     Attributes:
         config: the experiment's configuration.
         model: the model.
-        sigma: the noise's standard deviation.
+        corruption: the subject noise.
         layers: the lowest layers that edits will change.
         contexts: the editors' context texts, by method.
         stats: makes the key statistics, when an editor first asks for them.
+        data: the data set that reference prompts are drawn from, where a localiser wants them.
     """
 
     config: ExperimentConfig
     model: HookedTransformer
-    sigma: float
+    corruption: Corruption
     layers: Sequence[int]
     contexts: Mapping[str, Sequence[str]]
     stats: Callable[[], KeyStats]
+    data: Sequence[Fact] = ()
     _names: dict[object, str] = field(default_factory=dict, repr=False, compare=False)
 
-    def trace_cell(self, window: int) -> str:
+    def trace_cell(self, what: Localization) -> str:
         """Names all that a trace's numbers depend on, but for the fact."""
-        return self._name(("trace", window), lambda: {**self._noise, "site": self.config.site, "window": window})
+        return self._name(what, lambda: {**self._noise, "site": self.config.site, **what.about(self._prompts_of_data)})
 
     def edit_cell(self, cell: Cell) -> str:
         """Names all that an edit's numbers depend on, but for the fact."""
@@ -105,7 +108,7 @@ class Workbench:
 
     @property
     def _noise(self) -> dict[str, Any]:
-        return {"sigma": self.sigma, "samples": self.config.noise_samples}
+        return {**self.corruption.identity, "samples": self.config.noise_samples}
 
     def _name(self, key: object, about: Callable[[], dict[str, Any]]) -> str:
         """The name of a cell, made once."""
@@ -116,6 +119,11 @@ class Workbench:
     @cached_property
     def _fingerprint(self) -> str:
         return fingerprint(self.model)
+
+    @cached_property
+    def _prompts_of_data(self) -> str:
+        """A digest of what reference prompts depend on."""
+        return cell_key({"prompts": [[f.fact_id, f.relation, f.template, f.subject] for f in self.data]})
 
 
 @dataclass
@@ -133,17 +141,27 @@ class Chunk:
     def __init__(self, bench: Workbench, facts: Sequence[Fact]) -> None:
         self.bench, self.facts = bench, facts
         self.contents = {fact.fact_id: fact.content for fact in facts}
+        self.noiseless: dict[int, str] = {}
         self._posed: dict[str, Posed] = {}
 
     @cached_property
-    def noise(self) -> list[torch.Tensor]:
-        """Each fact's subject noise."""
-        model, sigma, config = self.bench.model, self.bench.sigma, self.bench.config
-        prompts = [encode(model, fact) for fact in self.facts]
-        return [
-            subject_noise(model, prompt, scale=sigma, samples=config.noise_samples, seed=config.seed)
-            for prompt in prompts
-        ]
+    def prompts(self) -> list[Prompt]:
+        """Each fact's edit prompt."""
+        return [encode(self.bench.model, fact) for fact in self.facts]
+
+    @cached_property
+    def noise(self) -> list[torch.Tensor | None]:
+        """Each fact's subject noise; of those for which there is none, `noiseless` says why."""
+        return [self._noise_of(prompt) for prompt in self.prompts]
+
+    def _noise_of(self, prompt: Prompt) -> torch.Tensor | None:
+        bench, config = self.bench, self.bench.config
+        try:
+            return bench.corruption.draw(bench.model, prompt, samples=config.noise_samples, seed=config.seed)
+        except ValueError as error:  # no subject takes the place of this one
+            self.noiseless[prompt.fact_id] = str(error)
+            log.warning("%s: it has no trace", error)
+            return None
 
     @cached_property
     def essences(self) -> list[list[torch.Tensor]]:
@@ -153,14 +171,33 @@ class Chunk:
         subjects, ids = [fact.subject for fact in self.facts], [fact.fact_id for fact in self.facts]
         return sample_essences(self.bench.model, subjects, ids, seed=self.bench.config.seed)
 
-    @cached_property
-    def traces(self) -> dict[int, list[Trace]]:
-        """Each fact's traces, by window; all windows share the clean and the corrupted runs."""
+    def traces(self, what: Localization) -> list[Trace]:
+        """Each fact's trace; one of NaN where the fact has no noise, or no false object where that is needed."""
         model, config = self.bench.model, self.bench.config
-        prompts = [encode(model, fact) for fact in self.facts]
-        targets = [fact.target_true for fact in self.facts]
-        found = trace_many(model, prompts, targets, noises=self.noise, site=config.site, windows=config.windows)
-        return {window: [traces[i] for traces in found] for i, window in enumerate(config.windows)}
+        found = []
+        for fact, prompt, noise in zip(self.facts, self.prompts, self.noise, strict=True):
+            if noise is None or (what.metric == "logit_difference" and fact.target_new is None):
+                found.append(no_trace(model, prompt, fact.target_true, what, config.site))
+            elif what.localizer == TRACING:
+                found.append(self._traced[prompt.fact_id, what.window])
+            else:
+                options = grid_options(what.localizer, model, fact, self.bench.data, config.seed)
+                options |= {"localizer": what.localizer, "site": config.site, "window": what.window}
+                found.append(localize(model, prompt, fact.target_true, noise=noise, **options))
+        return found
+
+    @cached_property
+    def _traced(self) -> dict[tuple[int, int], Trace]:
+        """Causal Tracing by fact and window; all facts and windows share the clean and the corrupted runs."""
+        model, config = self.bench.model, self.bench.config
+        some = [(p, f.target_true, n) for p, f, n in zip(self.prompts, self.facts, self.noise, strict=True)]
+        prompts, targets, noises = zip(*[(p, t, n) for p, t, n in some if n is not None], strict=True)
+        found = trace_many(model, prompts, targets, noises=noises, site=config.site, windows=config.windows)
+        return {
+            (prompt.fact_id, window): trace
+            for prompt, traces in zip(prompts, found, strict=True)
+            for window, trace in zip(config.windows, traces, strict=True)
+        }
 
     def posed(self, problem: str) -> Posed:
         """The requests of a problem, with their probes measured on the unedited model; only the last is kept."""
@@ -174,8 +211,12 @@ class Chunk:
         probes: list[Probes] = []
         skipped: list[tuple[Fact, str]] = []
         for fact, noise, texts in zip(self.facts, self.noise, self.essences, strict=True):
+            if noise is None and sees_noise(problem):
+                skipped.append((fact, self.noiseless[fact.fact_id]))
+                continue
             try:
-                request = pose(fact, problem, bench.model, noise=noise, noise_scale=bench.sigma, seed=bench.config.seed)
+                sigma, seed = bench.corruption.sigma, bench.config.seed
+                request = pose(fact, problem, bench.model, noise=noise, noise_scale=sigma, seed=seed)
                 mine = make_probes(bench.model, fact, request, texts)
             except ValueError as error:
                 skipped.append((fact, str(error)))
@@ -185,12 +226,12 @@ class Chunk:
         return Posed(requests, Meter(bench.model, probes, bench.layers), skipped)
 
 
-def trace_rows(chunk: Chunk, window: int) -> pd.DataFrame:
-    """The traces of a chunk's facts at one window, as rows."""
-    cell = chunk.bench.trace_cell(window)
+def trace_rows(chunk: Chunk, what: Localization) -> pd.DataFrame:
+    """The traces of a chunk's facts by one localiser at one window, as rows."""
+    cell = chunk.bench.trace_cell(what)
     frames = [
         found.to_frame().assign(relation=fact.relation, cell=cell, fact_content=fact.content)
-        for fact, found in zip(chunk.facts, chunk.traces[window], strict=True)
+        for fact, found in zip(chunk.facts, chunk.traces(what), strict=True)
     ]
     return pd.concat(frames, ignore_index=True)
 

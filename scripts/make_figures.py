@@ -1,4 +1,4 @@
-"""Make `figures/`: the whole grid on the built-in model, its tables and figures copied flat.
+"""Make `figures/`: the whole grid on the built-in model with all localisers, its tables and figures copied flat.
 
 python scripts/make_figures.py            # runs what is missing in runs/figures, an hour on two cores, then draws
 python scripts/make_figures.py --facts 8  # quick look
@@ -13,6 +13,7 @@ from loc_edit.analysis import analyze
 from loc_edit.config import ExperimentConfig
 from loc_edit.experiment import Experiment
 from loc_edit.store import load_run
+from loc_edit.tables import LOCALIZERS
 
 HERE = Path(__file__).parent
 FULL = HERE / "experiments" / "builtin_full.toml"
@@ -24,6 +25,7 @@ KINDS = (
     "verdict.*",
     "sensitivity.*",
     "layer_correlations.*",
+    "localizer_*",
     "compare_paper.*",
 )
 
@@ -36,7 +38,8 @@ def main() -> None:
     parser.add_argument("--no-run", action="store_true", help="draw what is there")
     args = parser.parse_args()
     if not args.no_run:
-        experiment = Experiment(ExperimentConfig.from_toml(FULL).model_copy(update={"facts": args.facts}))
+        more = {"facts": args.facts, "localizers": LOCALIZERS}
+        experiment = Experiment(ExperimentConfig.from_toml(FULL).model_copy(update=more))
         experiment.run(
             args.run,
             progress=lambda words, done, total: print(f"\r{done}/{total} {words:60}", end="", flush=True),

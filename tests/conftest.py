@@ -311,9 +311,11 @@ def computed(monkeypatch):
     calls = []
     trace_rows, edit_rows = grid.trace_rows, grid.edit_rows
 
-    def traces(chunk, window):
-        calls.append(("traces", tuple(chunk.contents), window))
-        return trace_rows(chunk, window)
+    def traces(chunk, what):
+        calls.append(
+            ("traces", tuple(chunk.contents), what.window if what.localizer == "causal_tracing" else str(what))
+        )
+        return trace_rows(chunk, what)
 
     def edits(chunk, cell):
         calls.append(("edits", tuple(chunk.contents), str(cell)))

@@ -8,7 +8,7 @@ from loc_edit.config import NAMED, ExperimentConfig
 from loc_edit.corpora import open_corpus
 from loc_edit.download import PUBLIC
 from loc_edit.settings import FinetuneSettings, MemitSettings, RomeSettings
-from loc_edit.tables import PROBLEMS
+from loc_edit.tables import LOCALIZERS, PROBLEMS
 
 FOLDER = Path(__file__).parents[1] / "scripts" / "experiments"
 FILES = sorted(FOLDER.glob("*.toml"))
@@ -20,7 +20,8 @@ def config(name):
 
 
 def test_there_are_files_and_no_other_than_these():
-    assert [path.stem for path in FILES] == ["builtin_full", "builtin_small", "paper_gpt2xl", "paper_gptj", "smoke"]
+    names = ["builtin_full", "builtin_localizers", "builtin_small", "paper_gpt2xl", "paper_gptj", "smoke"]
+    assert [path.stem for path in FILES] == names
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -51,6 +52,12 @@ def test_the_study_s_facts_methods_and_corpus(name):
     assert (found.noise_samples, found.site, found.essence) == (10, "mlp_out", True)
     assert open_corpus(found.corpus).name == found.corpus
     assert (found.data_limit, found.known) == (2000, True)
+
+
+def test_the_study_of_localizers():
+    found = config("builtin_localizers")
+    assert (found.localizers, found.problems, found.methods) == (LOCALIZERS, PROBLEMS, STUDY)
+    assert found.facts >= 200
 
 
 def test_the_study_on_gpt_j():

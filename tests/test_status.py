@@ -115,7 +115,8 @@ def test_half_a_run_is_counted(half):
         ],
     ).set_index(["problem", "method", "window"])
     pd.testing.assert_frame_equal(counts, wanted, check_dtype=False)
-    assert found.traces.values.tolist() == [[1, 4, 4, 0], [5, 2, 4, 2]]  # window, done, expected, remaining
+    assert found.traces.drop(columns="localizer").values.tolist() == [[1, 4, 4, 0], [5, 2, 4, 2]]
+    assert set(found.traces["localizer"]) == {"causal_tracing"}
     assert found.remaining == 20 + 2
     assert found.controls == (2, 4 * (2 + 4))
     assert (found.facts, found.facts_note) == (4, "")

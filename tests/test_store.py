@@ -417,8 +417,8 @@ def test_a_shard_that_lacks_a_key_column_or_is_newer_is_named(folder: Path) -> N
         _ = store.load_run(folder).edits
     assert "no column 'window'" in repr(store.load_run(folder))
     (folder / "edits" / name).unlink()
-    name = put(folder, table.replace_schema_metadata({"loc_edit.schema_version": "3"}))
-    with pytest.raises(store.BadRows, match=rf"{name} has rows of schema version 3"):
+    name = put(folder, table.replace_schema_metadata({"loc_edit.schema_version": "4"}))
+    with pytest.raises(store.BadRows, match=rf"{name} has rows of schema version 4"):
         create(folder)
 
 

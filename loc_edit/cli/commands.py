@@ -1,7 +1,7 @@
 """The commands about one fact and a finished run."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.markup import escape
@@ -11,12 +11,7 @@ from loc_edit.cli.show import out, probability_table, r2_table, score_table, top
 from loc_edit.config import ExperimentConfig
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
-
     from loc_edit.facts import Fact
-
-REFERENCE = 50
-"""Prompts of other facts that a cell's output is replaced from."""
 
 
 def trace(
@@ -48,6 +43,7 @@ def trace(
     """
     import loc_edit
     from loc_edit import figures, tables
+    from loc_edit.localizers import LOCALIZERS, grid_options
 
     facts = loc_edit.load_facts(data, seed=seed)
     chosen, net = _chosen(facts, fact, data), loc_edit.load_model(model)
@@ -61,7 +57,7 @@ def trace(
         localizer=localizer,
         site=site,
         window=window,
-        **_options(localizer, net, chosen, facts),
+        **(grid_options(localizer, net, chosen, facts, seed) if localizer in LOCALIZERS else {}),
     )
     what = {"probability": "p", "logit_difference": "logit difference"}[found.metric]
     numbers = f"{what} clean {found.p_clean:.3f}, corrupted {found.p_corrupted:.3f}"
@@ -74,7 +70,7 @@ def trace(
         star = "*" if prompt.subject.start <= pos < prompt.subject.stop else ""
         table.add_row(escape(token) + star, *(f"{p:.3f}" for p in found.p_restored[:, pos].tolist()))
     out.print(table)
-    rows = tables.effects(found.to_frame(), found.window, site)
+    rows = tables.effects(found.to_frame(), found.window, site, localizer=localizer)
     paths = figures.save(found.plot(), rows, folder, f"trace_{fact}")
     out.print("saved " + ", ".join(str(path) for path in paths))
 
@@ -123,7 +119,7 @@ def edit(
     experiment = Experiment(config)
     [cell] = experiment.cells
     net, chosen = experiment.model, _chosen(loc_edit.load_facts(data, seed=seed), fact, data)
-    drawn = loc_edit.subject_noise(net, loc_edit.encode(net, chosen), scale=experiment.sigma, seed=seed)
+    drawn = experiment.corruption.draw(net, loc_edit.encode(net, chosen), samples=config.noise_samples, seed=seed)
     request = loc_edit.pose(chosen, problem, net, noise=drawn, noise_scale=experiment.sigma, seed=seed)
     [made] = edit_all(experiment.bench(), cell, [request])
     if isinstance(made, Exception):
@@ -183,17 +179,6 @@ def analyze(
     out.print(f"written: {', '.join(sorted(found.written))}")
     for name, reason in sorted(found.missing.items()):
         out.print(f"not made: {name}: {escape(reason)}")
-
-
-def _options(localizer: str, model: "HookedTransformer", fact: "Fact", facts: "list[Fact]") -> dict[str, Any]:
-    """What a localiser wants besides: prompts of other facts of the relation, or the false object."""
-    from loc_edit.prompts import encode
-
-    if localizer in ("mean_ablation", "resample_ablation"):
-        return {"reference": [encode(model, other) for other in facts if other.relation == fact.relation][:REFERENCE]}
-    if localizer == "direct":
-        return {"metric": "logit_difference", "foil": fact.target_new}
-    return {}
 
 
 def _chosen(facts: "list[Fact]", fact_id: int, data: str) -> "Fact":

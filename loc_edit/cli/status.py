@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from loc_edit.cli.show import out
-from loc_edit.tables import method_label, problem_label
+from loc_edit.tables import TRACING, method_label, problem_label
 from loc_edit.telling import duration
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def _table(found: "RunProgress") -> Table:
 
 def _print_rest(found: "RunProgress") -> None:
     for row in found.traces.to_dict("records"):
-        out.print(f"traces     window {row['window']}: {row['done']:,} of {row['expected']:,} facts")
+        whose = "" if row["localizer"] == TRACING else f"{row['localizer']}, "
+        out.print(f"traces     {whose}window {row['window']}: {row['done']:,} of {row['expected']:,} facts")
     rows, expected = found.controls
     out.print(f"controls   {rows:,} of {expected:,} rows")
     if found.kept:

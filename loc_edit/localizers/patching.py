@@ -8,7 +8,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from loc_edit.batching import Budget, Hook, resume
+from loc_edit.batching import Budget, Hook, make_batch, resume
 from loc_edit.localizers.question import Question
 from loc_edit.noise import generator
 from loc_edit.prompts import Prompt
@@ -121,15 +121,19 @@ def _layers(question: Question) -> range:
 def _others(question: Question, reference: Sequence[Prompt]) -> list[tuple[Prompt, list[Float[Tensor, "pos ..."]]]]:
     """Other facts' prompts, with the site's output in each layer."""
     names = [site_name(question.site, layer) for layer in _layers(question)]
-    found = []
-    for prompt in reference:
-        if prompt.fact_id == question.prompt.fact_id:
-            continue
-        with torch.no_grad():
-            _, cache = question.model.run_with_cache(prompt.tokens[None], names_filter=names)
-        found.append((prompt, [cache[name][0] for name in names]))
-    if not found:
+    others = [prompt for prompt in reference if prompt.fact_id != question.prompt.fact_id]
+    if not others:
         raise ValueError(f"fact {question.prompt.fact_id}: ablation needs prompts of other facts (reference=)")
+    batch, n_layers = make_batch(question.model, others), question.model.cfg.n_layers
+    found: list[tuple[Prompt, list[Tensor]]] = []
+
+    def work(some: slice) -> None:
+        with torch.no_grad():
+            _, cache = question.model.run_with_cache(batch.tokens[some], names_filter=names, stop_at_layer=n_layers)
+        for row, prompt in enumerate(others[some]):
+            found.append((prompt, [cache[name][row, : len(prompt)] for name in names]))
+
+    Budget(question.model).spend(len(others), batch.tokens.shape[1], work)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from loc_edit.regress.choices import CHOICES, layer_choices
 from loc_edit.regress.dependence import clustered, fact_correlations, mixed_model, within_facts
+from loc_edit.regress.localizers import localizer_choices, localizer_matrix
 from loc_edit.regress.ols import Fit, fit, fits, usable_rows
 from loc_edit.regress.paper import TABLES, PaperTable, write_tables
 from loc_edit.regress.resampling import bootstrap_added, permutation_p
@@ -20,6 +21,8 @@ __all__ = [
     "holm",
     "layer_choices",
     "localization_informs_editing",
+    "localizer_choices",
+    "localizer_matrix",
     "mixed_model",
     "permutation_p",
     "sensitivity",

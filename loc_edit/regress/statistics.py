@@ -108,7 +108,7 @@ def sensitivity(
     denominators: Iterable[tables.Denominator] = ("clean", "max"),
     regressors: Iterable[tables.Regressor] = ("max", "last_subject"),
 ) -> pd.DataFrame:
-    """`fits` for every window, site, denominator and choice of token that the traces allow.
+    """`fits` for every window, site, denominator and choice of token that the traces of Causal Tracing allow.
 
     Returns:
         The rows of `fits` with the columns site, trace_window, denominator, regressor in front.
@@ -116,6 +116,7 @@ def sensitivity(
     Raises:
         RowsMissing: there are no traces, or no edits.
     """
+    traces = tables.of_localizer(traces)
     if traces.empty:
         raise tables.RowsMissing("there are no trace rows")
     parts = []

@@ -58,19 +58,20 @@ def explorer(
     chosen = thinned(ids, most)
     combos = _combos(edits)
     records = {int(fact): {"id": int(fact), "traces": {}, "edits": {}} for fact in chosen}
-    for place, rows in _groups(traces, ["site", "window"]):
-        _add_traces(records, f"{place[0]}/{place[1]}", rows)
+    grids = _grids(traces)
+    for grid, rows in grids:
+        _add_traces(records, grid, rows)
     for i, combo in enumerate(combos):
         _add_edits(records, i, combo, edits)
     for fact, record in records.items():
         _add_texts(record, facts.get(fact))
         _add_next(record, combos, next_tokens)
-    grids = [{"key": f"{s}/{w}", "site": s, "window": w} for (s, w), _ in _groups(traces, ["site", "window"])]
+    usual = [i for i, (grid, _) in enumerate(grids) if (grid["localizer"], grid["window"]) == (tables.TRACING, window)]
     return {
         "total": len(ids),
         "outcomes": list(OUTCOMES),
-        "grids": grids,
-        "grid": max([i for i, grid in enumerate(grids) if grid["window"] == window], default=0),
+        "grids": [grid for grid, _ in grids],
+        "grid": max(usual, default=0),
         "combos": [{k: v for k, v in combo.items() if k != "key"} for combo in combos],
         "facts": list(records.values()),
     }
@@ -99,6 +100,18 @@ def _groups(rows: pd.DataFrame, keys: list[str]) -> list[tuple[Any, pd.DataFrame
     return [(tuple(k.item() if isinstance(k, np.generic) else k for k in key), part) for key, part in found]
 
 
+def _grids(traces: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """What each localiser, site and window is called, with its rows; Causal Tracing first."""
+    found = []
+    for name in tables.localizers_in(traces):
+        for (site, window), rows in _groups(tables.of_localizer(traces, name), ["site", "window"]):
+            usual = name == tables.TRACING
+            key, label = f"{site}/{window}", f"{window} ({site})"
+            names = {"key": key, "label": label} if usual else {"key": f"{name}/{key}", "label": f"{name}, {label}"}
+            found.append(({"localizer": name, "site": site, "window": window, **names}, rows))
+    return found
+
+
 def _combos(edits: pd.DataFrame) -> list[dict[str, Any]]:
     """Every problem x method that there are edits of, in the paper's order, with its layers."""
     found = []
@@ -114,11 +127,11 @@ def _is(edits: pd.DataFrame, key: Key) -> pd.Series:
     return (edits["problem"] == key[0]) & (edits["method"] == key[1]) & (edits["window"] == key[2])
 
 
-def _add_traces(records: dict[int, dict[str, Any]], name: str, rows: pd.DataFrame) -> None:
-    """Each fact's grid of one site and window: restored numbers [layer, pos], and its curve over the layers."""
+def _add_traces(records: dict[int, dict[str, Any]], grid: Mapping[str, Any], rows: pd.DataFrame) -> None:
+    """Each fact's grid of one localiser, site and window: restored numbers [layer, pos], its curve over the layers."""
     rows = rows[rows["fact_id"].isin(records)]
     rows = rows.sort_values(["fact_id", "layer", "pos"], kind="stable")
-    curves = tables.by_layer(rows, int(rows["window"].iloc[0]), str(rows["site"].iloc[0])) if len(rows) else rows
+    curves = tables.by_layer(rows, grid["window"], grid["site"], localizer=grid["localizer"]) if len(rows) else rows
     by_fact = {fact: part["trace"].to_numpy() for (fact,), part in _groups(curves, ["fact_id"])}
     for (fact,), cells in _groups(rows, ["fact_id"]):
         first = cells.iloc[0]
@@ -132,7 +145,7 @@ def _add_traces(records: dict[int, dict[str, Any]], name: str, rows: pd.DataFram
             record["tokens"] = one["token"].tolist() if known else [f"token {pos}" for pos in one["pos"]]
             record["subject"] = [int(first["subject_begin"]), int(first["subject_end"])]
             record["relation"] = str(first.get("relation", ""))
-        record["traces"][name] = {
+        record["traces"][grid["key"]] = {
             "layers": layers.tolist(),
             "clean": number(first["p_clean"]),
             "corrupted": number(first["p_corrupted"]),

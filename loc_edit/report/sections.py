@@ -5,10 +5,12 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
 import tomli_w
 from matplotlib.figure import Figure
 
 from loc_edit import figures, regress, tables
+from loc_edit.analysis import compare_localizers
 from loc_edit.figures.style import styled
 from loc_edit.progress import grouped_reasons, reason_lines
 from loc_edit.tables import Rows, RowsMissing
@@ -29,18 +31,20 @@ def table_sections(rows: Rows) -> tuple[list[dict[str, Any]], dict[str, str]]:
         except (RowsMissing, ValueError) as error:
             missing[label(name)] = str(error)
             continue
-        shown = tables.rounded(built)
-        texts = [column for column in built if not _is_number(built[column])]
-        found.append(
-            {
-                "name": name,
-                "label": label(name),
-                "title": _sentence(table.title),
-                "columns": [(str(column), column not in texts) for column in shown],
-                "cells": shown.to_numpy().tolist(),
-            }
-        )
+        found.append(_table(name, table.title, built))
     return found, missing
+
+
+def _table(name: str, title: str, built: pd.DataFrame) -> dict[str, Any]:
+    shown = tables.rounded(built)
+    texts = [column for column in built if not _is_number(built[column])]
+    return {
+        "name": name,
+        "label": label(name),
+        "title": _sentence(title),
+        "columns": [(str(column), column not in texts) for column in shown],
+        "cells": shown.to_numpy().tolist(),
+    }
 
 
 def figure_sections(rows: Rows) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -61,6 +65,23 @@ def figure_sections(rows: Rows) -> tuple[list[dict[str, Any]], dict[str, str]]:
         about = {"name": name, "label": label(name), "title": _sentence(figure.title)}
         found.append({**about, "source": source, "wide": drawn.get_figwidth() > WIDE})
     return found, missing
+
+
+def localizer_sections(
+    rows: Rows, draws: int
+) -> tuple[tuple[list[dict[str, Any]], list[dict[str, Any]]], dict[str, str]]:
+    """The comparison of localisers as tables and figures, or why there is none."""
+    try:
+        compared = compare_localizers(rows, draws)
+    except (RowsMissing, ValueError) as error:
+        return ([], []), {label("localizer_matrix"): str(error)}
+    made = [_table(one.table, one.title, one.data) for one in compared]
+    drawn = []
+    for one in compared:
+        figure = one.draw(one.data)
+        about = {"name": one.figure, "label": label(one.figure), "title": _sentence(one.title)}
+        drawn.append({**about, "source": inline(figure), "wide": figure.get_figwidth() > WIDE})
+    return (made, drawn), {}
 
 
 def inline(figure: Figure) -> str:

@@ -15,7 +15,7 @@ from loc_edit.report.explorer import Continuations, explorer
 from loc_edit.report.packing import embedded
 from loc_edit.report.texts import facts_of
 from loc_edit.store import Run, load_run, write_atomic
-from loc_edit.tables import DEFAULT_WINDOW, Rows, RowsMissing
+from loc_edit.tables import DEFAULT_WINDOW, Rows, RowsMissing, of_localizer
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +78,9 @@ def _place(run: Run, out: str | Path | None) -> Path:
 
 def _rows(run: Run, window: int | None) -> tuple[Rows, list[str]]:
     """The run's rows of one site and metric, and what there is to say about them."""
-    traces, edits = run.traces, run.read("edits", lists=True)
-    if traces.empty and edits.empty:
+    localized, edits = run.traces, run.read("edits", lists=True)
+    traces = of_localizer(localized)
+    if localized.empty and edits.empty:
         raise RowsMissing(f"{run.path}: the run has no rows yet, so there is nothing to report")
     notes = [_unfinished(run)]
     site = "mlp_out"
@@ -96,7 +97,8 @@ def _rows(run: Run, window: int | None) -> tuple[Rows, list[str]]:
         notes.append(f"Of {len(seeds)} seeds' edits only those of seed {seeds[0]} are shown.")
     if run.damaged:
         notes.append(f"{len(run.damaged)} damaged files are left out.")
-    return Rows(traces, edits, window, site), [note for note in notes if note]
+    others = localized[~localized.index.isin(of_localizer(localized).index)]
+    return Rows(traces, edits, window, site, pd.concat([traces, others])), [note for note in notes if note]
 
 
 def _one_kind(traces: pd.DataFrame) -> tuple[pd.DataFrame, str, list[str]]:
@@ -140,6 +142,7 @@ def _content(
     word, sentence = summary.headline([row["answer"] for row in answers], why_none)
     made, no_table = sections.table_sections(rows)
     drawn, no_figure = sections.figure_sections(rows)
+    study, no_study = sections.localizer_sections(rows, draws)
     return {
         "question": summary.QUESTION,
         "name": run.path.resolve().name,
@@ -155,9 +158,9 @@ def _content(
         "notes": notes,
         "curves": summary.curves(rows),
         "reasons": sections.reasons(rows),
-        "tables": made,
-        "figures": drawn,
-        "missing": no_table | no_figure,
+        "tables": made + study[0],
+        "figures": drawn + study[1],
+        "missing": no_table | no_figure | no_study,
         "provenance": sections.provenance(run.config, run.provenance),
         "explorer": _explorer(rows, texts, most, next_tokens),
     }
@@ -165,10 +168,10 @@ def _content(
 
 def _explorer(rows: Rows, texts: Mapping[int, Fact], most: int, found: Continuations | None) -> dict[str, Any]:
     """The explorer's data, of fewer facts where it would make the page heavy."""
-    data = explorer(rows.traces, rows.edits, texts, most=most, window=rows.window, next_tokens=found)
+    data = explorer(rows.localized, rows.edits, texts, most=most, window=rows.window, next_tokens=found)
     heavy = len(embedded(data).encode("utf-8", "replace")) / HEAVIEST
     if heavy <= 1:
         return data
     fewer = max(1, int(len(data["facts"]) / heavy))
     log.warning("the explorer of %d facts would be too heavy for a page: it holds %d", len(data["facts"]), fewer)
-    return explorer(rows.traces, rows.edits, texts, most=fewer, window=rows.window, next_tokens=found)
+    return explorer(rows.localized, rows.edits, texts, most=fewer, window=rows.window, next_tokens=found)

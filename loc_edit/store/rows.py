@@ -9,8 +9,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-SCHEMA_VERSION = 2
-"""Version 2 has `fact_content`; the rows of version 1 are read as if it were empty."""
+from loc_edit.tables import TRACING
+
+SCHEMA_VERSION = 3
+"""Version 2 has `fact_content`; the rows of version 1 are read as if it were empty.  Version 3 has `localizer`; all
+trace rows before are of Causal Tracing."""
+
+DEFAULTS = {"localizer": TRACING}
+"""What stands in a key column that rows may leave out."""
 
 Kind = Literal["traces", "edits"]
 
@@ -22,6 +28,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "traces": pa.schema(
         [
             ("fact_id", pa.int64()),
+            ("localizer", pa.string()),
             ("site", pa.string()),
             ("window", pa.int32()),
             ("layer", pa.int32()),
@@ -72,10 +79,10 @@ SCHEMAS: dict[str, pa.Schema] = {
 """The columns every shard has, scalars before lists; a shard may have more."""
 
 KEYS: dict[str, tuple[str, ...]] = {
-    "traces": ("fact_id", "site", "window", "layer", "pos"),
+    "traces": ("fact_id", "localizer", "site", "window", "layer", "pos"),
     "edits": ("problem", "method", "layer", "window", "fact_id"),
 }
-"""The columns that name a row; never null."""
+"""The columns that name a row; never null (those of `DEFAULTS` may be left out)."""
 
 IDENTITIES: dict[str, tuple[str, ...]] = {
     "traces": (*KEYS["traces"], "metric", "cell", "fact_content"),
@@ -89,7 +96,7 @@ class BadRows(ValueError):
 
 
 def to_table(kind: Kind, rows: Sequence[Mapping[str, Any]] | pd.DataFrame, shard: str) -> pa.Table:
-    """`rows` as a table of the schema: columns that are absent or `None` become NaN, "", -1, False or [].
+    """`rows` as a table of the schema: columns that are absent or `None` become a default, NaN, "", -1, False or [].
 
     Args:
         kind: which schema.
@@ -121,7 +128,7 @@ def check_keys(kind: Kind, columns: Any, shard: str) -> None:
     Raises:
         BadRows: naming the missing columns and the shard.
     """
-    needed = (*KEYS[kind], "status") if kind == "edits" else KEYS[kind]
+    needed = [name for name in KEYS[kind] if name not in DEFAULTS] + ["status"] * (kind == "edits")
     if missing := [name for name in needed if name not in columns]:
         raise BadRows(f"{kind} {shard}: no column {', '.join(map(repr, missing))}; rows need {', '.join(needed)}")
 
@@ -132,9 +139,9 @@ def is_list(field: pa.Field) -> bool:
 
 
 def fill_nulls(table: pa.Table) -> pa.Table:
-    """The table with NaN, "", -1 and False for what shards left out."""
+    """The table with defaults, NaN, "", -1 and False for what shards left out."""
     for index, field in enumerate(table.schema):
-        if table.column(index).null_count and (empty := _empty(field.type)) is not None:
+        if table.column(index).null_count and (empty := _empty(field)) is not None:
             filled = pc.fill_null(table.column(index), pa.scalar(empty, field.type))
             table = table.set_column(index, field, filled)
     return table
@@ -191,7 +198,7 @@ def _array(values: list[Any] | None, n_rows: int, field: pa.Field, is_key: bool,
     """A column; `field` of type null stands for whatever type the values have."""
     wanted = None if pa.types.is_null(field.type) else field.type
     if values is None:
-        values = [None] * n_rows
+        values = [DEFAULTS.get(field.name)] * n_rows
     if pa.types.is_list(field.type):
         values = [[] if value is None or isinstance(value, float) else value for value in values]
     try:
@@ -200,11 +207,14 @@ def _array(values: list[Any] | None, n_rows: int, field: pa.Field, is_key: bool,
         raise BadRows(f"{shard}: column {field.name!r} wants {wanted or 'one type'}: {error}") from error
     if is_key and array.null_count:
         raise BadRows(f"{shard}: column {field.name!r} names rows and is empty in row {array.is_null().index(True)}")
-    empty = _empty(array.type)
+    empty = _empty(pa.field(field.name, array.type))
     return array if empty is None else pc.fill_null(array, pa.scalar(empty, array.type))
 
 
-def _empty(kind: pa.DataType) -> Any:
+def _empty(field: pa.Field) -> Any:
+    if field.name in DEFAULTS:
+        return DEFAULTS[field.name]
+    kind = field.type
     if pa.types.is_floating(kind):
         return math.nan
     if pa.types.is_string(kind):

@@ -12,25 +12,11 @@ import pyarrow as pa
 from loc_edit import tables
 from loc_edit.store.compacting import ROWS, compact
 from loc_edit.store.disk import StoreError, disk_errors, remove_temporaries
-from loc_edit.store.folder import (
-    CONFIG,
-    VERSION,
-    BadRun,
-    read_settings,
-    refuse_strangers,
-    take_up,
-    write_settings,
-)
+from loc_edit.store.folder import CONFIG, VERSION, BadRun, read_settings, refuse_strangers, take_up, write_settings
 from loc_edit.store.inventory import cells_in, n_left_out
 from loc_edit.store.lock import FolderLock
 from loc_edit.store.reading import joint_schema, nearly_in_order, read_table
-from loc_edit.store.rows import (
-    IDENTITIES,
-    SCHEMA_VERSION,
-    BadRows,
-    Kind,
-    is_list,
-)
+from loc_edit.store.rows import IDENTITIES, SCHEMA_VERSION, BadRows, Kind, is_list
 from loc_edit.store.selection import Selection
 from loc_edit.store.settings import plain
 from loc_edit.store.shards import Shard, remove_shard, set_aside, shard_names, verify_shards, write_shard
@@ -191,7 +177,7 @@ class Run:
 
     @property
     def traces(self) -> pd.DataFrame:
-        """The trace rows, sorted by fact, site, window, layer and position."""
+        """The trace rows of all localisers, sorted by fact, localizer, site, window, layer and position."""
         return self.read("traces")
 
     @property
@@ -245,14 +231,14 @@ class Run:
         self,
         window: int | None = None,
         *,
+        localizer: str = tables.TRACING,
         site: str = "mlp_out",
         regressor: Regressor = "max",
         denominator: Denominator = "clean",
     ) -> pd.DataFrame:
-        """The edit rows, each with its fact's tracing effect at its layer: see `loc_edit.tables.join`."""
-        return tables.join(
-            self.edits, self.traces, window=window, site=site, regressor=regressor, denominator=denominator
-        )
+        """The edit rows, each with the effect that one localiser finds for its fact at its layer: see `tables.join`."""
+        choice: dict[str, Any] = {"window": window, "localizer": localizer, "site": site}
+        return tables.join(self.edits, self.traces, **choice, regressor=regressor, denominator=denominator)
 
     def counts(self) -> dict[str, int]:
         """How many edit rows of the present configuration have each status, controls not counted."""

@@ -1,5 +1,6 @@
 """Tables: trace and edit rows joined, summed up, laid out as the paper's tables.  No torch in this room."""
 
+from loc_edit.tables.localized import LOCALIZERS, TRACING, localizers_in, of_localizer
 from loc_edit.tables.paper import compare_paper, paper_numbers, r2_table, rounded, table_1, with_paper_layers, write
 from loc_edit.tables.rows import (
     CONTROLS,
@@ -40,9 +41,11 @@ from loc_edit.tables.summaries import (
 __all__ = [
     "CONTROLS",
     "DEFAULT_WINDOW",
+    "LOCALIZERS",
     "METHODS",
     "OUTCOMES",
     "PROBLEMS",
+    "TRACING",
     "Denominator",
     "Regressor",
     "Rows",
@@ -62,10 +65,12 @@ __all__ = [
     "is_control",
     "join",
     "layer_correlations",
+    "localizers_in",
     "magnitudes",
     "mean_effects",
     "mean_scores",
     "method_label",
+    "of_localizer",
     "paper_numbers",
     "problem_label",
     "r2_table",

@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pandas as pd
+
+from loc_edit.tables.localized import TRACING, localizers_in, of_localizer
 
 log = logging.getLogger(__name__)
 
@@ -32,23 +34,46 @@ class RowsMissing(ValueError):
 
 @dataclass(frozen=True)
 class Rows:
-    """What the paper's tables and figures are made from: a run's rows, and the main restoration window."""
+    """What the paper's tables and figures are made from: a run's rows, and the main restoration window.
+
+    Attributes:
+        traces: trace rows of Causal Tracing, which is what the paper's tables and figures are about.
+        edits: edit rows.
+        window: the main restoration window.
+        site: the restored site.
+        localized: trace rows of every localiser of the run.
+    """
 
     traces: pd.DataFrame
     edits: pd.DataFrame
     window: int | None = None
     site: str = "mlp_out"
+    localized: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
 
     @classmethod
     def of(cls, traces: pd.DataFrame, edits: pd.DataFrame, window: int | None = None) -> "Rows":
         """The rows of a run; the main window is by default the only one, or 5."""
-        if window is None and not traces.empty:
-            window = int(_one_window(traces, None, "mlp_out")["window"].iloc[0])
-        return cls(traces, edits, window)
+        traced = of_localizer(traces)
+        if window is None and not traced.empty:
+            window = int(_one_window(traced, None, "mlp_out")["window"].iloc[0])
+        return cls(traced, edits, window, localized=traces)
 
     def joined(self, window: int | None = None, regressor: Regressor = "max") -> pd.DataFrame:
         """The rows of the regression, for the main window or another one."""
         return join(self.edits, self.traces, window=window or self.window, site=self.site, regressor=regressor)
+
+    def joined_by_localizer(self) -> dict[str, pd.DataFrame]:
+        """The rows of the regression for every localiser that was run on this site, at the main window.
+
+        Raises:
+            RowsMissing: there is none but Causal Tracing.
+        """
+        names = localizers_in(self.localized)
+        if set(names) <= {TRACING}:
+            raise RowsMissing(f"traces of other localisers are needed (--localizers); there are {names}")
+        return {
+            name: join(self.edits, self.localized, window=self.window, site=self.site, localizer=name) for name in names
+        }
 
 
 def effects(
@@ -56,6 +81,7 @@ def effects(
     window: int | None = None,
     site: str = "mlp_out",
     denominator: Denominator = "clean",
+    localizer: str = TRACING,
 ) -> pd.DataFrame:
     """The tracing effect of every cell: the rows of one window and site, with `effect` and `fraction`.
 
@@ -65,14 +91,15 @@ def effects(
     `.attrs["n_degenerate"]`.
 
     Args:
-        traces: trace rows, any number of windows and sites.
+        traces: trace rows, any number of localisers, windows and sites.
         window: the restoration window; `None` takes the only one there is, or 5 if there are several.
         site: the restored site.
         denominator: "clean" or "max".
+        localizer: whose rows; those of others are left out.
     """
     if denominator not in ("clean", "max"):
         raise ValueError(f"denominator {denominator!r} is neither 'clean' nor 'max'")
-    cells = _one_window(traces, window, site)
+    cells = _one_window(traces, window, site, localizer)
     effect = cells["p_restored"] - cells["p_corrupted"]
     top = cells["p_clean"]
     if denominator == "max":
@@ -94,6 +121,7 @@ def by_layer(
     site: str = "mlp_out",
     regressor: Regressor = "max",
     denominator: Denominator = "clean",
+    localizer: str = TRACING,
 ) -> pd.DataFrame:
     """One number per fact and layer: `fact_id, layer, trace, trace_absolute`.
 
@@ -103,7 +131,7 @@ def by_layer(
     """
     if regressor not in ("max", "last_subject"):
         raise ValueError(f"regressor {regressor!r} is neither 'max' nor 'last_subject'")
-    cells = effects(traces, window, site, denominator)
+    cells = effects(traces, window, site, denominator, localizer)
     if regressor == "max":
         cells_used = cells[cells["pos"] >= cells["subject_begin"]]
     else:
@@ -128,6 +156,7 @@ def join(
     site: str = "mlp_out",
     regressor: Regressor = "max",
     denominator: Denominator = "clean",
+    localizer: str = TRACING,
 ) -> pd.DataFrame:
     """The rows of the regression: every edit row with its fact's tracing effect at the edited layer.
 
@@ -141,6 +170,7 @@ def join(
         site: the restored site.
         regressor: "max" or "last_subject", see `by_layer`.
         denominator: "clean" or "max", see `effects`.
+        localizer: whose effect; rows of others are left out, so that no frame mixes localisers.
 
     Raises:
         RowsMissing: a finished edit has no trace; the message names fact and layer.
@@ -151,7 +181,7 @@ def join(
         raise RowsMissing("there are no edit rows (controls not counted)")
     require(edits, [*EDIT_KEY, "rewrite"], "edit rows")
     refuse_duplicates(rows, EDIT_KEY, "edit rows")
-    layers = by_layer(traces, window, site, regressor, denominator)
+    layers = by_layer(traces, window, site, regressor, denominator, localizer)
     rows = rows.drop(columns=["trace", "trace_absolute"], errors="ignore").assign(layer=rows["layer"].astype("int64"))
     joined = rows.merge(layers, on=["fact_id", "layer"], how="left", validate="many_to_one", indicator="_found")
     _refuse_untraced(joined, layers)
@@ -209,13 +239,16 @@ def refuse_duplicates(frame: pd.DataFrame, key: Sequence[str], what: str) -> Non
         raise ValueError(f"{what}: {int(twice.sum())} rows occur twice: {_name_rows(frame.loc[twice, list(key)])}")
 
 
-def _one_window(traces: pd.DataFrame, window: int | None, site: str) -> pd.DataFrame:
+def _one_window(traces: pd.DataFrame, window: int | None, site: str, localizer: str = TRACING) -> pd.DataFrame:
     if traces.empty:
         raise RowsMissing("there are no trace rows")
     require(traces, TRACE_COLUMNS, "trace rows")
-    at_site = traces[traces["site"] == site]
+    mine = of_localizer(traces, localizer)
+    if mine.empty:
+        raise RowsMissing(f"no traces of localizer {localizer!r}; there are {localizers_in(traces)}")
+    at_site = mine[mine["site"] == site]
     if at_site.empty:
-        raise RowsMissing(f"no traces at site {site!r}; there are {sorted(traces['site'].unique())}")
+        raise RowsMissing(f"no traces at site {site!r}; there are {sorted(mine['site'].unique())}")
     windows = sorted(int(w) for w in at_site["window"].unique())
     if window is None:
         window = _default_window(windows)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from loc_edit.tables.localized import of_localizer
 from loc_edit.tables.rows import (
     OUTCOMES,
     RowsMissing,
@@ -141,8 +142,9 @@ def concentrated_facts(layer_traces: pd.DataFrame, most: int = 3, share: float =
 
 
 def mean_effects(traces: pd.DataFrame, site: str = "mlp_out") -> pd.DataFrame:
-    """The mean tracing effect over all cells of a layer, per window: `window, layer, effect, n` (Figure 10)."""
-    at_site = traces[traces["site"] == site] if len(traces) else traces
+    """Causal Tracing's mean effect over all cells of a layer, per window: `window, layer, effect, n` (Figure 10)."""
+    traced = of_localizer(traces)
+    at_site = traced[traced["site"] == site] if len(traced) else traced
     if at_site.empty:
         raise RowsMissing(f"no traces at site {site!r}")
     cells = at_site.assign(effect=at_site["p_restored"] - at_site["p_corrupted"])

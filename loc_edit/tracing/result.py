@@ -112,6 +112,7 @@ class Trace:
         return pd.DataFrame(
             {
                 "fact_id": self.prompt.fact_id,
+                "localizer": self.localizer,
                 "layer": torch.arange(n_layers).repeat_interleave(n_pos).numpy(),
                 "pos": torch.arange(n_pos).repeat(n_layers).numpy(),
                 "window": self.window,
@@ -132,7 +133,7 @@ class Trace:
         from loc_edit.figures import heatmap  # the paper wing draws; loaded when asked
         from loc_edit.tables import effects
 
-        return heatmap(effects(self.to_frame(), self.window, self.site))
+        return heatmap(effects(self.to_frame(), self.window, self.site, localizer=self.localizer))
 
     def show(self) -> "RenderedHTML":
         """The prompt's tokens coloured by the effect, a layer at a time (circuitsvis); for a notebook."""

@@ -49,7 +49,7 @@ function controls() {
     parts.push(choice('problem', 'Problem', problems, problems.indexOf(state.combo.problem), (i) => pickCombo(problems[i], state.combo.method)));
     parts.push(choice('method', 'Method', methods, methods.indexOf(state.combo.method), (i) => pickCombo(state.combo.problem, methods[i])));
   }
-  if (grids.length) parts.push(choice('window', 'Tracing window', grids.map(({ site, window }) => `${window} (${site})`), grids.indexOf(state.grid), (i) => { state.grid = grids[i]; list.show(state.combo, state.grid); drawn(); }));
+  if (grids.length) parts.push(choice('window', 'Tracing window', grids.map(({ label }) => label), grids.indexOf(state.grid), (i) => { state.grid = grids[i]; list.show(state.combo, state.grid); drawn(); }));
   const focused = document.activeElement?.id;
   byId('explorer-controls').replaceChildren(...parts);
   if (focused) byId(focused)?.focus();
