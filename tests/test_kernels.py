@@ -48,6 +48,16 @@ def test_the_chains_are_really_replaced_and_come_back_after_an_error(deep):
     assert (block.mlp.act_fn, vars(block.ln1).get("forward")) == before
 
 
+def test_keys_that_are_read_are_those_of_transformer_lens(deep):
+    x, seen = torch.randn(2, 4, deep.cfg.d_model), []
+    with deep.hooks(fwd_hooks=[("blocks.0.mlp.hook_post", lambda value, hook: seen.append(value))]):
+        block = deep.blocks[0]
+        with one_kernel_each([block]):
+            pre = block.ln2(x) @ block.mlp.W_in + block.mlp.b_in
+            block.mlp(block.ln2(x))
+    assert torch.allclose(seen[0], deep.blocks[1].mlp.act_fn(pre), rtol=0, atol=0)
+
+
 def test_hook_points_inside_of_a_norm_fire(deep):
     assert type(deep.blocks[1].ln1) is LayerNorm
     x, seen = torch.randn(2, 4, deep.cfg.d_model), []

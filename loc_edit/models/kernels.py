@@ -15,14 +15,18 @@ def one_kernel_each(blocks: Iterable[nn.Module]) -> Iterator[None]:
     """Within it, these blocks compute GELU (of the tanh kind) and LayerNorm by torch's own kernels.
 
     The same functions up to rounding, with one pass over the activations in place of about eight, and one tensor kept
-    for the backward pass in place of as many.  Every hook point stays where it is.  Two lie inside of a LayerNorm: one
-    that has a hook there runs as TransformerLens wrote it.  A block normalises its input three times, for queries, keys
-    and values: as long as that is one and the same tensor, once is enough.
+    for the backward pass in place of as many.  Every hook point stays where it is.
+
+    Two lie inside of a LayerNorm: one that has a hook there runs as TransformerLens wrote it.  So does GELU where its
+    result, the key, has a hook: far below zero a key is little but rounding, and fine-tuning's Adam follows that.  A
+    block normalises its input three times, for queries, keys and values: as long as that is one and the same tensor,
+    once is enough.
     """
     with ExitStack() as stack:
         for block in blocks:
             mlp = getattr(block, "mlp", None)
-            if mlp is not None and getattr(mlp, "act_fn", None) in (gelu_new, gelu_fast):
+            replaceable = mlp is not None and getattr(mlp, "act_fn", None) in (gelu_new, gelu_fast)
+            if replaceable and not hooked(mlp.hook_post):
                 stack.enter_context(_replaced(mlp, "act_fn", partial(gelu, approximate="tanh")))
             for norm in (getattr(block, "ln1", None), getattr(block, "ln2", None)):
                 if type(norm) is LayerNorm and not (hooked(norm.hook_scale) or hooked(norm.hook_normalized)):
