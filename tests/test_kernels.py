@@ -1,5 +1,7 @@
 """One kernel each for GELU and LayerNorm, a last layer for some positions only: the same numbers, and hooks fire."""
 
+import weakref
+
 import pytest
 import torch
 from conftest import EDITABLE, SHAPES, random_model
@@ -31,6 +33,18 @@ def test_one_kernel_each_computes_what_the_chains_do(model):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
     again = outputs(model, x)
     assert all(torch.equal(one, other) for one, other in zip(again, want, strict=True))  # as it was
+
+
+def test_no_layer_s_activations_outlive_it(deep):
+    alive, seen = [], []
+    with torch.no_grad(), one_kernel_each(deep.blocks):
+        x = torch.randn(2, 3, deep.cfg.d_model)
+        for block in deep.blocks:
+            seen.append(weakref.ref(x))
+            x = block(x)
+            alive.append(sum(ref() is not None for ref in seen))
+    assert len(alive) > 2
+    assert max(alive[1:]) == alive[1]  # no more with every layer
 
 
 def test_the_chains_are_really_replaced_and_come_back_after_an_error(deep):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm
@@ -22,28 +23,27 @@ def one_kernel_each(blocks: Iterable[nn.Module]) -> Iterator[None]:
     block normalises its input three times, for queries, keys and values: as long as that is one and the same tensor,
     once is enough.
     """
+    held: list[Any] = []  # of the norm called last, so that no layer's activations outlive it
     with ExitStack() as stack:
         for block in blocks:
             mlp = getattr(block, "mlp", None)
-            replaceable = mlp is not None and getattr(mlp, "act_fn", None) in (gelu_new, gelu_fast)
-            if replaceable and not hooked(mlp.hook_post):
+            if mlp is not None and getattr(mlp, "act_fn", None) in (gelu_new, gelu_fast) and not hooked(mlp.hook_post):
                 stack.enter_context(_replaced(mlp, "act_fn", partial(gelu, approximate="tanh")))
             for norm in (getattr(block, "ln1", None), getattr(block, "ln2", None)):
                 if type(norm) is LayerNorm and not (hooked(norm.hook_scale) or hooked(norm.hook_normalized)):
-                    stack.enter_context(_replaced(norm, "forward", _once(norm)))
+                    stack.enter_context(_replaced(norm, "forward", _once(norm, held)))
         yield
 
 
-def _once(norm: LayerNorm) -> Callable[[Tensor], Tensor]:
-    """The norm's function; of one and the same tensor it is computed once."""
-    held: list[Tensor] = []
+def _once(norm: LayerNorm, held: list[Any]) -> Callable[[Tensor], Tensor]:
+    """The norm's function; of one and the same tensor it is computed once, in a row of calls (`held`: of the last)."""
 
     def forward(x: Tensor) -> Tensor:
         if x.dtype != norm.w.dtype:
             return LayerNorm.forward(norm, x)
-        if not held or held[0] is not x:
-            held[:] = x, layer_norm(x, (norm.length,), norm.w, norm.b, norm.eps)
-        return held[1]
+        if not held or held[0] is not norm or held[1] is not x:
+            held[:] = norm, x, layer_norm(x, (norm.length,), norm.w, norm.b, norm.eps)
+        return held[2]
 
     return forward
 
