@@ -48,6 +48,8 @@ class ExperimentConfig(BaseModel):
     """Editing problems: error_injection, tracing_reversal, fact_erasure, fact_amplification, fact_forcing."""
     windows: tuple[int, ...] = (5,)
     """Layers that localisers take together: the restoration windows of Causal Tracing, and likewise of the others."""
+    localizer_windows: tuple[int, ...] | None = None
+    """Windows of the localisers other than Causal Tracing, if not the same."""
     localizers: tuple[str, ...] = (TRACING,)
     """What says where a fact is: causal_tracing, attribution, integrated_gradients, zero_ablation, mean_ablation,
     resample_ablation, severed_mlp, severed_attn, direct, random, or all."""
@@ -97,7 +99,7 @@ class ExperimentConfig(BaseModel):
     @field_validator("localizers", mode="before")
     @classmethod
     def _all_localizers(cls, value: Any) -> Any:
-        return LOCALIZERS if value in ("all", ["all"], ("all",)) else value
+        return LOCALIZERS if value == "all" or (isinstance(value, list | tuple) and "all" in value) else value
 
     @field_validator("facts", mode="before")
     @classmethod
@@ -111,14 +113,14 @@ class ExperimentConfig(BaseModel):
             raise ValueError("at least 1 is wanted")
         return value
 
-    @field_validator("windows")
+    @field_validator("windows", "localizer_windows")
     @classmethod
-    def _windows_of_layers(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if not value or min(value) < 1:
+    def _windows_of_layers(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and (not value or min(value) < 1):
             raise ValueError("windows of at least 1 layer are wanted")
         return value
 
-    @field_validator("methods", "problems", "layers", "windows", "localizers")
+    @field_validator("methods", "problems", "layers", "windows", "localizer_windows", "localizers")
     @classmethod
     def _not_empty(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         if value is not None and len(set(value)) != len(value):
@@ -129,7 +131,7 @@ class ExperimentConfig(BaseModel):
 
     @model_validator(mode="after")
     def _known_names(self) -> "ExperimentConfig":
-        if self.site == "resid_post" and self.windows != (1,):
+        if self.site == "resid_post" and {*self.windows, *(self.localizer_windows or ())} != {1}:
             raise ValueError("site resid_post is restored in one layer at a time: windows = [1] is wanted")
         for localizer in self.localizers:
             if localizer not in LOCALIZERS:

@@ -38,6 +38,7 @@ from loc_edit.prompts import encode, target_tokens
 from loc_edit.sampling import sample_contexts
 from loc_edit.settings import parse_method
 from loc_edit.store import Mirror, Run, cell_key, journal, load_run
+from loc_edit.tables import windows_of
 from loc_edit.ticker import Progress, Ticker
 from loc_edit.tracing.hooks import check_site, window_layers
 from loc_edit.units import NEED_STATS, Cell, Rows, Workbench
@@ -116,7 +117,8 @@ class Experiment:
     @property
     def localizations(self) -> list[Localization]:
         """Every localiser x window."""
-        return [Localization(name, window) for name in self.config.localizers for window in self.config.windows]
+        windows, others = self.config.windows, self.config.localizer_windows
+        return [Localization(name, w) for name in self.config.localizers for w in windows_of(name, windows, others)]
 
     @cached_property
     def corruption(self) -> Corruption:

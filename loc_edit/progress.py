@@ -15,7 +15,7 @@ from loc_edit.data.builtin import spread
 from loc_edit.facts import load_facts
 from loc_edit.settings import parse_method
 from loc_edit.store import BadRun, Run, Shard, aside, lock_holder
-from loc_edit.tables import TRACING, method_label, without_controls
+from loc_edit.tables import TRACING, method_label, windows_of, without_controls
 
 GROUP = ["problem", "method", "window"]
 STATUSES = ["done", "skipped", "failed"]
@@ -248,7 +248,7 @@ def _count_traces(config: Mapping[str, Any], n_facts: int, traced: pd.DataFrame)
     found = [
         {"localizer": name, "window": w, "done": int(done.get((name, w), 0)), "expected": n_facts}
         for name in config.get("localizers", [TRACING])
-        for w in windows
+        for w in (windows and windows_of(name, windows, config.get("localizer_windows")))
     ]
     frame = pd.DataFrame(found, columns=["localizer", "window", "done", "expected"])
     return frame.assign(remaining=(frame["expected"] - frame["done"]).clip(lower=0))

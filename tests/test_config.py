@@ -53,6 +53,7 @@ def test_every_field_survives_toml(file):
         methods=("memit-3", "finetune-5"),
         problems=("fact_erasure", "fact_forcing"),
         windows=(1, 10),
+        localizer_windows=(3,),
         localizers=("random", "direct"),
         site="attn_out",
         noise="0.094",

@@ -46,6 +46,16 @@ def test_the_names_of_both_wings_are_the_same():
     assert (TRACING, *LOCALIZERS) == NAMES
 
 
+def test_the_other_localisers_may_have_windows_of_their_own(lab):
+    options = {"localizers": (TRACING, "direct", "random"), "facts": 1}
+    pairs = [(one.localizer, one.window) for one in lab(**options, windows=(1, 2)).localizations]
+    assert pairs == [(name, window) for name in options["localizers"] for window in (1, 2)]
+    pairs = [
+        (one.localizer, one.window) for one in lab(**options, windows=(1, 2), localizer_windows=(2,)).localizations
+    ]
+    assert pairs == [(TRACING, 1), (TRACING, 2), ("direct", 2), ("random", 2)]
+
+
 @pytest.mark.slow
 def test_rows_are_what_localize_gives_one_at_a_time(lab, tiny, many):
     facts, data = many

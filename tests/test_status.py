@@ -125,6 +125,15 @@ def test_half_a_run_is_counted(half):
     assert found.damaged == []
 
 
+def test_localizers_are_expected_at_their_own_windows(folder):
+    with Run.create(folder, CONFIG | {"localizers": ["causal_tracing", "random"], "localizer_windows": [5]}, {}):
+        pass
+    found = run_progress(load_run(folder)).traces
+    pairs = list(zip(found["localizer"], found["window"], strict=True))
+    assert pairs == [("causal_tracing", 1), ("causal_tracing", 5), ("random", 5)]
+    assert found["remaining"].tolist() == [4, 4, 4]
+
+
 def test_a_run_that_has_only_begun_has_everything_to_do(folder):
     Run.create(folder, CONFIG, {}).close()
     found = run_progress(load_run(folder))

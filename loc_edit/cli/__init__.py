@@ -22,7 +22,7 @@ from loc_edit.cli.tune import tune
 from loc_edit.config import ExperimentConfig, first_error
 from loc_edit.telling import duration
 
-LISTS = ("--layers", "--windows", "--methods", "--problems", "--localizers")
+LISTS = ("--layers", "--windows", "--localizer-windows", "--methods", "--problems", "--localizers")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

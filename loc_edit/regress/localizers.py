@@ -9,7 +9,7 @@ from loc_edit.regress.choices import layer_choices
 from loc_edit.regress.ols import fits
 from loc_edit.regress.resampling import bootstrap_added, permutation_p
 from loc_edit.regress.statistics import holm
-from loc_edit.tables import RowsMissing, combinations, join, localizers_in, without_controls
+from loc_edit.tables import RowsMissing, combinations, join_by_localizer, without_controls
 
 if TYPE_CHECKING:
     from loc_edit.store import Run
@@ -58,6 +58,8 @@ def localizer_matrix(
             drawn = bootstrap_added(groups[key], outcome, draws=draws, level=level, seed=seed)
             more.append(drawn | {"p_permutation": permutation_p(groups[key], outcome, draws=draws, seed=seed)})
         table = pd.concat([found, pd.DataFrame(more, index=found.index)], axis=1)
+        resampled = ["added_corrected", "added_low", "added_high", "p_permutation"]
+        table.loc[table["r2_added"].isna(), resampled] = float("nan")  # of one layer, say
         parts.append(table.assign(localizer=name))
     matrix = pd.concat(parts, ignore_index=True)
     matrix["p_permutation_holm"] = holm(matrix["p_permutation"])
@@ -113,8 +115,4 @@ def _frames(run: "Run | Frames", window: int | None, site: str) -> Frames:
     """By localiser, the rows of the regression."""
     if isinstance(run, Mapping):
         return run
-    traces, edits = run.traces, run.edits
-    names = localizers_in(traces)
-    if not names:
-        raise RowsMissing("there are no trace rows")
-    return {name: join(edits, traces, window=window, site=site, localizer=name) for name in names}
+    return join_by_localizer(run.edits, run.traces, window=window, site=site)

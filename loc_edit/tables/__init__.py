@@ -1,6 +1,6 @@
 """Tables: trace and edit rows joined, summed up, laid out as the paper's tables.  No torch in this room."""
 
-from loc_edit.tables.localized import LOCALIZERS, TRACING, localizers_in, of_localizer
+from loc_edit.tables.localized import LOCALIZERS, TRACING, localizers_in, of_localizer, windows_of
 from loc_edit.tables.paper import compare_paper, paper_numbers, r2_table, rounded, table_1, with_paper_layers, write
 from loc_edit.tables.rows import (
     CONTROLS,
@@ -18,6 +18,7 @@ from loc_edit.tables.rows import (
     in_paper_order,
     is_control,
     join,
+    join_by_localizer,
     method_label,
     problem_label,
     refuse_duplicates,
@@ -64,6 +65,7 @@ __all__ = [
     "is_constant",
     "is_control",
     "join",
+    "join_by_localizer",
     "layer_correlations",
     "localizers_in",
     "magnitudes",
@@ -78,6 +80,7 @@ __all__ = [
     "require",
     "rounded",
     "table_1",
+    "windows_of",
     "with_paper_layers",
     "without_controls",
     "write",

@@ -1,5 +1,7 @@
 """Whose trace rows are these: the localisers by name, and the rows of one."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 TRACING = "causal_tracing"
@@ -23,3 +25,8 @@ def localizers_in(traces: pd.DataFrame) -> list[str]:
         return []
     found = set(traces["localizer"].unique()) if "localizer" in traces else {TRACING}
     return [name for name in LOCALIZERS if name in found] + sorted(found - set(LOCALIZERS))
+
+
+def windows_of(localizer: str, windows: Sequence[int], others: Sequence[int] | None = None) -> Sequence[int]:
+    """The windows of a localiser in a grid: `windows` of Causal Tracing, `others` of the rest if there are any."""
+    return windows if localizer == TRACING or not others else others

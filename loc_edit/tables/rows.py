@@ -52,18 +52,27 @@ class Rows:
 
     @classmethod
     def of(cls, traces: pd.DataFrame, edits: pd.DataFrame, window: int | None = None) -> "Rows":
-        """The rows of a run; the main window is by default the only one, or 5."""
+        """The rows of a run.
+
+        The main site is `mlp_out` if that was traced, else the first; the main window is by default the only one, or 5,
+        or else the smallest.
+        """
         traced = of_localizer(traces)
+        sites = sorted(traces["site"].unique()) if len(traces) else []
+        site = "mlp_out" if "mlp_out" in sites or not sites else sites[0]
         if window is None and not traced.empty:
-            window = int(_one_window(traced, None, "mlp_out")["window"].iloc[0])
-        return cls(traced, edits, window, localized=traces)
+            there = sorted(int(one) for one in traced.loc[traced["site"] == site, "window"].unique())
+            window = DEFAULT_WINDOW if DEFAULT_WINDOW in there else there[0]
+            if len(there) > 1:
+                log.warning("traces with windows %s: taking window %d", there, window)
+        return cls(traced, edits, window, site, localized=traces)
 
     def joined(self, window: int | None = None, regressor: Regressor = "max") -> pd.DataFrame:
         """The rows of the regression, for the main window or another one."""
         return join(self.edits, self.traces, window=window or self.window, site=self.site, regressor=regressor)
 
     def joined_by_localizer(self) -> dict[str, pd.DataFrame]:
-        """The rows of the regression for every localiser that was run on this site, at the main window.
+        """The rows of the regression by localiser: see `join_by_localizer`.
 
         Raises:
             RowsMissing: there is none but Causal Tracing.
@@ -71,9 +80,7 @@ class Rows:
         names = localizers_in(self.localized)
         if set(names) <= {TRACING}:
             raise RowsMissing(f"traces of other localisers are needed (--localizers); there are {names}")
-        return {
-            name: join(self.edits, self.localized, window=self.window, site=self.site, localizer=name) for name in names
-        }
+        return join_by_localizer(self.edits, self.localized, window=self.window, site=self.site)
 
 
 def effects(
@@ -188,6 +195,39 @@ def join(
     joined = joined.drop(columns="_found")
     joined.attrs["n_degenerate"] = layers.attrs["n_degenerate"]
     return joined
+
+
+def join_by_localizer(
+    edits: pd.DataFrame, traces: pd.DataFrame, *, window: int | None = None, site: str = "mlp_out"
+) -> dict[str, pd.DataFrame]:
+    """`join` for every localiser, all at one window; those without it, or not finished, are left out and logged.
+
+    Args:
+        edits: see `join`.
+        traces: see `join`.
+        window: see `join`; by default that of the first localiser.
+        site: see `join`.
+
+    Raises:
+        RowsMissing: none is left but Causal Tracing, beside which there are others; or there are no traces.
+    """
+    names = localizers_in(traces)
+    if not names:
+        raise RowsMissing("there are no trace rows")
+    if window is None:
+        window = int(_one_window(traces, None, site, names[0])["window"].iloc[0])
+    found: dict[str, pd.DataFrame] = {}
+    lost: list[str] = []
+    for name in names:
+        try:
+            found[name] = join(edits, traces, window=window, site=site, localizer=name)
+        except RowsMissing as error:
+            lost.append(f"{name}: {error}")
+    if lost and set(found) <= {TRACING}:
+        raise RowsMissing("; ".join(lost))
+    for reason in lost:
+        log.warning("a localizer is left out: %s", reason)
+    return found
 
 
 def without_controls(edits: pd.DataFrame) -> pd.DataFrame:
