@@ -15,7 +15,7 @@ FINGERPRINT = "model_fingerprint"
 
 WHICH = (
     "chunk", "data_limit", "facts", "known", "layers", "localizers", "methods", "min_probability", "problems",
-    "windows",
+    "localizer_windows", "site", "windows",
 )  # fmt: skip
 """Settings that say which rows there are, not what is in them: runs that differ in these alone belong together."""
 
@@ -57,13 +57,13 @@ def analyze(
         second: a run of another model, for Figure 13.
 
     Raises:
-        RowsMissing: the run has no finished edit, or no trace.
+        RowsMissing: the run has neither a trace nor a finished edit.
         RunMismatch: several runs whose rows must not stand in one statistic; or a second one of the same model.
         ValueError: several runs, and no `out`.
     """
     runs = [run] if isinstance(run, Run) else list(run)
     if out is None and len(runs) != 1:
-        raise ValueError(f"tables and figures of {len(runs)} runs: say where they go (`out`)")
+        raise ValueError(f"tables and figures of {len(runs)} runs: say where they go (`out`, --out)")
     if second is not None and second.provenance.get(FINGERPRINT) == runs[0].provenance.get(FINGERPRINT):
         raise RunMismatch(f"{second.path} is of the same model as {runs[0].path}; Figure 13 compares two models")
     traces, edits = gather(runs)
@@ -75,9 +75,9 @@ def analyze(
     )
     drawn, not_drawn = figures.draw_all(traces, edits, folder / "figures", window=window, second=other)
     studied, not_studied = _write_study(rows, folder, draws)
-    return Analysis(
-        _fits(rows), tables.mean_scores(edits), written | drawn | studied, missing | not_drawn | not_studied
-    )
+    fits, not_fitted = _fits(rows)
+    missing |= not_drawn | not_studied | not_fitted
+    return Analysis(fits, tables.mean_scores(edits), written | drawn | studied, missing)
 
 
 @dataclass(frozen=True)
@@ -145,30 +145,28 @@ def _write_study(rows: tables.Rows, folder: Path, draws: int) -> tuple[dict[str,
     return written, {}
 
 
-def _fits(rows: tables.Rows) -> pd.DataFrame:
-    """The regressions of Causal Tracing; none where the run has other localisers only."""
+def _fits(rows: tables.Rows) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The regressions of Causal Tracing, or why there are none."""
     try:
-        return regress.fits(rows.joined())
-    except tables.RowsMissing:
-        if not len(rows.localized) or len(rows.traces):
-            raise
-        return regress.fits(rows.edits.head(0).assign(trace=0.0))
+        return regress.fits(rows.joined()), {}
+    except tables.RowsMissing as error:
+        return regress.fits(rows.edits.head(0).assign(trace=0.0)), {"regressions": str(error)}
 
 
 def gather(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Trace and edit rows of runs that belong together, a row that several of them have taken once.
 
     Raises:
-        RunMismatch: another model, or another setting than which facts, layers, methods, problems and windows
-            there are; the message names it.
-        RowsMissing: a run has no trace, or no finished edit.
+        RunMismatch: another model, or another setting than which facts, layers, methods, problems, windows and
+            sites there are; the message names it.
+        RowsMissing: a run has neither a trace nor a finished edit.
     """
     for run in runs[1:]:
         _refuse_strangers(runs[0], run)
     traces, edits = [run.traces for run in runs], [run.read("edits", lists=True) for run in runs]
     for run, these, those in zip(runs, traces, edits, strict=True):
-        if these.empty or not (those["status"] == "done").any():
-            raise tables.RowsMissing(f"{run.path}: no trace or no finished edit yet, so there is nothing to analyse")
+        if these.empty and not (those["status"] == "done").any():
+            raise tables.RowsMissing(f"{run.path}: no trace and no finished edit yet, so there is nothing to analyse")
     return _together(traces, "traces"), _together(edits, "edits")
 
 

@@ -7,7 +7,7 @@ from synthetic import edit_rows, trace_rows
 from loc_edit import figures
 from loc_edit.analysis import analyze, gather
 from loc_edit.store import Run, RunMismatch, load_run
-from loc_edit.tables import RowsMissing
+from loc_edit.tables import Rows, RowsMissing
 
 CONFIG = {"data": "d", "facts": 8, "problems": ["error_injection"], "sigma": 0.5}
 SETTINGS = {"rome-1": {"error_injection": {"lr": 0.5}}}
@@ -79,10 +79,38 @@ def test_rows_of_other_settings_are_not_mixed(make, tmp_path, change, named):
 
 def test_a_run_without_rows_is_named(make, tmp_path):
     empty = make("empty", [])
-    with pytest.raises(RowsMissing, match="empty: no trace or no finished edit yet"):
+    with pytest.raises(RowsMissing, match="empty: no trace and no finished edit yet"):
         analyze([make("some", range(8)), empty], tmp_path / "out")
-    with pytest.raises(RowsMissing, match="empty: no trace or no finished edit yet"):
+    with pytest.raises(RowsMissing, match="empty: no trace and no finished edit yet"):
         analyze(empty)
+
+
+def test_traces_alone_are_drawn_and_the_rest_says_why(make, rows, tmp_path):
+    traces, _ = rows
+    with Run.create(tmp_path / "traced", CONFIG | {"settings": SETTINGS}, {"model_fingerprint": "a"}) as writer:
+        writer.write("traces", "all", traces)
+    found = analyze(load_run(tmp_path / "traced"), draws=0)
+    assert {"figure_1", "figure_2", "figure_10"} <= set(found.written)
+    assert found.fits.empty
+    assert found.scores.empty
+    assert "no edit rows" in found.missing["regressions"]
+    assert "table_3" in found.missing
+
+
+def test_another_site_and_other_windows_have_their_tables(make, rows, tmp_path):
+    traces, edits = rows
+    chosen = Rows.of(traces.assign(site="attn_out"), edits)
+    assert (chosen.site, chosen.window) == ("attn_out", 1)
+    assert (Rows.of(traces, edits).site, Rows.of(traces, edits).window) == ("mlp_out", 1)
+    assert chosen.joined()["trace"].tolist() == Rows.of(traces, edits).joined()["trace"].tolist()
+    with Run.create(
+        tmp_path / "attn", CONFIG | {"settings": SETTINGS, "site": "attn_out"}, {"model_fingerprint": "a"}
+    ) as w:
+        w.write("traces", "all", traces.assign(site="attn_out", cell="u"))
+        w.write("edits", "all", edits)
+    found = analyze([make("mlp", range(8), site="mlp_out"), load_run(tmp_path / "attn")], tmp_path / "both", draws=0)
+    (path,) = [path for path in found.written["sensitivity"] if path.suffix == ".csv"]
+    assert set(pd.read_csv(path)["site"]) == {"mlp_out", "attn_out"}
 
 
 def test_a_second_model_gives_figure_13_and_the_same_model_does_not(make, tmp_path):
@@ -99,6 +127,9 @@ def test_the_studys_numbers_stand_beside_ours_when_asked_for(make, tmp_path):
     assert "compare_paper" not in analyze(run, tmp_path / "out", window=1, draws=0).written
     analyze(run, tmp_path / "out", window=1, draws=0, compare_paper=True)
     beside = pd.read_csv(tmp_path / "out/tables/compare_paper.csv")
+    concentrated = beside[beside["facts"] == "concentrated"]  # the study's Table 2
+    assert concentrated["r2_layer_paper"].tolist() in ([0.927], [])
+    beside = beside[beside["facts"] == "all"]
     assert beside.set_index("outcome")["r2_layer_paper"].to_dict() == {
         "rewrite": 0.947,
         "paraphrase": 0.279,

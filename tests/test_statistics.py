@@ -132,6 +132,9 @@ def test_within_fact_correlations_by_hand():
     found = regress.within_facts(frame)
     assert found["r_fact"] == pytest.approx(0.5 / 3)
     assert found["r_fact_n"] == 3
+    by_fact = regress.fact_correlations(frame)["r"]
+    low, high = by_fact.mean() - 4.302653 * by_fact.sem(), by_fact.mean() + 4.302653 * by_fact.sem()  # t(2)
+    assert (found["r_fact_low"], found["r_fact_high"]) == pytest.approx((low, high), rel=1e-5)
     shared = regression_rows(n_facts=30, r2_layer=0.9, r2_added=0.0)
     assert abs(regress.within_facts(shared)["r_fact_centered"]) < 0.2
 

@@ -7,11 +7,12 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from loc_edit.cli.show import out, probability_table, r2_table, score_table, top_tokens
+from loc_edit.cli.show import err, out, probability_table, r2_table, score_table, top_tokens
 from loc_edit.config import ExperimentConfig
 
 if TYPE_CHECKING:
     from loc_edit.facts import Fact
+    from loc_edit.store import Run
 
 
 def trace(
@@ -166,8 +167,12 @@ def analyze(
     from loc_edit.analysis import analyze as analyze_run
     from loc_edit.store import load_run
 
+    runs = [load_run(path) for path in (run, *more)]
+    for one in runs:
+        if left := _remaining(one):
+            err.print(f"{escape(str(one.path))} is not finished: {left:,} rows and traces remain", soft_wrap=True)
     found = analyze_run(
-        [load_run(path) for path in (run, *more)],
+        runs,
         out_folder,
         window=window,
         draws=draws,
@@ -179,6 +184,17 @@ def analyze(
     out.print(f"written: {', '.join(sorted(found.written))}")
     for name, reason in sorted(found.missing.items()):
         out.print(f"not made: {name}: {escape(reason)}")
+
+
+def _remaining(run: "Run") -> int:
+    """How many rows and traces a run lacks; 0 where its configuration does not say."""
+    from loc_edit.progress import run_progress
+    from loc_edit.store import BadRun
+
+    try:
+        return run_progress(run).remaining
+    except BadRun:
+        return 0
 
 
 def _chosen(facts: "list[Fact]", fact_id: int, data: str) -> "Fact":

@@ -76,12 +76,14 @@ def probability_table(fact: "Fact", score: "EditScore") -> Table:
 def r2_table(found: "Analysis") -> Table:
     """R^2 of layer, tracing effect and both, a row per problem x method."""
     table = _plain_table("variance of the rewrite score explained")
-    for name in ("problem", "method", "R² layer", "R² tracing", "R² both", "added", "p", "n"):
+    for name in ("problem", "method", "R² layer", "R² tracing", "R² both", "added", "p (naive)", "n"):
         table.add_column(name, justify="left" if name in ("problem", "method") else "right")
     for row in found.fits.to_dict("records"):
         numbers = (f"{row[k]:.3f}" for k in ("r2_layer", "r2_trace", "r2_both", "r2_added"))
         label = method_label(row["method"], row["window"])
         table.add_row(problem_label(row["problem"]), label, *numbers, f"{row['p']:.2g}", str(row["n"]))
+    if why := [reason for reason in found.fits["reason"].unique() if reason]:
+        table.caption, table.caption_justify = "nan: " + escape("; ".join(why)), "left"
     return table
 
 

@@ -107,21 +107,18 @@ def within_facts(
     """Mean over facts of the within-fact correlation: is a fact edited best where tracing finds it?
 
     Returns:
-        r_fact, r_fact_low, r_fact_high (Student's, over facts), r_fact_centered (layers' means taken off first)
-        and r_fact_n, the facts that have such a correlation.
+        r_fact, r_fact_low, r_fact_high (Student's, over facts), r_fact_n, the facts that have such a correlation; and
+        r_fact_centered with _low and _high, the same with the layers' means taken off first.
     """
     raw = fact_correlations(frame, outcome, regressor)["r"].dropna()
     centered = fact_correlations(frame, outcome, regressor, center_layers=True)["r"].dropna()
-    low = high = NAN
-    if len(raw) > 2 and not is_constant(raw):
-        low, high = stats.ttest_1samp(raw, 0.0).confidence_interval(level)
-    return {
-        "r_fact": float(raw.mean()) if len(raw) else NAN,
-        "r_fact_low": float(low),
-        "r_fact_high": float(high),
-        "r_fact_centered": float(centered.mean()) if len(centered) else NAN,
-        "r_fact_n": len(raw),
-    }
+    found: dict[str, Any] = {"r_fact_n": len(raw)}
+    for name, r in (("r_fact", raw), ("r_fact_centered", centered)):
+        low = high = NAN
+        if len(r) > 2 and not is_constant(r):
+            low, high = stats.ttest_1samp(r, 0.0).confidence_interval(level)
+        found |= {name: float(r.mean()) if len(r) else NAN, f"{name}_low": float(low), f"{name}_high": float(high)}
+    return found
 
 
 def _pearson(x: pd.Series, y: pd.Series) -> float:

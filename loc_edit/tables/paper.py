@@ -58,26 +58,35 @@ def paper_numbers() -> pd.DataFrame:
     return pd.read_csv(io.StringIO(text))
 
 
-def compare_paper(fits: pd.DataFrame) -> pd.DataFrame:
+def compare_paper(fits: pd.DataFrame, concentrated: pd.DataFrame | None = None) -> pd.DataFrame:
     """Our R^2 beside the study's, where the study's is known.
 
     Args:
         fits: what `regress.fits` returns, of one outcome or several stacked.
+        concentrated: the same of the facts with a concentrated tracing effect, for Table 2.
 
     Returns:
-        problem, method, window, outcome, and r2_layer, r2_trace, r2_both, r2_added with `_paper` beside each (NaN where
-        the study's number is not at hand).
+        problem, method, window, outcome, facts (`all`, `concentrated`), r2_layer, r2_trace, r2_both, r2_added, with
+        `_paper` beside each (NaN where the study's number is not at hand).
     """
     key = ["problem", "method", "window", "outcome"]
     known = paper_numbers()
     quantities = ["r2_layer", "r2_trace", "r2_both"]
-    theirs = known[known["quantity"].isin(quantities)].pivot(index=key, columns="quantity", values="value")
-    theirs["r2_added"] = theirs["r2_both"] - theirs["r2_layer"]
-    both = fits.merge(theirs.add_suffix("_paper").reset_index(), on=key, how="inner")
+    parts = []
+    for facts, ours, ending in (("all", fits, ""), ("concentrated", concentrated, "_concentrated")):
+        if ours is None:
+            continue
+        theirs = known[known["quantity"].isin([f"{name}{ending}" for name in quantities])]
+        theirs = theirs.assign(quantity=theirs["quantity"].str.removesuffix("_concentrated"))
+        theirs = theirs.pivot(index=key, columns="quantity", values="value")
+        theirs["r2_added"] = theirs["r2_both"] - theirs["r2_layer"]
+        found = ours.merge(theirs.add_suffix("_paper").reset_index(), on=key, how="inner")
+        parts.append(found.assign(facts=facts))
+    both = pd.concat(parts, ignore_index=True)
     if both.empty:
         raise RowsMissing("none of these fits has a number in the study to compare with")
     pairs = [f"{name}{end}" for name in (*quantities, "r2_added") for end in ("", "_paper")]
-    ordered = in_paper_order(both[[*key, *pairs]])
+    ordered = in_paper_order(both[[*key, "facts", *pairs]])
     return ordered.sort_values("outcome", key=lambda c: c.map(OUTCOMES.index), kind="stable", ignore_index=True)
 
 
