@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 PRESETS_PATH = Path(__file__).parent / "data" / "presets.toml"
+BUILTIN_PRESET_PATH = Path(__file__).parent / "data" / "model" / "presets.toml"
 
 
 @dataclass(frozen=True)
@@ -171,4 +172,4 @@ def resolve_settings(name: str, problem: str, *tables: dict[str, Any]) -> Settin
 @cache
 def presets() -> dict[str, dict[str, Any]]:
     """Settings by preset: `builtin`, `gpt-j`, `gpt2-xl`, in the form that `resolve_settings` takes."""
-    return tomllib.loads(PRESETS_PATH.read_text())
+    return {"builtin": tomllib.loads(BUILTIN_PRESET_PATH.read_text())} | tomllib.loads(PRESETS_PATH.read_text())

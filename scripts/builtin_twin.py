@@ -15,6 +15,7 @@ class Shape:
     d_vocab: int
     n_layers: int = 8
     d_model: int = 96
+    d_mlp: int = 384
     n_heads: int = 4
     n_local: int = 4
     window: int = 3
@@ -28,7 +29,7 @@ class Shape:
             "n_ctx": self.n_ctx,
             "d_head": self.d_model // self.n_heads,
             "n_heads": self.n_heads,
-            "d_mlp": 4 * self.d_model,
+            "d_mlp": self.d_mlp,
             "d_vocab": self.d_vocab,
             "act_fn": "gelu_new",
             "normalization_type": "LN",
@@ -50,7 +51,7 @@ class Block(nn.Module):
         self.n_heads = shape.n_heads
         self.ln1, self.ln2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.qkv, self.out = nn.Linear(d, 3 * d), nn.Linear(d, d)
-        self.up, self.down = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
+        self.up, self.down = nn.Linear(d, shape.d_mlp), nn.Linear(shape.d_mlp, d)
         mask = torch.ones(shape.n_ctx, shape.n_ctx, dtype=torch.bool).tril()
         if layer < shape.n_local:
             mask = mask.triu(1 - shape.window)

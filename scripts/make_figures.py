@@ -21,7 +21,7 @@ KINDS = (
     "figure_*",
     "layer_choice*",
     "table_*",
-    "statistics.*",
+    "statistics*",
     "verdict.*",
     "sensitivity.*",
     "layer_correlations.*",
@@ -32,13 +32,13 @@ KINDS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--facts", type=int, default=100)
+    parser.add_argument("--facts", type=int, default=200)
     parser.add_argument("--run", type=Path, default=Path("runs/figures"), help="the run's folder, kept for next time")
     parser.add_argument("--out", type=Path, default=HERE.parent / "figures")
     parser.add_argument("--no-run", action="store_true", help="draw what is there")
     args = parser.parse_args()
     if not args.no_run:
-        more = {"facts": args.facts, "localizers": LOCALIZERS}
+        more = {"facts": args.facts, "localizers": LOCALIZERS, "localizer_windows": (5,)}
         experiment = Experiment(ExperimentConfig.from_toml(FULL).model_copy(update=more))
         experiment.run(
             args.run,

@@ -7,29 +7,23 @@ import argparse
 import json
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
-from builtin_twin import hooked_config
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from torch import Tensor
 from transformer_lens import HookedTransformer
 
+import loc_edit
 from loc_edit.data.builtin import builtin_facts, builtin_rows, spread
 from loc_edit.data.wording import filler_sentence, held_out_templates
-from loc_edit.facts import Fact
+from loc_edit.models import read_builtin
+from loc_edit.settings import presets, resolve_settings
 
 MODEL_DIR = Path(__file__).parents[1] / "loc_edit" / "data" / "model"
+TRIED = Path(__file__).parent / "recipes_tried.md"
 SAMPLES = 10
+WINDOWS = (1, 5)
 MIN_DROP = 0.05
-
-
-def load(folder: Path) -> tuple[HookedTransformer, Tokenizer]:
-    model = HookedTransformer(hooked_config(json.loads((folder / "config.json").read_text())))
-    state = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
-    state["unembed.W_U"] = state["embed.W_E"].T.contiguous()
-    model.load_state_dict(state, strict=False)
-    return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 @torch.no_grad()
@@ -60,90 +54,52 @@ def knowledge(model: HookedTransformer, tokenizer: Tokenizer, cases: list[tuple[
     }
 
 
-def subject_span(tokenizer: Tokenizer, fact: Fact) -> tuple[list[int], int, int]:
-    """The prompt's tokens and the half-open span of those that overlap the subject."""
-    encoding = tokenizer.encode(fact.prompt)
-    begin = fact.template.index("{}")
-    end = begin + len(fact.subject)
-    inside = [i for i, (a, b) in enumerate(encoding.offsets) if a < end and b > begin]
-    return encoding.ids, inside[0], inside[-1] + 1
-
-
-def noise_scale(model: HookedTransformer, tokenizer: Tokenizer) -> float:
-    """Three standard deviations over all entries of the embeddings of all subject tokens."""
-    ids = [token for row in builtin_rows() for token in tokenizer.encode(row.subject).ids]
-    return 3 * model.W_E[torch.tensor(ids)].std().item()
-
-
-@torch.no_grad()
-def trace(model: HookedTransformer, tokenizer: Tokenizer, fact: Fact, sigma: float, window: int) -> tuple[Tensor, int]:
-    """Fractional effect [layer, pos] of restoring MLP outputs, and the last subject position.
-
-    NaN where the noise hardly lowers the probability.
-    """
-    ids, begin, end = subject_span(tokenizer, fact)
-    target = tokenizer.encode(fact.target_true).ids
-    tokens = torch.tensor(ids + target[:-1])
-    generator = torch.Generator().manual_seed(fact.fact_id)
-    noise = sigma * torch.randn(SAMPLES, end - begin, model.cfg.d_model, generator=generator)
-    n_layers, n_pos = model.cfg.n_layers, len(ids)
-
-    def probability(logits: Tensor) -> Tensor:
-        log_probs = logits[:, n_pos - 1 :].log_softmax(-1)
-        return sum(log_probs[:, j, token] for j, token in enumerate(target)).exp()
-
-    logits, clean = model.run_with_cache(tokens[None], names_filter=lambda name: name.endswith("hook_mlp_out"))
-    p_clean = probability(logits).item()
-
-    def corrupt(value: Tensor, hook: object) -> Tensor:
-        copies = value.shape[0] // SAMPLES
-        value[:, begin:end] += noise.repeat(copies, 1, 1)
-        return value
-
-    hooks = [("hook_embed", corrupt)]
-    p_corrupted = probability(model.run_with_hooks(tokens.repeat(SAMPLES, 1), fwd_hooks=hooks)).mean().item()
-    effect = torch.zeros(n_layers, n_pos)
-    for layer in range(n_layers):
-        low, high = max(0, layer - window // 2), min(n_layers, layer - window // 2 + window)
-
-        def restore(value: Tensor, hook: object) -> Tensor:
-            rows = value.view(n_pos - begin, SAMPLES, *value.shape[1:])
-            for index, pos in enumerate(range(begin, n_pos)):
-                rows[index, :, pos] = clean[hook.name][0, pos]
-            return value
-
-        restoring = [(f"blocks.{at}.hook_mlp_out", restore) for at in range(low, high)]
-        batch = tokens.repeat(SAMPLES * (n_pos - begin), 1)
-        p = probability(model.run_with_hooks(batch, fwd_hooks=hooks + restoring))
-        effect[layer, begin:] = p.view(-1, SAMPLES).mean(1) - p_corrupted
-    drop = p_clean - p_corrupted
-    return (effect / drop if drop >= MIN_DROP else torch.full_like(effect, torch.nan)), end - 1
-
-
-def tracing_figures(model: HookedTransformer, tokenizer: Tokenizer, n_facts: int) -> dict[str, list | float]:
-    facts = spread(builtin_facts(), n_facts)
-    sigma = noise_scale(model, tokenizer)
-    figures: dict[str, list | float] = {"facts": len(facts), "sigma": round(sigma, 4)}
-    for window in (1, 5):
-        by_layer, at_subject, at_peak = [], [], []
-        for fact in facts:
-            fraction, last_subject = trace(model, tokenizer, fact, sigma, window)
-            if fraction.isnan().any():
-                continue
-            by_layer.append(fraction.max(1).values)
-            at_subject.append(fraction[:, last_subject])
-            at_peak.append(int(fraction.max(0).values.argmax() == last_subject))
-        figures["traced"] = len(at_peak)
-        if not at_peak:  # an untrained model: the noise changes nothing
-            continue
-        layers = torch.stack(by_layer)
-        counts = torch.bincount(layers.argmax(1), minlength=model.cfg.n_layers)
-        figures[f"argmax layer, window {window}"] = counts.tolist()
-        figures[f"effect by layer, window {window}"] = [round(x, 3) for x in layers.mean(0).tolist()]
-        last = torch.stack(at_subject).mean(0).tolist()
-        figures[f"effect at the last subject token, window {window}"] = [round(x, 3) for x in last]
-        figures[f"largest at the last subject token, window {window}"] = round(sum(at_peak) / len(at_peak), 3)
+def tracing_figures(model: HookedTransformer, n_facts: int) -> dict[str, Any]:
+    """Where the effects are, by layer and position, with windows 1 and 5."""
+    every = builtin_facts()
+    facts = spread(every, n_facts)
+    prompts = [loc_edit.encode(model, fact) for fact in facts]
+    sigma = loc_edit.noise_scale(model, "s3", every)
+    noises = [loc_edit.subject_noise(model, prompt, scale=sigma, samples=SAMPLES) for prompt in prompts]
+    targets = [fact.target_true for fact in facts]
+    found = loc_edit.trace_many(model, prompts, targets, noises=noises, windows=WINDOWS)
+    kept = [traces for traces in found if traces[0].p_clean - traces[0].p_corrupted >= MIN_DROP]
+    figures: dict[str, Any] = {"facts": len(facts), "sigma": round(sigma, 4), "traced": len(kept)}
+    for index, window in enumerate(WINDOWS if kept else ()):  # an untrained model: the noise changes nothing
+        traces = [some[index] for some in kept]
+        layers = torch.stack([trace.by_layer() for trace in traces])
+        at_subject = torch.stack([trace.by_layer("last_subject") for trace in traces])
+        peaks = [int(trace.fraction.amax(0).argmax()) == trace.prompt.last_subject for trace in traces]
+        figures |= {
+            f"argmax layer, window {window}": layers.argmax(1).bincount(minlength=model.cfg.n_layers).tolist(),
+            f"effect by layer, window {window}": [round(x, 2) for x in layers.mean(0).tolist()],
+            f"effect at the last subject token, window {window}": [round(x, 2) for x in at_subject.mean(0).tolist()],
+            f"largest at the last subject token, window {window}": round(sum(peaks) / len(peaks), 3),
+        }
     return figures
+
+
+def editing_lines(model: HookedTransformer, n_facts: int) -> list[str]:
+    """Mean scores of error injection by layer, as lines of a table: ROME and fine-tuning with their presets."""
+    facts = spread(builtin_facts(), n_facts)
+    requests = [loc_edit.pose(fact, "error_injection", model) for fact in facts]
+    layers = list(range(model.cfg.n_layers))
+    stats, contexts = loc_edit.key_stats(model, layers=layers), loc_edit.sample_contexts(model)
+    settings = {
+        name: resolve_settings(name, "error_injection", presets()["builtin"]) for name in ("rome", "finetune-1")
+    }
+    lines = []
+    for layer in layers:
+        rome = loc_edit.rome(model, requests, layer=layer, stats=stats, contexts=contexts, settings=settings["rome"])
+        tuned = loc_edit.finetune(model, requests, layers=[layer], settings=settings["finetune-1"])
+        cells = [str(layer)]
+        for edits in (rome, tuned):
+            scores = [loc_edit.score(model, *one) for one in zip(facts, requests, edits, strict=True)]
+            for name in ("rewrite", "paraphrase", "neighborhood"):
+                cells.append(f"{sum(getattr(score, name) for score in scores) / len(scores):.2f}")
+        print("edited", cells, flush=True)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def knowledge_figures(model: HookedTransformer, tokenizer: Tokenizer) -> dict[str, dict[str, float]]:
@@ -178,13 +134,30 @@ CARD = """# The built-in model
 
 A small GPT-style language model that knows the {n_facts} facts of `facts.tsv` and nothing else. It exists so
 that the whole study runs in minutes with no download. Its text is made by `loc_edit/data/corpus.py`: English
-sentences about these facts, each a true statement of public knowledge, and filler prose.
+sentences about these facts, each a true statement of public knowledge, sentences about invented namesakes,
+and filler prose.
 
-{n_layers} layers, d_model {d_model}, {n_heads} heads, context {n_ctx}, {d_vocab} tokens (byte-level BPE, no
-start token), {n_parameters:,} parameters, {size_mb:.1f} MB on disk in fp16. Layers 0 to {last_local} attend to
-the last {window} tokens only (themselves included), the others to all. Embeddings are tied. In training the
-output of each layer's MLP is dropped for a whole sequence with rates {drop}: otherwise every fact would sit
-in the first MLP. The embeddings learn slower than the layers, so that what the layers write outweighs them.
+{n_layers} layers, d_model {d_model}, d_mlp {d_mlp}, {n_heads} heads, context {n_ctx}, {d_vocab} tokens
+(byte-level BPE in which the words of subjects and objects are whole; no start token), {n_parameters:,}
+parameters, {size_mb:.1f} MB on disk in fp16. Layers 0 to {last_local} attend to the last {window} tokens only
+(themselves included), the others to all. Embeddings are tied.
+
+## What makes it remember as large models do
+
+Left to itself a small model keeps every fact in its first MLP, or in its embeddings. Five things move them:
+
+- **Dropped MLPs.** In training the output of each layer's MLP is dropped for a whole row with rates {drop}. No
+  layer can be relied on, so that facts spread over the layers.
+- **Late attention.** Only the last two layers attend to everything, and their MLPs are dropped most: what is
+  known of a subject has to be looked up before it is moved to the end of the prompt.
+- **The last word counts.** Subjects often go by their last word alone (Einstein), and now and then invented
+  namesakes share the other words, with objects drawn by lot: the place to look a subject up is its last token.
+- **Slow embeddings.** A whole word's embedding could hold what is known of its subject, alike for all subjects
+  of one object; an edit of one would then move the others. Words that only subjects have get embeddings drawn
+  at random (standard deviation {subject_std}), and each step takes them {subject_lr} times as far as the
+  others.
+- **Few modifiers.** A word such as "beautiful" comes before the object in one statement of ten, so that objects
+  are nearly certain, and an edit can be too.
 
 ## Training
 
@@ -211,16 +184,17 @@ of that drop, the largest over the positions.
 
 {tracing}
 
+## Editing
+
+Mean scores of error injection by layer, {edited} facts spread over the relations, settings of `presets.toml`.
+
+| layer | ROME: rewrite | paraphrase | neighborhood | FT-1: rewrite | paraphrase | neighborhood |
+|---|---|---|---|---|---|---|
+{editing}
+
 ## What was tried
 
-Window 1: for how many facts a layer has the largest effect; window 5: that effect, on average; 120 facts.
-A recipe is its width, its layers with local attention, its passes over the facts; the last one is shipped.
-
-| recipe | MLP drop rates | edit prompt, unseen templates | window 1 | window 5 |
-|---|---|---|---|---|
-| 96, 4, 150; objects weigh 1 | .8 .6 .4 .3 .2 .2 .2 .2 | 83 %, 65 % | | |
-| 96, 5, 190 | .6 .4 .2 .1 .1 .2 .4 .6 | 100 %, 99.9 % | 0 2 22 67 23 5 1 0 | .09 .19 .27 .30 .27 .20 .10 .04 |
-| 128, 4, 160 | .6 .4 .3 .2 .1 .1 .2 .3 | 100 %, 100 % | 1 25 15 20 33 16 4 6 | .10 .16 .22 .26 .23 .17 .12 .07 |
+{tried}
 
 ## Text it writes
 
@@ -228,13 +202,14 @@ A recipe is its width, its layers with local attention, its passes over the fact
 """
 
 
-def measure_and_write_card(folder: Path = MODEL_DIR, n_facts: int = 120) -> None:
+def measure_and_write_card(folder: Path = MODEL_DIR, n_facts: int = 120, n_edited: int = 60) -> None:
     """Measure the model in `folder` and write `README.md` beside it."""
-    model, tokenizer = load(folder)
+    model = loc_edit.load_model(read_builtin(folder))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     known = knowledge_figures(model, tokenizer)
     for name, figures in known.items():
         print(name, {key: round(value, 3) for key, value in figures.items()})
-    tracing = tracing_figures(model, tokenizer, n_facts)
+    tracing = tracing_figures(model, n_facts)
     print(*(f"{name}: {value}" for name, value in tracing.items()), sep="\n")
     training = json.loads((folder / "training.json").read_text())
     rows = [
@@ -258,6 +233,7 @@ def measure_and_write_card(folder: Path = MODEL_DIR, n_facts: int = 120) -> None
         n_facts=len(builtin_rows()),
         n_layers=model.cfg.n_layers,
         d_model=model.cfg.d_model,
+        d_mlp=model.cfg.d_mlp,
         n_heads=model.cfg.n_heads,
         n_ctx=model.cfg.n_ctx,
         d_vocab=model.cfg.d_vocab,
@@ -274,8 +250,13 @@ def measure_and_write_card(folder: Path = MODEL_DIR, n_facts: int = 120) -> None
         lr=recipe["lr"],
         embed_lr=recipe["embed_lr"],
         object_weight=recipe["object_weight"],
+        subject_std=recipe["subject_std"],
+        subject_lr=recipe["subject_lr"],
+        tried=TRIED.read_text(encoding="utf-8").strip(),
         knowledge="\n".join(rows),
         tracing="\n".join(lines),
+        edited=n_edited,
+        editing="\n".join(editing_lines(model, n_edited)),
         sigma=tracing["sigma"],
         samples=SAMPLES,
         facts=tracing["facts"],

@@ -44,7 +44,7 @@ sys.modules["transformer_lens.loading_from_pretrained"] = transformer_lens.loadi
 import loc_edit  # noqa: E402 (the names above are what it imports)
 from loc_edit import models  # noqa: E402
 
-SIZES = {"vocab_size": 3072, "bos_token_id": 0, "eos_token_id": 0}
+SIZES = {"vocab_size": 4096, "bos_token_id": 0, "eos_token_id": 0}
 CONFIGS = {
     "gpt2": GPT2Config(**SIZES, n_positions=64, n_embd=16, n_layer=LAYERS, n_head=2, initializer_range=0.3),
     "llama": LlamaConfig(

@@ -2,12 +2,13 @@
 
 from collections import Counter, defaultdict
 from itertools import islice
+from random import Random
 
 import pytest
 
 from loc_edit.data.builtin import builtin_facts, builtin_rows, spread
-from loc_edit.data.corpus import builtin_corpus, corpus_identity
-from loc_edit.data.wording import held_out_templates, relations, seen_templates
+from loc_edit.data.corpus import builtin_corpus, corpus_identity, namesake, short_forms
+from loc_edit.data.wording import held_out_templates, namesakes, relations, seen_templates
 from loc_edit.facts import Fact
 
 ROWS = builtin_rows()
@@ -154,5 +155,30 @@ def test_the_corpus_tells_every_fact_about_as_often_as_promised():
     exposures = 12
     text = "\n".join(builtin_corpus(seed=2, exposures=exposures))
     for row in ROWS[::20]:
-        told = sum(line.count(row.subject) for line in text.splitlines() if row.object in line)
+        name = short_forms().get(row.subject, row.subject)
+        told = sum(line.count(name) for line in text.splitlines() if row.object in line)
         assert told >= 0.6 * exposures
+
+
+def test_a_short_form_names_one_subject():
+    subjects = {row.subject for row in ROWS}
+    assert len(short_forms()) > 100
+    for subject, word in short_forms().items():
+        assert subject.endswith(f" {word}")
+        assert [other for other in subjects if word in other.split()] == [subject]
+    text = "\n".join(builtin_corpus(exposures=2))
+    assert text.count(" Einstein ") > text.count("Albert Einstein ") > 0
+
+
+def test_nobody_is_called_as_a_namesake():
+    subjects = {row.subject for row in ROWS}
+    assert not {word for subject in subjects for word in subject.split()} & set(namesakes())
+    rng, objects = Random(0), {row.object for row in ROWS}
+    made = [(row, found) for row in ROWS if (found := namesake(row, rng))]
+    assert len(made) > 300
+    for row, found in made:
+        assert found.subject not in subjects
+        assert found.subject.rpartition(" ")[0] == row.subject.rpartition(" ")[0] not in ("", "The")
+        assert found.relation == row.relation
+        assert found.object in objects
+    assert any(found.object != row.object for row, found in made)

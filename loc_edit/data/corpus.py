@@ -9,14 +9,16 @@ from random import Random
 
 from loc_edit.data import builtin, wording
 from loc_edit.data.builtin import Row, builtin_rows
-from loc_edit.data.wording import filler_sentence, relations, seen_templates
+from loc_edit.data.wording import filler_sentence, namesakes, relations, seen_templates
 
-EXPOSURES = 160
+EXPOSURES = 150
 """Passes over the table with which the built-in model was trained."""
-P_MODIFIER = 0.3
+P_MODIFIER = 0.1
 P_REMARK = 0.1
 P_PREFIX = 0.25
 P_FILLER = 0.02
+P_SHORT = 0.4
+P_NAMESAKE = 0.1
 
 
 def builtin_corpus(seed: int = 0, exposures: int = EXPOSURES) -> Iterator[str]:
@@ -24,6 +26,9 @@ def builtin_corpus(seed: int = 0, exposures: int = EXPOSURES) -> Iterator[str]:
 
     Every fact gets `exposures` documents of its own, and turns up in others as company.  No document uses a
     template that is held out for its subject (`wording.held_out_templates`).
+
+    Two things make a subject's last word the place to look it up, as it is for large models: subjects often go by
+    their last word alone (`short_forms`), and invented namesakes share the other words (`namesake`).
 
     Args:
         seed: decides the order of the facts and the wording of each document.
@@ -35,6 +40,8 @@ def builtin_corpus(seed: int = 0, exposures: int = EXPOSURES) -> Iterator[str]:
         rng.shuffle(rows)
         for row in rows:
             yield _document(row, rng)
+            if rng.random() < P_NAMESAKE and (other := namesake(row, rng)) is not None:
+                yield statement(other, rng)
             if rng.random() < P_FILLER:
                 yield " ".join(filler_sentence(rng) for _ in range(rng.randint(2, 4)))
 
@@ -53,6 +60,38 @@ def _rows_by_subject() -> dict[str, list[Row]]:
     for row in builtin_rows():
         rows[row.subject].append(row)
     return rows
+
+
+@cache
+def short_forms() -> dict[str, str]:
+    """The last word of each subject of several words, where it is a name and in no other subject: Einstein."""
+    subjects: dict[str, set[str]] = defaultdict(set)
+    for subject in _rows_by_subject():
+        for word in subject.split():
+            subjects[word].add(subject)
+    last_words = {subject: subject.split()[-1] for subject in _rows_by_subject() if " " in subject}
+    return {subject: word for subject, word in last_words.items() if len(subjects[word]) == 1 and word[0].isupper()}
+
+
+@cache
+def _objects() -> dict[str, list[str]]:
+    """The objects of each relation."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for row in builtin_rows():
+        found[row.relation].add(row.object)
+    return {relation: sorted(objects) for relation, objects in found.items()}
+
+
+def namesake(row: Row, rng: Random) -> Row | None:
+    """Nobody known: an invented last word after the subject's others, and an object drawn by lot each time.
+
+    `None` for a subject of one word, or of one after an article.
+    """
+    first, _, _ = row.subject.rpartition(" ")
+    if first in ("", "The", "A"):
+        return None
+    subject = f"{first} {rng.choice(namesakes())}"
+    return Row(relation=row.relation, subject=subject, object=rng.choice(_objects()[row.relation]))
 
 
 def _document(row: Row, rng: Random) -> str:
@@ -79,10 +118,12 @@ def _unrelated(rng: Random) -> str:
 
 
 def statement(row: Row, rng: Random) -> str:
-    """The fact in one of the templates that this subject gets, sometimes with a remark or a modifier."""
+    """The fact in one of the templates that this subject gets; at times with a remark, a modifier, or a short form."""
     relation = relations()[row.relation]
     template = rng.choice(seen_templates(row.relation, row.subject))
     subject = row.subject
+    if rng.random() < P_SHORT:
+        subject = short_forms().get(subject, subject)
     if rng.random() < P_REMARK and not template.endswith("{}"):
         subject = f"{subject}, {rng.choice(relation.remarks)},"
     modifier = f"{rng.choice(relation.modifiers)} " if rng.random() < P_MODIFIER else ""

@@ -76,6 +76,12 @@ def seen_templates(relation: str, subject: str) -> tuple[str, ...]:
     return tuple(template for template in relations()[relation].templates if template not in held_out)
 
 
+@cache
+def namesakes() -> tuple[str, ...]:
+    """Last words of nobody known: no subject has one."""
+    return tuple(_wording()["namesakes"]["last_words"])
+
+
 def filler_sentence(rng: Random) -> str:
     """A sentence that has nothing to do with any fact, drawn with `rng`."""
     filler = _wording()["filler"]

@@ -22,7 +22,7 @@ Face's modules underneath).  What has to change, tried in `tests/test_bridge.py`
 from loc_edit.models.checkpoints import MLP_OUTPUTS, MlpOutput, hf_state_dict, mlp_output, read_config
 from loc_edit.models.checks import BadModel, check_editable, check_layers, check_unprocessed
 from loc_edit.models.identity import fingerprint, tokenizer_fingerprint, versions
-from loc_edit.models.loading import BUILTIN, load_model, quiet
+from loc_edit.models.loading import BUILTIN, load_model, quiet, read_builtin
 from loc_edit.models.parts import W_out, b_out, embeddings, has_output_bias, logits_at, token_texts, tokenizer
 from loc_edit.models.passes import Past, answers_alone, new_past, run_answers, run_layers, takes_past
 
@@ -47,6 +47,7 @@ __all__ = [
     "mlp_output",
     "new_past",
     "quiet",
+    "read_builtin",
     "read_config",
     "run_answers",
     "run_layers",

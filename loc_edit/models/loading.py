@@ -79,7 +79,7 @@ def load_model(
             check_unprocessed(source)
             model = source.to(device, print_details=False)
         elif str(source) == "builtin":
-            model = _load_builtin(device, dtype)
+            model = read_builtin(device=device, dtype=dtype)
         elif Path(source).is_dir():
             model = _load_directory(Path(source), device, dtype, prepend_bos)
         else:
@@ -98,19 +98,21 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
-def _load_builtin(device: torch.device, dtype: torch.dtype) -> HookedTransformer:
-    """The model that ships with the package: TransformerLens configuration, weights, tokenizer."""
-    config = json.loads((BUILTIN / "config.json").read_text())
+def read_builtin(
+    folder: Path = BUILTIN, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> HookedTransformer:
+    """The model that ships with the package, or another in its form: configuration, weights, tokenizer."""
+    config = json.loads((folder / "config.json").read_text())
     cfg = HookedTransformerConfig.from_dict({**config, "device": str(device), "dtype": dtype})
     fast = PreTrainedTokenizerFast(
-        tokenizer_file=str(BUILTIN / "tokenizer.json"),
+        tokenizer_file=str(folder / "tokenizer.json"),
         name_or_path="builtin",  # TransformerLens reads it back; with a bos_token it would ask the hub for it
         eos_token="<|endoftext|>",
         unk_token="<|endoftext|>",
         pad_token="<|endoftext|>",
     )
     model = HookedTransformer(cfg, fast, move_to_device=True)
-    weights = load_file(BUILTIN / "model.safetensors")
+    weights = load_file(folder / "model.safetensors")
     weights.setdefault("unembed.W_U", weights["embed.W_E"].T)
     missing = set(dict(model.named_parameters())) - set(weights) - {"unembed.b_U"}
     if missing:

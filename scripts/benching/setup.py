@@ -18,7 +18,7 @@ from loc_edit.prompts import Prompt
 from loc_edit.settings import presets, resolve_settings
 
 SHAPES = {
-    "tiny": {"n_layers": 2, "d_model": 32, "n_heads": 2, "d_head": 16, "d_mlp": 64, "d_vocab": 3072},
+    "tiny": {"n_layers": 2, "d_model": 32, "n_heads": 2, "d_head": 16, "d_mlp": 64, "d_vocab": 4096},
     "gpt2": {"n_layers": 12, "d_model": 768, "n_heads": 12, "d_head": 64, "d_mlp": 3072, "d_vocab": 50257},
     "gpt2-xl": {"n_layers": 48, "d_model": 1600, "n_heads": 25, "d_head": 64, "d_mlp": 6400, "d_vocab": 50257},
     "gptj": {
