@@ -191,6 +191,8 @@ class Experiment:
         provenance = {**versions(), "model_fingerprint": fingerprint(self.model), "seed": self.config.seed}
         facts = ranked(self.facts)  # refuse bad facts, and a bad site, before a folder is made
         check_site(self.model, self.config.site)
+        if self.references and len({fact.subject for fact in self.references}) < 2:
+            raise BadFact(f"{self.config.data}: mean and resample ablation want facts of several subjects")
         check_corpus(self.config.corpus)
         folder = Path(out or self.config.out).expanduser()
         mirror = Mirror(self.config.mirror, folder) if self.config.mirror else None

@@ -21,8 +21,21 @@ HEAVY = 150_000
 """A figure whose SVG has more bytes (one with thousands of points) is drawn as PNG."""
 
 
-def table_sections(rows: Rows) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Every table of the paper that the rows allow (`name, title, columns, cells`), and why not the others."""
+BESIDE = [
+    "problem", "method", "r2_layer_adjusted", "r2_both_adjusted", "added_corrected", "added_low", "added_high",
+    "p_holm", "p_clustered_holm", "p_permutation_holm", "slope", "slope_low", "slope_high", "mixed_slope", "mixed_low",
+    "mixed_high", "r_fact_centered", "r_fact_centered_low", "r_fact_centered_high",
+]  # fmt: skip
+"""Of `regress.statistics`, what stands beside the naive tests of the paper's tables."""
+
+
+def table_sections(rows: Rows, draws: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Every table of the paper that the rows allow (`name, title, columns, cells`), and why not the others.
+
+    Args:
+        rows: of a run.
+        draws: resamples and permutations of the table of statistics; 0 leaves it out.
+    """
     found: list[dict[str, Any]] = []
     missing: dict[str, str] = {}
     for name, table in regress.TABLES.items():
@@ -32,7 +45,21 @@ def table_sections(rows: Rows) -> tuple[list[dict[str, Any]], dict[str, str]]:
             missing[label(name)] = str(error)
             continue
         found.append(_table(name, table.title, built))
+    try:
+        found += [
+            _table("statistics", "statistics of the rewrite score that allow for dependence", _beside(rows, draws))
+        ]
+    except RowsMissing as error:
+        missing[label("statistics")] = str(error)
     return found, missing
+
+
+def _beside(rows: Rows, draws: int) -> pd.DataFrame:
+    if not draws:
+        raise RowsMissing("the statistics were left out (no draws)")
+    found = regress.statistics(rows.joined(), draws=draws)
+    methods = [tables.method_label(m, w) for m, w in zip(found["method"], found["window"], strict=True)]
+    return found.assign(problem=found["problem"].map(tables.problem_label), method=methods)[BESIDE]
 
 
 def _table(name: str, title: str, built: pd.DataFrame) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def _content(
 ) -> dict[str, Any]:
     answers, why_none = summary.verdicts(rows, draws)
     word, sentence = summary.headline([row["answer"] for row in answers], why_none)
-    made, no_table = sections.table_sections(rows)
+    made, no_table = sections.table_sections(rows, draws)
     drawn, no_figure = sections.figure_sections(rows)
     study, no_study = sections.localizer_sections(rows, draws)
     return {
