@@ -40,9 +40,14 @@ steps = 4
 @pytest.fixture(scope="module", autouse=True)
 def _one_model():
     """The built-in model is read once; tests leave it as it is."""
-    read, kept = loading._load_builtin, {}
+    read, kept = loading.read_builtin, {}
+
+    def once(**given):
+        key = tuple(given.items())
+        return kept.get(key) or kept.setdefault(key, read(**given))
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "_load_builtin", lambda *key: kept.get(key) or kept.setdefault(key, read(*key)))
+        patch.setattr(loading, "read_builtin", once)
         yield
 
 

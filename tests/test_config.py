@@ -177,5 +177,5 @@ def test_own_settings_win_over_the_preset_s():
 
 def test_no_preset_means_the_defaults():
     config = ExperimentConfig(preset="none")
-    assert config.settings_of("rome", "error_injection") == RomeSettings()
-    assert ExperimentConfig().settings_of("rome", "error_injection") != RomeSettings()
+    assert config.settings_of("finetune-1", "error_injection") == FinetuneSettings()
+    assert ExperimentConfig().settings_of("finetune-1", "error_injection") != FinetuneSettings()

@@ -194,7 +194,16 @@ def test_the_page_tells_the_answer_and_what_made_it(page, run):
     text = Reader(page).text
     assert re.search(r"(No|Mostly no|Unclear|Yes|In part)\b", text)
     assert "of the variance" in text
-    for words in ("Table 3.", "Statistics.", "p_clustered_holm", "Figure 7.", "abc", "nowhere.json", "Not made, and why", "seed = 0"):
+    for words in (
+        "Table 3.",
+        "Statistics.",
+        "p_clustered_holm",
+        "Figure 7.",
+        "abc",
+        "nowhere.json",
+        "Not made, and why",
+        "seed = 0",
+    ):
         assert words in text
     assert f"{len(run.traces):,}" in text
 

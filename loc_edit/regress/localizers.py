@@ -14,6 +14,9 @@ from loc_edit.tables import RowsMissing, combinations, join_by_localizer, withou
 if TYPE_CHECKING:
     from loc_edit.store import Run
 
+SHUFFLES = 40
+"""Permutations for each row of a matrix, at least: Holm multiplies the smallest p by the number of rows."""
+
 Frames = Mapping[str, pd.DataFrame]
 """By localiser, the rows of the regression with its effect: see `tables.join`."""
 
@@ -35,7 +38,7 @@ def localizer_matrix(
         outcome: the score to be explained.
         window: of a run, the layers that localisers take together; the only one there is, or 5.
         site: of a run, where localisers looked.
-        draws: resamples of facts and permutations.
+        draws: resamples of facts, and permutations; of these there are at least `SHUFFLES` times as many as rows.
         level: coverage of the interval.
         seed: of the resampling.
 
@@ -47,16 +50,18 @@ def localizer_matrix(
     Raises:
         RowsMissing: the run has no traces, or a finished edit has none of a localiser.
     """
+    frames = {name: without_controls(frame) for name, frame in _frames(run, window, site).items()}
+    n_cells = sum(len(frame.drop_duplicates(combinations(frame))) for frame in frames.values())
+    shuffles = max(draws, SHUFFLES * n_cells)
     parts = []
-    for name, frame in _frames(run, window, site).items():
-        frame = without_controls(frame)
+    for name, frame in frames.items():
         found = fits(frame, outcome)
         keys = combinations(frame)
         groups: dict[Any, pd.DataFrame] = dict(iter(frame.groupby(keys))) if keys else {(): frame}
         more = []
         for key in found[keys].itertuples(index=False, name=None):
             drawn = bootstrap_added(groups[key], outcome, draws=draws, level=level, seed=seed)
-            more.append(drawn | {"p_permutation": permutation_p(groups[key], outcome, draws=draws, seed=seed)})
+            more.append(drawn | {"p_permutation": permutation_p(groups[key], outcome, draws=shuffles, seed=seed)})
         table = pd.concat([found, pd.DataFrame(more, index=found.index)], axis=1)
         resampled = ["added_corrected", "added_low", "added_high", "p_permutation"]
         table.loc[table["r2_added"].isna(), resampled] = float("nan")  # of one layer, say
