@@ -74,8 +74,8 @@ def test_under_no_effect_p_is_uniform_and_holm_holds_the_family():
 
 def test_holm_is_over_the_whole_matrix():
     frames = {name: regression_rows(n_facts=20, seed=i, r2_added=0.05) for i, name in enumerate("abcd")}
-    found = regress.localizer_matrix(frames, draws=50)
-    alone = regress.localizer_matrix({"a": frames["a"]}, draws=50)
+    found = regress.localizer_matrix(frames, draws=200)
+    alone = regress.localizer_matrix({"a": frames["a"]}, draws=200)
     assert found["p_permutation"].iloc[0] == alone["p_permutation"].iloc[0]
     np.testing.assert_allclose(found["p_permutation_holm"], regress.holm(found["p_permutation"]))
     assert (found["p_permutation_holm"] > found["p_permutation"]).any()

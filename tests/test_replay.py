@@ -52,7 +52,7 @@ def test_the_report_of_a_run_has_them(lab, capsys, monkeypatch):
     from loc_edit.cli import main
 
     for name in ("figure_sections", "table_sections"):
-        monkeypatch.setattr(sections, name, lambda rows: ([], {}))
+        monkeypatch.setattr(sections, name, lambda *given: ([], {}))
     run = lab().run()
     command = ["report", str(run.path), "--draws", "0", "--model", "tiny", "--facts", "2"]
     assert main(command) == 0, capsys.readouterr().err

@@ -31,7 +31,7 @@ def pages(rows, tmp_path_factory):  # noqa: F811
         made = {"usual": loc_edit.write_report(usual, folder / "usual.html", draws=20, next_tokens=found)}
     with pytest.MonkeyPatch.context() as patch:
         for name in ("figure_sections", "table_sections"):
-            patch.setattr(sections, name, lambda rows: ([], {}))
+            patch.setattr(sections, name, lambda *given: ([], {}))
         made["hostile"] = loc_edit.write_report(
             hostile, folder / "hostile.html", draws=20, texts=hostile_facts(hostile)
         )

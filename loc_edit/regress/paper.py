@@ -125,6 +125,8 @@ def write_tables(
 def _of_every_outcome(rows: Rows, build: Callable[[pd.DataFrame, str], pd.DataFrame]) -> pd.DataFrame:
     frame = rows.joined()
     known = [name for name in tables.OUTCOMES if name in frame and frame[name].notna().any()]
+    if not known:
+        raise RowsMissing("no finished edit has a score")
     return pd.concat([build(frame, name) for name in known], ignore_index=True)
 
 
