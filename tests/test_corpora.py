@@ -103,7 +103,10 @@ def bad(tmp_path, name, content):
         ("a.jsonl", b'{"text": "fine"}\n{"text": ', "line 2 is no JSON"),
         ("a.json", b'[{"text": "fine"}]', "line 1: one JSON object a line"),
         ("a.jsonl.gz", b"no gzip", "cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "fine"}\n' * 99)[:-20], "cannot be read"),
+        # A name of its own: compressed bytes hold the time, and two workers would not find the same test.
+        pytest.param(
+            "a.jsonl.gz", gzip.compress(b'{"text": "fine"}\n' * 99)[:-20], "cannot be read", id="a.jsonl.gz-cut"
+        ),
         ("a.parquet", b"no parquet", "cannot be read as Parquet"),
         ("a.docx", b"words", "what .docx holds is not known"),
         ("LICENSE", b"words", "a file without ending"),
