@@ -1,6 +1,7 @@
 """One kernel each for GELU and LayerNorm, a last layer for some positions only: the same numbers, and hooks fire."""
 
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -86,6 +87,46 @@ def test_hook_points_inside_of_a_norm_fire(deep):
     assert len(seen) == 8  # three calls of the norm and one of the MLP, twice
     assert not torch.allclose(hooked, want)
     torch.testing.assert_close(hooked, slow, rtol=1e-4, atol=1e-5)
+
+
+LOCAL = {"n_layers": 3, "attn_types": ["local"] * 3, "window_size": 2, "use_local_attn": True}
+GROUPED = {**SHAPES["llama"], "n_key_value_heads": 1}
+
+
+@pytest.mark.parametrize("shape", [SHAPES["gpt2_deep"], SHAPES["gptj"], LOCAL, GROUPED])
+def test_attention_by_one_kernel_is_the_chain_s_with_a_past_and_a_mask(tokenizer, shape):
+    model = random_model(tokenizer, 3, **shape)
+    attn, n_before = model.blocks[1].attn, 3
+    x = torch.randn(4, 5, model.cfg.d_model)
+    hidden = torch.tensor([0, 1, 3, 5])  # the last row's first two queries see nothing
+    mask = (torch.arange(8) >= hidden[:, None]).long()
+    past = new_past(model, 4)
+    run_layers(model, torch.randn(4, n_before, model.cfg.d_model), start=1, stop=2, past=past, mask=mask[:, :n_before])
+    past.freeze()
+    found = []
+    for fused in (False, True):
+        given = x.clone().requires_grad_()
+        with one_kernel_each(model.blocks) if fused else nullcontext():
+            assert ("forward" in vars(attn)) == fused
+            out = attn(given, given, given, past_kv_cache_entry=past[1], attention_mask=mask)
+        (out**3).sum().backward()
+        found.append((out.detach(), given.grad))
+    for one, other in zip(*found, strict=True):
+        assert torch.isfinite(one).all()
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
+
+
+def test_hooks_on_scores_and_pattern_fire(deep):
+    x, n_seen = torch.randn(2, 4, deep.cfg.d_model), []
+    want = run_layers(deep, x, start=0, stop=2)
+    for name, function in (("attn_scores", lambda s: s * 2), ("pattern", lambda p: p * 0)):
+        hook = (f"blocks.1.attn.hook_{name}", lambda value, hook, f=function: (n_seen.append(value.shape), f(value))[1])
+        with deep.hooks(fwd_hooks=[hook]):
+            hooked = run_layers(deep, x, start=0, stop=2)
+            slow = deep(x, start_at_layer=0, stop_at_layer=2)
+        assert not torch.allclose(hooked, want)
+        torch.testing.assert_close(hooked, slow, rtol=1e-4, atol=1e-5)
+    assert n_seen == [(2, deep.cfg.n_heads, 4, 4)] * 4
 
 
 @pytest.mark.parametrize("with_past", [False, True])

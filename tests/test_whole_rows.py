@@ -65,7 +65,7 @@ def test_edits_and_scores(pair, facts, contexts, stats_of, method):
         last = model.cfg.n_layers - 1
         if method == "rome":
             settings = loc_edit.RomeSettings(steps=5)
-            edits = [loc_edit.rome(model, requests, layer, settings=settings, **common) for layer in (0, last)]
+            edits = [loc_edit.rome(model, requests, layer, settings=settings, **common) for layer in (0, 1, last)]
         elif method == "memit":
             settings = loc_edit.MemitSettings(steps=5, moment_weight=20.0)
             edits = [loc_edit.memit(model, requests, some, settings=settings, **common) for some in ([0, 1], [last])]
@@ -75,10 +75,13 @@ def test_edits_and_scores(pair, facts, contexts, stats_of, method):
         found.append([edit for some in edits for edit in some])
         scores.append(loc_edit.score(model, facts[0], requests[0], edits[0][0]))
     for fast, whole in zip(*found, strict=True):
-        for layer in fast.layers:
-            difference = (whole.delta(layer) - fast.delta(layer)).norm()
-            assert fast.delta(layer).norm() > 0
-            assert difference <= 1e-4 * fast.delta(layer).norm()
+        changes = [[edit.delta(layer) for layer in edit.layers] for edit in (fast, whole)]
+        if method != "finetune" and fast.layers == (last,):
+            # Nothing reads a value there but the essence row, whose loss starts at its least: it follows rounding.
+            changes = [[update.left for update in edit.updates] for edit in (fast, whole)]
+        for one, other in zip(*changes, strict=True):
+            assert one.norm() > 0
+            assert (other - one).norm() <= 1e-4 * one.norm()
     one, other = scores
     assert other.after.rewrite == pytest.approx(one.after.rewrite, rel=1e-4)
     assert other.after.essence == pytest.approx(one.after.essence, rel=1e-3)

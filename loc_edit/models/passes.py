@@ -11,7 +11,7 @@ from transformer_lens import HookedTransformer
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
 
-from loc_edit.models.kernels import hooked, one_kernel_each
+from loc_edit.models.kernels import hooked, one_kernel_each, plain
 
 Past = TransformerLensKeyValueCache | Mapping[int, Any]
 """Attention keys and values of earlier positions: an entry a layer."""
@@ -69,13 +69,11 @@ def answers_alone(model: HookedTransformer) -> bool:
     layer's attention does more than to project what it is given and to rotate it.  To be asked before an editor's own
     hooks, which do not count positions, are on the model.
     """
-    cfg, last = model.cfg, model.blocks[-1]
+    last = model.blocks[-1]
     return (
         takes_past(model)
-        and cfg.positional_embedding_type in ("standard", "rotary")
+        and plain(last.attn)
         and last.attn.attn_type == "global"
-        and not (cfg.use_split_qkv_input or cfg.use_attn_in or cfg.use_logn_attn or cfg.clip_qkv is not None)
-        and not (cfg.original_architecture or "").startswith("Olmo")  # norms whole keys after projecting them
         and not any(hooked(module) for module in last.modules())
     )
 
