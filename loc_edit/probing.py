@@ -1,7 +1,7 @@
 """What is measured of a request: prompts with their targets and essence texts, under one set of edits after another."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp, inf, isnan, nan
 from statistics import fmean
 from typing import cast
@@ -13,7 +13,7 @@ from transformer_lens import HookedTransformer
 
 from loc_edit.batching import NO_TARGET, Batch, Budget, Hook, make_batch, resume, run
 from loc_edit.editing.rows import draw_noise
-from loc_edit.editing.update import Edit, edit_hooks
+from loc_edit.editing.update import Edit, changes_at, edit_hooks
 from loc_edit.facts import Fact
 from loc_edit.models import logits_at
 from loc_edit.noise import generator
@@ -135,9 +135,10 @@ def make_probes(
 class Meter:
     """Rows of many requests laid out in batches, ready to be measured under one set of edits after another.
 
-    Rows that differ only in their target's last token are one run.  An edit changes nothing below its first layer:
-    with `layers`, the unedited model's residual stream before each of them is kept (as far as memory allows), and
-    a measurement starts there.
+    Rows that differ only in their target's last token are one run.  An edit changes nothing before its first layer's
+    `W_out`: with `layers`, the unedited model's keys in each of them and the residual stream after it are kept, and a
+    measurement starts there.  Where memory does not suffice for the keys, streams before as many layers as possible are
+    kept.
 
     Args:
         model: the unedited model.
@@ -161,10 +162,13 @@ class Meter:
         runs = [one for i, mine in enumerate(self.probes) for one in _runs(i, mine)]
         batch_tokens = batch_tokens or min(BATCH_TOKENS, Budget(model).positions)
         self.batches = [_lay_out(model, some) for some in _batches(runs, batch_tokens)]
-        layers = sorted(set(layers))
-        size = sum(b.batch.tokens.numel() for b in self.batches) * model.cfg.d_model * model.cfg.dtype.itemsize
-        every = max(1, -(-len(layers) * size // KEPT_BYTES))
-        self.layers = layers[::every] if size <= KEPT_BYTES else []
+        layers, cfg = sorted(set(layers)), model.cfg
+        size = sum(b.batch.tokens.numel() for b in self.batches) * cfg.dtype.itemsize
+        self.keys = layers if len(layers) * size * (cfg.d_model + (cfg.d_mlp or 0)) <= KEPT_BYTES else []
+        every = max(1, -(-len(layers) * size * cfg.d_model // KEPT_BYTES))
+        self.streams = (
+            [i + 1 for i in layers] if self.keys else layers[::every] if size * cfg.d_model <= KEPT_BYTES else []
+        )
         self.before = self._measure([None] * len(self.probes), keep=True)
 
     def measure(self, edits: Sequence[Edit | None]) -> list[Measured]:
@@ -175,21 +179,28 @@ class Meter:
 
     @torch.inference_mode()
     def _measure(self, edits: Sequence[Edit | None], keep: bool = False) -> list[Measured]:
-        first = min((layer for edit in edits if edit for layer in edit.layers), default=0)
-        start = max((layer for layer in self.layers if layer <= first), default=None)
         found: dict[int, dict[tuple[str, int], list[float]]] = {i: {} for i in range(len(self.probes))}
         for laid in self.batches:
-            hooks = edit_hooks(edits, laid.owner)
-            if keep or start is None:
-                kept = self.layers if keep else []
-                final = run(self.model, laid.batch, hooks=[*hooks, *_keeping(laid.residuals, kept)])
-            else:
-                final = resume(self.model, laid.residuals[start], start, hooks)
+            final = self._final(laid, edits, keep)
             for one, log_ps in zip(laid.runs, laid.log_probs(self.model, final), strict=True):
                 for (kind, _), log_p in zip(one.targets, log_ps, strict=False):
                     number = _exp(-log_p / (len(one.prefix) + 1)) if kind[0] == "essence" else exp(log_p)
                     found[one.owner].setdefault(kind, []).append(number)
         return [_collect(probes, found[i]) for i, probes in enumerate(self.probes)]
+
+    def _final(self, laid: "_Laid", edits: Sequence[Edit | None], keep: bool) -> Float[Tensor, "row pos d_model"]:
+        """The final residual stream of a batch, computed from as late on as what is kept of it allows."""
+        hooks = edit_hooks(edits, laid.owner)
+        if keep:
+            return run(self.model, laid.batch, hooks=[*hooks, *laid.keeping(self.keys, self.streams)])
+        first = min((layer for edit in edits if edit for layer in edit.layers), default=0)
+        if first in laid.keys:
+            stream = changes_at(edits, laid.owner, first)(laid.keys[first], laid.streams[first + 1])
+            return resume(self.model, stream, first + 1, hooks)
+        start = max((layer for layer in laid.streams if layer <= first), default=None)
+        if start is None:
+            return run(self.model, laid.batch, hooks=hooks)
+        return resume(self.model, laid.streams[start], start, hooks)
 
 
 def measure(model: HookedTransformer, probes: Sequence[Probes], edits: Sequence[Edit | None]) -> list[Measured]:
@@ -213,13 +224,27 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Laid:
-    """A batch of runs, all their targets, and the residual streams kept of it."""
+    """A batch of runs, all their targets; kept of the unedited model: keys by layer, residual streams by layer before.
+
+    Rows of one owner stand together.
+    """
 
     runs: list[_Run]
     batch: Batch
     targets: Int[Tensor, "row alternative target"]
     owner: Int[Tensor, " row"]
-    residuals: dict[int, Float[Tensor, "row pos d_model"]]
+    keys: dict[int, Float[Tensor, "row pos d_mlp"]] = field(default_factory=dict)
+    streams: dict[int, Float[Tensor, "row pos d_model"]] = field(default_factory=dict)
+
+    def keeping(self, keys: Sequence[int], streams: Sequence[int]) -> list[Hook]:
+        """Hooks that keep the keys of some layers, and the streams before some (after the last: its number plus 1)."""
+
+        def keep(name: str, into: dict[int, Tensor], layer: int) -> Hook:
+            return (name, lambda value, hook: into.__setitem__(layer, value))
+
+        of_keys = [keep(f"blocks.{layer}.mlp.hook_post", self.keys, layer) for layer in keys]
+        names = {i: f"blocks.{i - 1}.hook_resid_post" if i else "blocks.0.hook_resid_pre" for i in streams}
+        return of_keys + [keep(name, self.streams, layer) for layer, name in names.items()]
 
     def log_probs(self, model: HookedTransformer, final: Float[Tensor, "row pos d_model"]) -> list[list[float]]:
         """Log p of each alternative target of each row, padded alternatives included."""
@@ -255,6 +280,7 @@ def _batches(runs: Sequence[_Run], batch_tokens: int) -> list[list[_Run]]:
 
 
 def _lay_out(model: HookedTransformer, runs: list[_Run]) -> _Laid:
+    runs = sorted(runs, key=lambda one: one.owner)
     firsts = [one.targets[0][1] for one in runs]
     batch = make_batch(model, [one.prompt for one in runs], firsts, [one.noise for one in runs])
     n_alternatives = max(len(one.targets) for one in runs)
@@ -263,16 +289,7 @@ def _lay_out(model: HookedTransformer, runs: list[_Run]) -> _Laid:
         for i, (_, target) in enumerate(one.targets):
             targets[row, i, : len(target)] = target
     owner = torch.tensor([one.owner for one in runs], device=batch.tokens.device)
-    return _Laid(runs, batch, targets, owner, {})
-
-
-def _keeping(into: dict[int, Tensor], layers: Sequence[int]) -> list[Hook]:
-    """Hooks that keep the residual stream before each of `layers`."""
-
-    def keep(layer: int) -> Hook:
-        return (f"blocks.{layer}.hook_resid_pre", lambda value, hook: into.__setitem__(layer, value))
-
-    return [keep(layer) for layer in layers]
+    return _Laid(runs, batch, targets, owner)
 
 
 def _collect(probes: Probes, found: dict[tuple[str, int], list[float]]) -> Measured:

@@ -301,15 +301,25 @@ def test_measuring_starts_at_the_edited_layer_and_finds_the_same(
         assert expected != whole.before
         blocks.clear()
         found = kept.measure(edits[layer])
-        assert set(blocks) == set(layers[layer:])
+        assert set(blocks) == set(layers[layer + 1 :])  # the layer's keys are kept, and the stream after it
         for one, other in zip(found, expected, strict=True):
             assert flat(one) == pytest.approx(flat(other), rel=1e-4, abs=1e-7, nan_ok=True)
-    one = Meter(deep, probes, [1])  # no stream before layer 0 is kept, so it runs from the start
+    one = Meter(deep, probes, [1])  # nothing of layer 0 is kept, so it runs from the start
     blocks.clear()
     one.measure(edits[0])
     assert 0 in blocks
+    positions = sum(laid.batch.tokens.numel() for laid in kept.batches)
+    monkeypatch.setattr(probing, "KEPT_BYTES", positions * 4 * deep.cfg.d_model * len(layers))  # not for keys
+    streams = Meter(deep, probes, layers)
+    for layer in layers:
+        blocks.clear()
+        found = streams.measure(edits[layer])
+        assert set(blocks) == set(layers[layer:])
+        for one, other in zip(found, kept.measure(edits[layer]), strict=True):
+            assert flat(one) == pytest.approx(flat(other), rel=1e-4, abs=1e-7, nan_ok=True)
     monkeypatch.setattr(probing, "KEPT_BYTES", 1)
-    assert Meter(deep, probes, layers).layers == []
+    none = Meter(deep, probes, layers)
+    assert (none.keys, none.streams) == ([], [])
 
 
 def test_targets_that_differ_in_their_last_token_share_a_run(deep, rich):

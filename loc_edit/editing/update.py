@@ -1,7 +1,7 @@
 """What an edit is: changes of `W_out` (and `b_out`), low-rank where the method has factors; applied and undone."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -244,26 +244,39 @@ def edit_hooks(edits: Sequence[Edit | None], owner: Int[Tensor, " row"]) -> list
 
 
 def _layer_hooks(edits: Sequence[Edit | None], owner: Int[Tensor, " row"], layer: int) -> list[Hook]:
-    mine = [
-        (torch.nonzero(owner == i)[:, 0], update)
-        for i, edit in enumerate(edits)
-        if edit
-        for update in edit.updates
-        if update.layer == layer
-    ]
-    held: list[Tensor] = []
+    add, held = changes_at(edits, owner, layer), []
 
     def hold(key: Tensor, hook: Any) -> Tensor:
-        held[:] = [key]
+        held.append(key)
         return key
 
-    def add(value: Tensor, hook: Any) -> Tensor:
-        key, value = held.pop(), value.clone()
+    return [
+        (f"blocks.{layer}.mlp.hook_post", hold),
+        (f"blocks.{layer}.hook_mlp_out", lambda value, hook: add(held.pop(), value)),
+    ]
+
+
+def changes_at(
+    edits: Sequence[Edit | None], owner: Int[Tensor, " row"], layer: int
+) -> Callable[[Float[Tensor, "row pos d_mlp"], Float[Tensor, "row pos d_model"]], Float[Tensor, "row pos d_model"]]:
+    """The function (keys, values) -> values, an MLP's output or the stream after it, changed by each row's own edit.
+
+    Rows of one owner that stand together are one product.
+    """
+    updates = [[update for update in edit.updates if update.layer == layer] if edit else [] for edit in edits]
+    stands = torch.unique_consecutive(owner, return_counts=True)
+    mine, end = [], 0
+    for i, n in zip(*(found.tolist() for found in stands), strict=True):
+        end += n
+        mine += [(slice(end - n, end), update) for update in updates[i]]
+
+    def add(key: Tensor, value: Tensor) -> Tensor:
+        value = value.clone()
         for rows, update in mine:
             value[rows] += change(key[rows], update).to(value)
         return value
 
-    return [(f"blocks.{layer}.mlp.hook_post", hold), (f"blocks.{layer}.hook_mlp_out", add)]
+    return add
 
 
 def change(key: Float[Tensor, "*rows d_mlp"], update: WeightUpdate) -> Float[Tensor, "*rows d_model"]:
