@@ -5,6 +5,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import linear
 from transformer_lens import HookedTransformer
 
 
@@ -46,7 +47,7 @@ def logits_at(
         residual = model.ln_final(residual)
     unembed = model.unembed
     wide = torch.promote_types(unembed.W_U.dtype, torch.float32)
-    logits = unembed.hook_in(residual).to(wide) @ unembed.W_U.to(wide) + unembed.b_U.to(wide)
+    logits = linear(unembed.hook_in(residual).to(wide), unembed.W_U.to(wide).T, unembed.b_U.to(wide))
     logits = unembed.hook_out(logits)
     cap = model.cfg.output_logits_soft_cap
     return cap * torch.tanh(logits / cap) if cap > 0 else logits
