@@ -120,6 +120,10 @@ class Batch:
         steps = torch.arange(self.targets.shape[1], device=self.tokens.device)
         return (lengths[:, None] - 1 + steps).minimum(self.lengths[:, None] - 1)
 
+    def answers(self, final: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row target d_model"]:
+        """The final residual stream where the targets are predicted."""
+        return final[torch.arange(len(self), device=final.device)[:, None], self.answers_at]
+
     def select(self, rows: Int[Tensor, " some"]) -> "Batch":
         """Some of its rows, as long as the longest of them."""
         n_pos = int(self.lengths[rows].max())
@@ -204,11 +208,13 @@ def resume(
 
 
 def target_log_probs(
-    model: HookedTransformer, batch: Batch, residual: Float[Tensor, "row pos d_model"]
+    model: HookedTransformer, batch: Batch, answers: Float[Tensor, "row target d_model"]
 ) -> Float[Tensor, "row target"]:
-    """Log-probability of each target token, in float32, from the final stream; 0 where a row's target is padded."""
-    rows = torch.arange(len(batch), device=residual.device)[:, None]
-    logits = logits_at(model, residual[rows, batch.answers_at]).float()
+    """Log-probability of each target token, in float32, from the final stream where it is predicted (`answers_at`).
+
+    0 where a row's target is padded.
+    """
+    logits = logits_at(model, answers).float()
     index = batch.targets.clamp(min=0)[..., None]
     log_p = logits.log_softmax(-1).gather(-1, index)[..., 0]
     return log_p.masked_fill(batch.targets == NO_TARGET, 0.0)

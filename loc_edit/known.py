@@ -147,7 +147,7 @@ def _answer(model: HookedTransformer, facts: Sequence[Fact], encoded: Sequence[E
     """The answers to prompts of one length."""
     prompts = [one.prompt for one in encoded]
     batch = make_batch(model, prompts, [one.target_true for one in encoded])
-    p_true = target_log_probs(model, batch, run(model, batch)).double().sum(1).exp()
+    p_true = target_log_probs(model, batch, batch.answers(run(model, batch))).double().sum(1).exp()
     n_new = min(n_tokens, model.cfg.n_ctx - len(prompts[0]))
     greedy = torch.zeros(len(facts), n_new)  # of the top 1, any draw takes the first
     rows = sample_tokens(model, [p.tokens for p in prompts], list(greedy), top_k=1, batch_size=len(facts))

@@ -249,7 +249,7 @@ class _Laid:
     def log_probs(self, model: HookedTransformer, final: Float[Tensor, "row pos d_model"]) -> list[list[float]]:
         """Log p of each alternative target of each row, padded alternatives included."""
         rows = torch.arange(len(final), device=final.device)[:, None]
-        log_p = logits_at(model, final[rows, self.batch.answers_at]).float().log_softmax(-1)
+        log_p = logits_at(model, self.batch.answers(final)).float().log_softmax(-1)
         found = log_p[rows[..., None], torch.arange(log_p.shape[1], device=log_p.device), self.targets.clamp(min=0)]
         return cast(list[list[float]], found.masked_fill(self.targets == NO_TARGET, 0.0).double().sum(-1).tolist())
 

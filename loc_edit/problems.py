@@ -128,7 +128,7 @@ def pose(
 def target_probability(model: HookedTransformer, prompt: Prompt, tokens: Int[Tensor, " target"]) -> float:
     """p(target | prompt), the product over the target's tokens."""
     batch = make_batch(model, [prompt], [tokens])
-    return target_log_probs(model, batch, run(model, batch)).sum().exp().item()
+    return target_log_probs(model, batch, batch.answers(run(model, batch))).sum().exp().item()
 
 
 def _target(fact: Fact, which: str, problem: str) -> str:

@@ -1,6 +1,7 @@
 """Constrained fine-tuning: Adam on `W_out` and `b_out` inside an L-infinity box (Zhu et al. 2020)."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, overload
 
@@ -14,14 +15,24 @@ from loc_edit.batching import Hook, embed_noise, make_batch, run, target_log_pro
 from loc_edit.editing.rome import describe
 from loc_edit.editing.rows import draw_noise
 from loc_edit.editing.update import Edit, WeightUpdate
-from loc_edit.editing.value import EditFailed
-from loc_edit.models import W_out, check_editable, check_layers, fingerprint, has_output_bias, run_layers
+from loc_edit.editing.value import EditFailed, share
+from loc_edit.models import (
+    W_out,
+    answers_alone,
+    check_editable,
+    check_layers,
+    fingerprint,
+    has_output_bias,
+    run_answers,
+)
 from loc_edit.noise import generator
 from loc_edit.problems import EditRequest
 from loc_edit.settings import FinetuneSettings
 
 SMALL_LOSS = 1e-2
 PATIENCE = 5
+CALL = 30
+"""What calling a layer once costs, in positions computed in it (measured with the built-in model on the CPU)."""
 
 
 @overload
@@ -68,17 +79,31 @@ def finetune(
     settings, layers = settings or FinetuneSettings(), sorted(layers)
     check_editable(model)
     check_layers(model, layers)
-    training = _Training(model, requests, layers, settings)
-    with model.hooks(fwd_hooks=training.hooks()):
-        _train(training, requests, settings.steps)
+    updates: dict[int, tuple[WeightUpdate, ...]] = {}
+    for group in _groups(model, requests):
+        training = _Training(model, [requests[i] for i in group], layers, settings)
+        with model.hooks(fwd_hooks=training.hooks()):
+            _train(training, training.requests, settings.steps)
+        updates |= zip(group, training.updates(), strict=True)
     about = {
         "method": "finetune",
         "settings": asdict(settings),
         "model": fingerprint(model),
         "layers": list(layers),
     }
-    edits = [Edit(training.updates(f), {**about, **describe(r)}) for f, r in enumerate(requests)]
+    edits = [Edit(updates[i], {**about, **describe(r)}) for i, r in enumerate(requests)]
     return edits[0] if isinstance(request, EditRequest) else edits
+
+
+def _groups(model: HookedTransformer, requests: Sequence[EditRequest]) -> list[list[int]]:
+    """Requests of like length, such that padding and calls together cost least; those with noise by themselves."""
+    groups = []
+    for noised in (False, True):
+        mine = [i for i, r in enumerate(requests) if (r.noise is not None) == noised]
+        copies = max([1, *(len(r.noise) for r in requests if noised and r.noise is not None)])
+        lengths = [len(requests[i].prompt) + len(requests[i].target_tokens) - 1 for i in mine]
+        groups += [[mine[i] for i in some] for some in share(lengths, copies, CALL)]
+    return groups
 
 
 def _train(training: "_Training", requests: Sequence[EditRequest], steps: int) -> int:
@@ -126,14 +151,15 @@ class _Training:
         self.weight = own.to(model.cfg.device, torch.float32)  # 0 for rows that only fill the batch
         self.lower = torch.tensor([r.objective == "lower" for r in requests], device=model.cfg.device)
         self.draws = [generator("fresh", r.seed, r.fact_id, "finetune", layers) for r in requests]
+        # One row a request: Adam leaves alone what has no gradient, and counts each row's steps apart.
         shapes = [W_out(model, layer).shape for layer in layers] + [(model.cfg.d_model,)] * len(layers) * self.bias
-        self.changes, self.gradients = (
-            [torch.zeros(len(requests), *shape, device=model.cfg.device) for shape in shapes] for _ in range(2)
-        )
-        # Each request's parameters are views: Adam leaves alone what has no gradient, and counts its steps apart.
-        self.views = [[change[f] for change in self.changes] for f in range(len(requests))]
-        views = [view for mine in self.views for view in mine]
-        self.adam = torch.optim.Adam(views, lr=settings.lr, weight_decay=2 * settings.weight_decay, fused=True)
+        size = sum(map(math.prod, shapes))
+        self.rows, self.slopes = (torch.zeros(len(requests), size, device=model.cfg.device) for _ in range(2))
+        self.changes, self.gradients = (_parts(rows, shapes) for rows in (self.rows, self.slopes))
+        self.params = list(self.rows)
+        decay = 2 * settings.weight_decay
+        self.adam = torch.optim.Adam(self.params, lr=settings.lr, weight_decay=decay, fused=True)
+        self.alone = answers_alone(model)
         self.added: list[tuple[Tensor, Tensor]] = []
         self.start = None if any(r.noise is not None for r in requests) else self._start()
 
@@ -155,7 +181,8 @@ class _Training:
         key, stream = self._start() if self.start is None else self.start
         self.added.clear()
         stream = stream + self._added(0, key).to(stream)
-        final = run_layers(self.model, stream, start=self.layers[0] + 1, stop=self.model.cfg.n_layers)
+        at, lengths, first = self.batch.answers_at, self.batch.lengths, self.layers[0]
+        final = run_answers(self.model, stream, at, lengths, start=first + 1, alone=self.alone)
         log_p = target_log_probs(self.model, self.batch, final).sum(1)
         log_p = rearrange(log_p, "(request copy) -> request copy", copy=self.copies)
         loss = torch.where(self.lower[:, None], log_p.exp(), -log_p)
@@ -199,17 +226,21 @@ class _Training:
             torch.bmm(self.added[i][0].mT, gradient, out=self.gradients[i])
             if self.bias:
                 torch.sum(gradient, 1, out=self.gradients[len(self.layers) + i])
-        for f, (mine, updates) in enumerate(zip(self.views, updating.tolist(), strict=True)):
-            for view, gradient in zip(mine, self.gradients, strict=True):
-                view.grad = gradient[f] if updates else None
+        for param, slope, updates in zip(self.params, self.slopes, updating.tolist(), strict=True):
+            param.grad = slope if updates else None
         self.adam.step()
-        for change in self.changes:
-            change.clamp_(-self.settings.eps, self.settings.eps)
+        self.rows.clamp_(-self.settings.eps, self.settings.eps)
 
-    def updates(self, f: int) -> tuple[WeightUpdate, ...]:
-        """The finished changes of one request."""
-        whole, n = [change[f].clone() for change in self.changes], len(self.layers)
-        return tuple(
-            WeightUpdate(layer, full=whole[i], bias=whole[n + i] if self.bias else None)
-            for i, layer in enumerate(self.layers)
-        )
+    def updates(self) -> Iterator[tuple[WeightUpdate, ...]]:
+        """The finished changes of each request."""
+        n = len(self.layers)
+        for f in range(len(self.requests)):
+            whole = [change[f].clone() for change in self.changes]
+            found = zip(self.layers, whole[:n], whole[n:] if self.bias else [None] * n, strict=True)
+            yield tuple(WeightUpdate(layer, full=full, bias=bias) for layer, full, bias in found)
+
+
+def _parts(rows: Float[Tensor, "request number"], shapes: Sequence[Sequence[int]]) -> list[Float[Tensor, "request *_"]]:
+    """Views of the rows: one after another, of these shapes."""
+    parts = rows.split([math.prod(shape) for shape in shapes], dim=1)
+    return [part.unflatten(1, tuple(shape)) for part, shape in zip(parts, shapes, strict=True)]

@@ -60,7 +60,7 @@ def optimize_values(
     """
     rows, delta, budget = prefix.rows, torch.zeros_like(reference), Budget(model, backward=True)
     lengths = (prefix.batch.lengths - prefix.batch.last_subject).view(len(rows.requests), -1).amax(1).tolist()
-    for group in share(lengths, rows.contexts + 1):
+    for group in share(lengths, rows.contexts + 1, CALL):
 
         def work(some: slice, group: list[int] = group) -> None:
             few = group[some]
@@ -75,12 +75,13 @@ def optimize_values(
     return delta
 
 
-def share(lengths: Sequence[int], rows: int) -> list[list[int]]:
+def share(lengths: Sequence[int], rows: int, call: int) -> list[list[int]]:
     """Requests in groups that are padded to one length, such that padding and calls together cost least.
 
     Args:
-        lengths: of each request's tails.
+        lengths: of each request's rows, as far as they are computed.
         rows: of each request.
+        call: what calling a layer once costs, in positions computed in it.
 
     Returns:
         Groups of indices; lengths ascend.
@@ -90,7 +91,7 @@ def share(lengths: Sequence[int], rows: int) -> list[list[int]]:
     @cache
     def best(n: int) -> tuple[float, int]:
         """Cost of the `n` shortest, and where their last group begins."""
-        costs = ((best(i)[0] + CALL + rows * (n - i) * lengths[order[n - 1]], i) for i in range(n))
+        costs = ((best(i)[0] + call + rows * (n - i) * lengths[order[n - 1]], i) for i in range(n))
         return min(costs, default=(0.0, 0))
 
     groups, n = [], len(order)
