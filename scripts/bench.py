@@ -12,10 +12,12 @@ depend on their values) and statistics that are the identity.  One JSON file hol
 - plain: one forward pass per cell of a trace; one fact at a time, no work reused, weights written (`benching.plain`).
 - act patch: `transformer_lens.patching.get_act_patch_mlp_out` on all noise samples at once, window 1.
 - block floor: positions times layers that cannot be avoided, times what TransformerLens's own block costs per position
-  at its best batch size (forward, or forward and backward).  In a trace, cell by cell; the shared floor counts layers
-  that several cells share once.  It can be gone below: our blocks compute GELU and LayerNorm by one kernel each (the
-  fused block floor is made of such blocks), and the last layer for the answers' positions only.  Not in it: the
-  unembedding, and fine-tuning's weight gradients, Adam and box (floors of their own, named for what they add).
+  at its best batch size (forward, or forward and backward); fine-tuning's backward pass has the trained weights'
+  gradients too, each fact's by itself (the floor without them is beside it).  In a trace, cell by cell; the shared
+  floor counts layers that several cells share once.  It can be gone below: our blocks compute GELU, LayerNorm and
+  attention by one kernel each (the fused block floor is made of such blocks), the last layer for the answers' positions
+  only, and in the first edited layer nothing but what the edit adds.  Not in it: the unembedding, and fine-tuning's
+  Adam and box (floors of their own, named for what they add).
 - matrix floor: the multiplications of these blocks and of the unembedding, at the machine's speed.
 """
 

@@ -56,9 +56,10 @@ def test_work_of_an_edit(floors, deep, facts):
     assert work.unembedded_both == 7 * (2 * n_target + 1)
     trained = floors.finetune_work(deep, [request], [1, 2], [5])
     assert (trained.forward, trained.both, trained.updates) == (below[0], 5 * 3 * below[0], 5 * 2)
-    cost = {"forward": 1.0, "both": 3.0, "unembedded": 7.0, "unembedded_both": 7.0, "updates": 100.0}
-    assert trained.seconds(cost) == 46 * below[0]
-    assert trained.seconds(cost, list(cost)) == 46 * below[0] + 7 * trained.unembedded_both + 1000
+    cost = {"forward": 1.0, "both": 3.0, "gradients": 20.0, "unembedded": 7.0, "unembedded_both": 7.0, "updates": 100.0}
+    assert trained.seconds(cost, ["forward", "both"]) == 46 * below[0]
+    assert trained.seconds(cost) == 46 * below[0] + 200
+    assert trained.seconds(cost, list(cost)) == 46 * below[0] + 200 + 7 * trained.unembedded_both + 1000
 
 
 def test_work_of_an_edit_under_fresh_noise(floors, deep, facts):

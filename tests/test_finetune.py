@@ -79,6 +79,28 @@ def test_batched_is_one_at_a_time(editable, facts, noised):
             assert relative(edit.delta(layer), alone.delta(layer)) < 1e-3
 
 
+def test_no_more_is_trained_together_than_memory_allows(editable, facts, monkeypatch):
+    requests, layers = mixed(editable, facts), [0, 1]
+    sizes, real = [], room._Training.__init__
+
+    def count(self, model, requests, *rest):
+        sizes.append(len(requests))
+        real(self, model, requests, *rest)
+
+    monkeypatch.setattr(room._Training, "__init__", count)
+    together = loc_edit.finetune(editable, requests, layers, settings=SETTINGS)
+    assert sum(sizes) == len(requests)
+    assert max(sizes) > 1
+    sizes.clear()
+    each = 16 * sum(editable.blocks[layer].mlp.W_out.numel() for layer in layers)
+    monkeypatch.setattr(room, "STATE_BYTES", each)
+    alone = loc_edit.finetune(editable, requests, layers, settings=SETTINGS)
+    assert sizes == [1] * len(requests)
+    for one, other, request in zip(together, alone, requests, strict=True):
+        assert one.about["fact_id"] == other.about["fact_id"] == request.fact_id
+        assert all(relative(one.delta(layer), other.delta(layer)) < 1e-3 for layer in layers)
+
+
 def test_batched_is_one_at_a_time_also_when_sample_counts_differ(deep, facts):
     """The loss sums over a request's own copies, however many another request has."""
     requests = []

@@ -92,8 +92,8 @@ def probability(model, text, target):
 
 
 ARBITRARY = 2e-2
-"""Where an update starts from rounding noise, the probabilities depend on the number of threads (5e-3 to 1e-2 was
-seen); the expected change itself is up to 8e-3."""
+"""Where an update starts from rounding noise in other code, and is 0 in ours: expected probabilities change by up to
+8e-3."""
 
 
 def arbitrary(expected):

@@ -31,6 +31,8 @@ from loc_edit.settings import FinetuneSettings
 
 SMALL_LOSS = 1e-2
 PATIENCE = 5
+STATE_BYTES = 2**33
+"""Most memory for what is trained together, where how much is free cannot be asked for (on a GPU: half of that)."""
 CALL = 30
 """What calling a layer once costs, in positions computed in it (measured with the built-in model on the CPU)."""
 
@@ -80,7 +82,7 @@ def finetune(
     check_editable(model)
     check_layers(model, layers)
     updates: dict[int, tuple[WeightUpdate, ...]] = {}
-    for group in _groups(model, requests):
+    for group in _groups(model, requests, layers):
         training = _Training(model, [requests[i] for i in group], layers, settings)
         with model.hooks(fwd_hooks=training.hooks()):
             _train(training, training.requests, settings.steps)
@@ -95,14 +97,21 @@ def finetune(
     return edits[0] if isinstance(request, EditRequest) else edits
 
 
-def _groups(model: HookedTransformer, requests: Sequence[EditRequest]) -> list[list[int]]:
-    """Requests of like length, such that padding and calls together cost least; those with noise by themselves."""
-    groups = []
+def _groups(model: HookedTransformer, requests: Sequence[EditRequest], layers: Sequence[int]) -> list[list[int]]:
+    """Requests of like length, such that padding and calls together cost least; those with noise by themselves.
+
+    No more in a group than there is memory for: each has weights, gradients and Adam's two moments of its own.
+    """
+    each = 4 * 4 * sum(W_out(model, layer).numel() for layer in layers)
+    device, groups = model.W_E.device, []
+    free = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else STATE_BYTES
+    most = max(1, free // each)
     for noised in (False, True):
         mine = [i for i, r in enumerate(requests) if (r.noise is not None) == noised]
         copies = max([1, *(len(r.noise) for r in requests if noised and r.noise is not None)])
         lengths = [len(requests[i].prompt) + len(requests[i].target_tokens) - 1 for i in mine]
-        groups += [[mine[i] for i in some] for some in share(lengths, copies, CALL)]
+        for some in share(lengths, copies, CALL):
+            groups += [[mine[i] for i in some[k : k + most]] for k in range(0, len(some), most)]
     return groups
 
 

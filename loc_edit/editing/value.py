@@ -165,7 +165,11 @@ class _Objective:
         self.noisy = any(request.noise is not None for request in rows.requests)
         self.draws = [generator("fresh", r.seed, r.fact_id, method, prefix.layer - 1) for r in rows.requests]
         with torch.no_grad():
-            fixed = make_tails(model, prefix.residual, prefix.layer, batch.last_subject, batch.lengths)
+            fixed = (
+                self._tails_under(rows.noise)
+                if self.noisy
+                else make_tails(model, prefix.residual, prefix.layer, batch.last_subject, batch.lengths)
+            )
             self.tails = None if self.noisy else fixed
             _, self.initial = self._log_probs(fixed, torch.zeros_like(reference))
 
@@ -173,7 +177,10 @@ class _Objective:
         answers, now = self._log_probs(self._fresh_tails() if self.tails is None else self.tails, delta)
         owner = self.owner[self.row[: len(answers)]]
         nll = torch.zeros_like(self.decay).index_add(0, owner, -answers * self.weight)
-        kl = (now.exp() * (now - self.initial)).sum(-1)
+        # The gradient of KL is p (log p - log q) but for a term that the softmax takes away.  Without that term it is
+        # exactly 0 where nothing has changed, as above the last layer, and Adam has no rounding to follow.
+        slope = (now.exp() * (now - self.initial)).detach()
+        kl = slope.sum(-1) + (slope * (now - now.detach())).sum(-1)
         fit = torch.where(self.lower, (-nll).exp(), nll)
         return fit + self.settings.kl * kl + self.decay * delta.norm(dim=-1)
 
@@ -191,12 +198,17 @@ class _Objective:
     @torch.no_grad()
     def _fresh_tails(self) -> Tails:
         """The rows under one fresh draw of noise each; the essence rows keep theirs."""
-        rows, batch = self.prefix.rows, self.prefix.batch
+        rows = self.prefix.rows
         noise = list(rows.noise)
         for i, prompt in enumerate(rows.prompts):
             request, row = divmod(i, rows.contexts + 1)
             if row < rows.contexts:
                 noise[i] = draw_noise(rows.requests[request], prompt, self.draws[request])
+        return self._tails_under(noise)
+
+    def _tails_under(self, noise: Sequence[Tensor | None]) -> Tails:
+        """The rows under some noise each."""
+        rows, batch = self.prefix.rows, self.prefix.batch
         fresh = replace(batch, noise=embed_noise(self.model, rows.prompts, batch.tokens.shape[1], noise))
         embedded = run(self.model, fresh, stop_at_layer=0)
         noised = self._noised

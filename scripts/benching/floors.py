@@ -18,6 +18,9 @@ from loc_edit.prompts import Prompt
 from loc_edit.tracing import window_layers
 from loc_edit.tracing.sweep import plan
 
+BLOCKS = ("forward", "both", "gradients")
+"""The kinds of work that the block floor is made of."""
+
 
 class Floor:
     """Seconds that the model's own blocks take for one position in one layer, at their best batch size."""
@@ -64,31 +67,36 @@ class Floor:
 
         return self._least(run, self.repeats) / len(x)
 
-    def update(self) -> float:
-        """Seconds per step, layer and fact of fine-tuning: the weights' gradient, Adam (fused) and the box."""
+    def update(self) -> tuple[float, float]:
+        """Seconds per step, layer and fact of fine-tuning: of the weights' gradient; of Adam (fused) and the box."""
         cfg, facts = self.model.cfg, 4
-        weights = [torch.zeros(cfg.d_mlp, cfg.d_model, device=self.model.W_E.device) for _ in range(facts)]
-        key, gradient = (torch.randn(facts, self.length, n).to(weights[0]) for n in (cfg.d_mlp, cfg.d_model))
-        adam = torch.optim.Adam(weights, lr=1e-4, fused=True)
+        weights, slopes = (torch.zeros(facts, cfg.d_mlp, cfg.d_model, device=self.model.W_E.device) for _ in range(2))
+        key, gradient = (torch.randn(facts, self.length, n).to(weights) for n in (cfg.d_mlp, cfg.d_model))
+        params = list(weights)
+        adam = torch.optim.Adam(params, lr=1e-4, fused=True)
+        for param, slope in zip(params, slopes, strict=True):
+            param.grad = slope
 
-        def run() -> None:
-            for weight, one in zip(weights, key.mT @ gradient, strict=True):
-                weight.grad = one
+        def product() -> None:
+            torch.bmm(key.mT, gradient, out=slopes)
+
+        def step() -> None:
             adam.step()
-            for weight in weights:
-                weight.clamp_(-1e-4, 1e-4)
+            weights.clamp_(-1e-4, 1e-4)
 
-        run()
-        return self._least(run, self.repeats) / facts
+        product(), step()
+        return self._least(product, self.repeats) / facts, self._least(step, self.repeats) / facts
 
     def costs(self, fused: bool = False) -> dict[str, float]:
         """Seconds of each kind of `Work`, by the name of its field."""
+        gradient, optimiser = self.update()
         return {
             "forward": self.block(fused=fused),
             "both": self.block(backward=True, fused=fused),
+            "gradients": gradient,
             "unembedded": self.unembedding(),
             "unembedded_both": self.unembedding(backward=True),
-            "updates": self.update(),
+            "updates": optimiser,
         }
 
     @torch.inference_mode()
@@ -123,11 +131,12 @@ def tracing_work(
 
 @dataclass
 class Work:
-    """Positions times layers, forward alone and with the backward pass; positions that are unembedded, likewise; and
-    updates of whole weights, one a step, layer and fact."""
+    """Positions times layers, forward alone and with the backward pass; gradients of whole weights, one a step, layer
+    and fact; positions that are unembedded, forward alone and both; and updates of whole weights, as many."""
 
     forward: int = 0
     both: int = 0
+    gradients: int = 0
     unembedded: int = 0
     unembedded_both: int = 0
     updates: int = 0
@@ -135,7 +144,7 @@ class Work:
     def __add__(self, other: "Work") -> "Work":
         return Work(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
 
-    def seconds(self, cost: dict[str, float], kinds: Sequence[str] = ("forward", "both")) -> float:
+    def seconds(self, cost: dict[str, float], kinds: Sequence[str] = BLOCKS) -> float:
         """Of some kinds of work: by default in the blocks, which is the block floor."""
         return sum(getattr(self, kind) * cost[kind] for kind in kinds)
 
@@ -187,7 +196,8 @@ def finetune_work(
             noised, copies = length - request.prompt.subject.start, len(request.noise)
             below = n * copies * noised * layers[0] + request.prompt.subject.start * layers[0]
             length, n_targets = request.prompt.subject.start + copies * noised, copies * n_targets
-        total += Work(below, n * length * above, 0, n * n_targets, n * len(layers))
+        n_weights = n * len(layers)
+        total += Work(below, n * length * above, n_weights, unembedded_both=n * n_targets, updates=n_weights)
     return total
 
 

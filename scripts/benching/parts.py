@@ -11,7 +11,7 @@ from transformer_lens import HookedTransformer
 
 import loc_edit
 from benching import plain
-from benching.floors import Floor, Work, finetune_work, scoring_work, tracing_work, value_work
+from benching.floors import BLOCKS, Floor, Work, finetune_work, scoring_work, tracing_work, value_work
 from benching.setup import METHODS, SHAPES, Case, editing_bench, make_cases, make_model
 from benching.timing import Clock, peak_memory, ratio, spread_of
 from loc_edit.editing.finetune import _train, _Training
@@ -141,6 +141,7 @@ def editing(model: HookedTransformer, cases: list[Case], args: Namespace, clock:
         for one in rounds:
             cost = floor.costs()
             one["block floor"] = works.seconds(cost)
+            one["block floor without weights' gradients"] = works.seconds(cost, BLOCKS[:2])
             one["fused block floor"] = works.seconds(floor.costs(fused=True))
             one["floor with unembedding"] = works.seconds(cost, list(cost)[:-1])
             one["floor with unembedding and optimiser"] = works.seconds(cost, list(cost))
