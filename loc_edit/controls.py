@@ -9,7 +9,8 @@ import torch
 from loc_edit.noise import generator
 from loc_edit.scores import compare
 from loc_edit.store import cell_key
-from loc_edit.units import Cell, Chunk, Rows, Workbench, request_columns, scored, skipped_rows
+from loc_edit.units import Chunk, Rows, request_columns, scored, skipped_rows
+from loc_edit.workbench import Cell, Workbench
 
 NO_LAYER = -1
 

@@ -41,7 +41,8 @@ from loc_edit.store import Mirror, Run, cell_key, journal, load_run
 from loc_edit.tables import windows_of
 from loc_edit.ticker import Progress, Ticker
 from loc_edit.tracing.hooks import check_site, window_layers
-from loc_edit.units import NEED_STATS, Cell, Rows, Workbench
+from loc_edit.units import Rows
+from loc_edit.workbench import NEED_STATS, Cell, Workbench
 from loc_edit.worker import Outcome, Worker
 
 SMALL = 50_000_000

@@ -17,7 +17,8 @@ from loc_edit.controls import NO_LAYER, random_layer_cell, unedited_rows
 from loc_edit.facts import Fact
 from loc_edit.localizers import Localization
 from loc_edit.store import Kind, Selection, Shard
-from loc_edit.units import NEED_STATS, Cell, Chunk, Rows, Workbench, edit_rows, trace_rows
+from loc_edit.units import Chunk, Rows, edit_rows, trace_rows
+from loc_edit.workbench import NEED_STATS, Cell, Workbench
 
 Block = tuple[int, ...]
 """Facts that are computed together, as indices into the ranked facts."""

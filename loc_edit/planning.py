@@ -12,7 +12,8 @@ from loc_edit.keys import KeyStats
 from loc_edit.localizers import Localization
 from loc_edit.settings import FinetuneSettings
 from loc_edit.store import Kind, shard_size
-from loc_edit.units import Cell, Chunk, Workbench, edit_rows, trace_rows
+from loc_edit.units import Chunk, edit_rows, trace_rows
+from loc_edit.workbench import Cell, Workbench
 
 PROBED = 4
 """Facts that are computed to tell."""

@@ -15,7 +15,8 @@ from loc_edit.problems import pose
 from loc_edit.prompts import encode
 from loc_edit.store import Run, RunMismatch
 from loc_edit.tables import without_controls
-from loc_edit.units import Cell, Chunk, edit_all
+from loc_edit.units import Chunk, edit_all
+from loc_edit.workbench import Cell
 
 Key = tuple[str, str, int]
 """Problem, method, window."""

@@ -19,7 +19,7 @@ from loc_edit.experiment import Experiment
 from loc_edit.localizers import Localization
 from loc_edit.settings import parse_method
 from loc_edit.store import Run, write_atomic
-from loc_edit.units import Cell
+from loc_edit.workbench import Cell
 
 GRIDS_PATH = Path(__file__).parent / "data" / "tuning.toml"
 TOP_REWRITE = 0.99

@@ -11,7 +11,8 @@ import pandas as pd
 from loc_edit.facts import Fact
 from loc_edit.grid import Block, Unit
 from loc_edit.store import cell_key
-from loc_edit.units import Chunk, Rows, Workbench
+from loc_edit.units import Chunk, Rows
+from loc_edit.workbench import Workbench
 
 Said = tuple[str, int, str]
 """A logged message: logger, level, text."""

@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).parents[1] / "loc_edit"
 ORDER = (
     "cache", "download", "facts", "data", "corpora", "settings", "models", "prompts", "noise", "batching", "tracing",
     "localizers", "problems", "keys", "editing", "exporting", "sampling", "known", "probing", "scores", "views",
-    "tables", "store", "progress", "telling", "config", "units", "controls", "grid", "worker", "ticker", "contexts",
-    "engine", "planning", "experiment", "tuning", "replay", "regress", "figures", "analysis", "report", "cli",
-    "__main__",
+    "tables", "store", "progress", "telling", "config", "workbench", "units", "controls", "grid", "worker", "ticker",
+    "contexts", "engine", "planning", "experiment", "tuning", "replay", "regress", "figures", "analysis", "report",
+    "cli", "__main__",
 )  # fmt: skip
 """A room may import from rooms to its left."""
 LATE = {
@@ -22,8 +22,8 @@ LATE = {
 """Imports to the right, allowed inside a function only: the built-in facts are facts; `plot` and `show` draw."""
 MODEL_WING = {
     "models", "prompts", "noise", "batching", "tracing", "localizers", "problems", "keys", "editing", "exporting",
-    "sampling", "known", "probing", "scores", "views", "units", "controls", "grid", "worker", "ticker", "contexts",
-    "planning", "experiment", "tuning", "replay",
+    "sampling", "known", "probing", "scores", "views", "workbench", "units", "controls", "grid", "worker", "ticker",
+    "contexts", "planning", "experiment", "tuning", "replay",
 }  # fmt: skip
 PAPER_WING = ("tables", "store", "progress", "telling", "regress", "figures", "analysis", "report")
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

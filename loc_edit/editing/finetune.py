@@ -137,7 +137,7 @@ class _Training:
 
     Up to the first trained layer's keys nothing changes, so every step begins with them and the stream after that
     layer.  A weight's gradient is (keys)^T @ (gradient of what the change adds to the MLP's output), written into a
-    tensor that all steps share: allocated anew at each step, it took five times as long as the product.
+    tensor that all steps share: so large a tensor, allocated anew at each step, took longer than its product.
     """
 
     def __init__(
