@@ -166,6 +166,15 @@ def test_the_verdict_follows_the_rows():
     assert table["verdict"][2] == "ROME, fact erasure: cannot say (too few rows for the layers)."
 
 
+@pytest.mark.parametrize("n_facts", [9, 10])
+def test_nine_facts_are_too_few_for_a_verdict(n_facts):
+    frame = regression_rows(r2_layer=0.5, r2_added=0.3, n_facts=n_facts)
+    (row,) = regress.localization_informs_editing(frame, draws=100).to_dict("records")
+    assert (row["answer"] == "cannot say") == (n_facts < 10)
+    assert ("cannot say (too few facts: 9, and 10 are wanted)" in row["verdict"]) == (n_facts < 10)
+    assert row["r2_added"] > 0.2  # the numbers are there all the same
+
+
 @pytest.mark.parametrize(
     "change",
     [

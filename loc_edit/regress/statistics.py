@@ -14,6 +14,8 @@ from loc_edit.regress.resampling import bootstrap_added, permutation_p
 from loc_edit.tables import combinations, method_label, problem_label, refuse_duplicates, without_controls
 
 MEANINGFUL = 0.05
+FEWEST = 10
+"""Facts below which a verdict would be that of a few facts' intervals."""
 CERTAIN = 0.05
 
 
@@ -83,7 +85,8 @@ def localization_informs_editing(
 
     Returns:
         problem, method, window, n_facts, r2_layer, r2_trace, r2_both, r2_added, added_corrected, added_low,
-        added_high, p_permutation, p_permutation_holm, answer ("yes", "no", "unclear", "cannot say"), verdict.
+        added_high, p_permutation, p_permutation_holm, answer ("yes", "no", "unclear", "cannot say": with fewer than
+        `FEWEST` facts, or where a number is missing), verdict.
     """
 
     def of(rows: pd.DataFrame) -> dict[str, float]:
@@ -160,7 +163,7 @@ def _beside_fits(
 
 
 def _answer(row: dict[Any, Any], meaningful: float) -> str:
-    if np.isnan(row["r2_added"]) or np.isnan(row["added_high"]) or np.isnan(row["p_permutation"]):
+    if row["n_facts"] < FEWEST or np.isnan([row["r2_added"], row["added_high"], row["p_permutation"]]).any():
         return "cannot say"
     if row["added_high"] < meaningful:
         return "no"
@@ -172,7 +175,8 @@ def _answer(row: dict[Any, Any], meaningful: float) -> str:
 def _verdict(row: dict[Any, Any], answer: str, level: float) -> str:
     who = f"{method_label(str(row['method']), int(row['window']))}, {problem_label(str(row['problem'])).lower()}: "
     if answer == "cannot say":
-        return who + f"cannot say ({row['reason'] or 'too few facts'})."
+        few = f"too few facts: {row['n_facts']}, and {FEWEST} are wanted"
+        return f"{who}cannot say ({row['reason'] or few})."
     by_chance = row["p_permutation_holm"] >= CERTAIN
     return (
         f"{who}{answer}; the layer explains {row['r2_layer']:.1%} of the variance, tracing adds "

@@ -4,7 +4,7 @@
 function summarize(fact, combo, grid) {
   const trace = grid ? fact.traces[grid.key] : undefined;
   const curve = trace ? unpack(trace.curve) : [];
-  const peak = largest(curve);
+  const peak = curve.some((value) => value !== curve[0]) ? largest(curve) : -1; // a level curve has none
   const edit = combo ? fact.edits[combo.index] : undefined;
   const scores = edit ? unpack(edit.scores) : [];
   const rewrite = edit ? combo.layers.map((_, l) => scores[l * combo.outcomes]) : [];
