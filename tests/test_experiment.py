@@ -187,7 +187,7 @@ def test_a_second_run_recomputes_nothing(lab, computed):
 
 @pytest.mark.slow
 def test_the_chunk_size_does_not_change_the_numbers(lab, tmp_path):
-    config = {"methods": METHODS, "problems": PROBLEMS, "essence": True, "layers": (1,)}
+    config = {"methods": METHODS, "problems": PROBLEMS, "essence": True, "layers": (0, 1)}
     one, other = (lab(chunk=size, out=str(tmp_path / f"{size}"), **config).run() for size in (1, 3))
     assert len(list((one.path / "edits").iterdir())) == 2 * len(list((other.path / "edits").iterdir()))
     assert_same_rows(one, other, rtol=2e-4, atol=1e-5)

@@ -48,7 +48,7 @@ def lab(tmp_path, monkeypatch, tiny, stats_of, facts):
             "data": str(tmp_path / "facts.jsonl"),
             "methods": ("rome", "finetune-1"),
             "problems": ("error_injection", "fact_amplification"),
-            "layers": (1,),
+            "layers": (0,),
             "noise": "1.5",
             "essence": False,
             "settings": {"rome": {"steps": 4}, "finetune": {"steps": 4, "lr": 0.05}},
