@@ -77,9 +77,7 @@ def _fused(attn: Attention | GroupedQueryAttention) -> Callable[..., Tensor]:
         key_input: Tensor,
         value_input: Tensor,
         past_kv_cache_entry: Any = None,
-        additive_attention_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        position_bias: Tensor | None = None,
     ) -> Tensor:
         q, k, v = attn.calculate_qkv_matrices(query_input, key_input, value_input)
         n_before = 0
