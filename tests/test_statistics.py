@@ -166,6 +166,17 @@ def test_the_verdict_follows_the_rows():
     assert table["verdict"][2] == "ROME, fact erasure: cannot say (too few rows for the layers)."
 
 
+def test_a_layer_without_effect_has_no_part_in_the_clustered_test():
+    frame = dependent_rows(40, 4, rng=1)
+    last = frame["layer"] == frame["layer"].max()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of statsmodels: the covariance has no full rank
+        found = regress.clustered(frame.assign(rewrite=frame["rewrite"].where(~last, 0.0)))
+    wanted = regress.clustered(frame[~last])
+    assert found["p_clustered"] == pytest.approx(wanted["p_clustered"], rel=0.05)  # but for a small-sample factor
+    assert found["f_clustered"] != pytest.approx(regress.clustered(frame)["f_clustered"], rel=0.05)
+
+
 @pytest.mark.parametrize("n_facts", [9, 10])
 def test_nine_facts_are_too_few_for_a_verdict(n_facts):
     frame = regression_rows(r2_layer=0.5, r2_added=0.3, n_facts=n_facts)

@@ -20,7 +20,8 @@ def clustered(frame: pd.DataFrame, outcome: str = "rewrite", regressor: str = "t
     """The tracing effect's test and slope with standard errors clustered by fact, for one method x problem.
 
     Returns:
-        f_clustered, p_clustered: the slopes of all layers against 0, which is the nested test of `fit`;
+        f_clustered, p_clustered: the slopes of all layers against 0, which is the nested test of `fit`; without those of
+        layers in which the outcome never varies, as their estimates have no variance;
         slope, slope_se, slope_low, slope_high: of y ~ C(layer) + trace, 95 %.  NaN where there are too few facts.
     """
     names = ["f_clustered", "p_clustered", "slope", "slope_se", "slope_low", "slope_high"]
@@ -40,8 +41,11 @@ def clustered(frame: pd.DataFrame, outcome: str = "rewrite", regressor: str = "t
     if n_facts > slopes.shape[1]:
         both = sm.OLS(rows["y"].to_numpy(), np.column_stack([layers, slopes]))
         full = both.fit(cov_type="cluster", cov_kwds=groups, use_t=True)
-        test = full.f_test(np.eye(both.exog.shape[1])[layers.shape[1] :])
-        found |= {"f_clustered": float(np.squeeze(test.fvalue)), "p_clustered": float(test.pvalue)}
+        y, n = rows["y"].to_numpy(), layers.shape[1]
+        varying = [n + i for i, slope in enumerate(slopes.T) if not is_constant(y[slope != 0])]
+        if varying:
+            test = full.f_test(np.eye(both.exog.shape[1])[varying])
+            found |= {"f_clustered": float(np.squeeze(test.fvalue)), "p_clustered": float(test.pvalue)}
     return found
 
 
