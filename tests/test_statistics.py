@@ -171,7 +171,8 @@ def test_a_layer_without_effect_has_no_part_in_the_clustered_test():
     last = frame["layer"] == frame["layer"].max()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # of statsmodels: the covariance has no full rank
-        found = regress.clustered(frame.assign(rewrite=frame["rewrite"].where(~last, 0.0)))
+        noise = 1e-8 * np.random.default_rng(0).random(len(frame))
+        found = regress.clustered(frame.assign(rewrite=frame["rewrite"].where(~last, noise)))
     wanted = regress.clustered(frame[~last])
     assert found["p_clustered"] == pytest.approx(wanted["p_clustered"], rel=0.05)  # but for a small-sample factor
     assert found["f_clustered"] != pytest.approx(regress.clustered(frame)["f_clustered"], rel=0.05)

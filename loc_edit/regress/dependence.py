@@ -14,14 +14,16 @@ from loc_edit.regress.ols import usable_rows
 from loc_edit.tables import is_constant, require
 
 NAN = float("nan")
+ROUNDING = 1e-6
+"""What an outcome varies by in a layer, relative to all layers, where edits do nothing there."""
 
 
 def clustered(frame: pd.DataFrame, outcome: str = "rewrite", regressor: str = "trace") -> dict[str, float]:
     """The tracing effect's test and slope with standard errors clustered by fact, for one method x problem.
 
     Returns:
-        f_clustered, p_clustered: the slopes of all layers against 0, which is the nested test of `fit`; without those of
-        layers in which the outcome never varies, as their estimates have no variance;
+        f_clustered, p_clustered: the slopes of all layers against 0, which is the nested test of `fit`; but for layers
+        in which the outcome varies by rounding only, as their estimates have no variance;
         slope, slope_se, slope_low, slope_high: of y ~ C(layer) + trace, 95 %.  NaN where there are too few facts.
     """
     names = ["f_clustered", "p_clustered", "slope", "slope_se", "slope_low", "slope_high"]
@@ -42,7 +44,7 @@ def clustered(frame: pd.DataFrame, outcome: str = "rewrite", regressor: str = "t
         both = sm.OLS(rows["y"].to_numpy(), np.column_stack([layers, slopes]))
         full = both.fit(cov_type="cluster", cov_kwds=groups, use_t=True)
         y, n = rows["y"].to_numpy(), layers.shape[1]
-        varying = [n + i for i, slope in enumerate(slopes.T) if not is_constant(y[slope != 0])]
+        varying = [n + i for i, slope in enumerate(slopes.T) if np.ptp(y[slope != 0]) > ROUNDING * np.ptp(y)]
         if varying:
             test = full.f_test(np.eye(both.exog.shape[1])[varying])
             found |= {"f_clustered": float(np.squeeze(test.fvalue)), "p_clustered": float(test.pvalue)}
