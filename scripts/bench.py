@@ -35,7 +35,7 @@ from benching.setup import SHAPES, make_cases, make_model
 from benching.timing import CLOCKS, Clock, processor
 from benching.totals import precision, study
 
-from loc_edit.models import versions
+from loc_edit.models.identity import versions
 
 PARTS = ("tracing", "editing", "growth", "study", "precision")
 BY_DEFAULT = {"builtin": (12, 8), "tiny": (2, 2), "gpt2": (2, 2), "gpt2-xl": (8, 3), "gptj": (8, 3)}

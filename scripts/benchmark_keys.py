@@ -19,10 +19,10 @@ import torch
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import loc_edit
-from loc_edit.data.corpus import builtin_corpus
+from loc_edit.keys.builtin_corpus import builtin_corpus
 from loc_edit.keys.streaming import BATCH, start_pass
 from loc_edit.keys.tokens import TokenRows, write_tokens
-from loc_edit.models import quiet
+from loc_edit.models.loading import quiet
 
 SHAPES = {
     "gpt2-small": {"n_layers": 12, "d_model": 768, "n_heads": 12, "d_head": 64, "n_ctx": 1024},

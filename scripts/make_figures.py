@@ -9,11 +9,11 @@ import argparse
 import shutil
 from pathlib import Path
 
-from loc_edit.analysis import analyze
-from loc_edit.config import ExperimentConfig
-from loc_edit.experiment import Experiment
-from loc_edit.store import load_run
-from loc_edit.tables import LOCALIZERS
+from loc_edit.analysis.analyze import analyze
+from loc_edit.names import LOCALIZERS
+from loc_edit.experiment.config import ExperimentConfig
+from loc_edit.experiment.experiment import Experiment
+from loc_edit.analysis.run import load_run
 
 HERE = Path(__file__).parent
 FULL = HERE / "experiments" / "builtin_full.toml"

@@ -10,14 +10,15 @@ from random import Random
 from typing import Any
 
 import torch
+from loc_edit.facts.sampling import spread
 from tokenizers import Tokenizer
 from transformer_lens import HookedTransformer
 
 import loc_edit
-from loc_edit.data.builtin import builtin_facts, builtin_rows, spread
-from loc_edit.data.wording import filler_sentence, held_out_templates
-from loc_edit.models import read_builtin
-from loc_edit.settings import presets, resolve_settings
+from loc_edit.editing.settings import presets, resolve_settings
+from loc_edit.facts.builtin import builtin_facts, builtin_rows
+from loc_edit.facts.wording import filler_sentence, held_out_templates
+from loc_edit.models.loading import read_builtin
 
 MODEL_DIR = Path(__file__).parents[1] / "loc_edit" / "data" / "model"
 TRIED = Path(__file__).parent / "recipes_tried.md"

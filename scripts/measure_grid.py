@@ -25,14 +25,14 @@ KILLS = 20
 
 def small(folder: Path, **options):
     """A part of the built-in full grid: all methods and problems at one layer."""
-    from loc_edit.config import NAMED, ExperimentConfig
+    from loc_edit.experiment.config import NAMED, ExperimentConfig
 
     return ExperimentConfig(**{**NAMED["full"], "layers": (3,), "windows": (5,), "out": str(folder), **options})
 
 
 def measure_overhead(folder: Path) -> dict:
     """The share of bookkeeping in a run: wall time that is no unit's own, loading and statistics not counted."""
-    from loc_edit.experiment import Experiment
+    from loc_edit.experiment.experiment import Experiment
 
     experiment = Experiment(small(folder / "run", facts=12))
     _ = experiment.model, experiment.stats  # not the grid's
@@ -56,7 +56,7 @@ def measure_list(folder: Path) -> dict:
     """A million planned units, none done, and half of them done."""
     import numpy as np
 
-    from loc_edit import grid
+    from loc_edit.experiment import grid
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wanted = [grid.Place("edits", f"{n:016x}", "a cell", "x") for n in range(CELLS)]
@@ -85,7 +85,10 @@ def measure_read(folder: Path) -> dict:
     import numpy as np
     import pyarrow as pa
 
-    from loc_edit.store import SCHEMAS, Run, Selection, cell_key, load_run
+    from loc_edit.store.rows import SCHEMAS
+    from loc_edit.analysis.run import Run, load_run
+    from loc_edit.store.selection import Selection
+    from loc_edit.store.settings import cell_key
     from loc_edit.store.shards import write_table
 
     def table(cell: int, facts: range) -> pa.Table:
@@ -161,7 +164,7 @@ def measure_read(folder: Path) -> dict:
 
 def measure_ray(folder: Path) -> dict:
     """Ray with 2 workers and 2 processes against this process, from the first unit to the last."""
-    from loc_edit.experiment import Experiment
+    from loc_edit.experiment.experiment import Experiment
 
     found = {}
     options = {"methods": ("rome", "finetune-1"), "problems": ("error_injection",), "chunk": 5, "facts": 40}
@@ -186,9 +189,10 @@ RUN = "import sys; from loc_edit.experiment import Experiment; Experiment.from_t
 
 def measure_faults(folder: Path) -> dict:
     """Real processes of the built-in model, killed 20 times at random moments: rows expected, found, twice."""
-    from loc_edit.experiment import Experiment
-    from loc_edit.store import KEYS, load_run
-    from loc_edit.tables import without_controls
+    from loc_edit.analysis.tables.rows import without_controls
+    from loc_edit.experiment.experiment import Experiment
+    from loc_edit.store.rows import KEYS
+    from loc_edit.analysis.run import load_run
 
     options = {"facts": 40, "chunk": 1, "methods": ("finetune-1",), "problems": ("error_injection", "fact_forcing")}
     config = small(folder / "run", **options, essence=False, settings={"finetune": {"steps": 3}})

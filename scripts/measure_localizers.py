@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from loc_edit.facts.sampling import spread
 from scipy import stats
 
 import loc_edit
-from loc_edit.data.builtin import spread
-from loc_edit.localizers import LOCALIZERS, TRACING, Localization, grid_options
+from loc_edit.localization.cells import Localization, grid_options
+from loc_edit.names import LOCALIZERS, TRACING
 
 
 def main() -> None:

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from loc_edit.facts import load_facts
-from loc_edit.models import quiet
-from loc_edit.prompts import Encoded, encode, encode_all, target_tokens
+from loc_edit.facts.loading import load_facts
+from loc_edit.models.loading import quiet
+from loc_edit.prompts.encoding import Encoded, encode, encode_all, target_tokens
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from spelling import KINDS, Speller, train

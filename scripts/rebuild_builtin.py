@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tomli_w
 
-from loc_edit.tables import PROBLEMS
+from loc_edit.names import PROBLEMS
 
 HERE = Path(__file__).parent
 PRESETS = HERE.parent / "loc_edit" / "data" / "model" / "presets.toml"

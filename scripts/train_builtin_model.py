@@ -21,8 +21,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 from transformer_lens import HookedTransformer
 
-from loc_edit.data.builtin import builtin_rows
-from loc_edit.data.corpus import EXPOSURES, builtin_corpus
+from loc_edit.facts.builtin import builtin_rows
+from loc_edit.keys.builtin_corpus import EXPOSURES, builtin_corpus
 
 END = "<|endoftext|>"
 MODEL_DIR = Path(__file__).parents[1] / "loc_edit" / "data" / "model"

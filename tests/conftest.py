@@ -14,10 +14,10 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import PreTrainedTokenizerFast
 
 import loc_edit
-from loc_edit import grid
-from loc_edit.experiment import Experiment
-from loc_edit.facts import save_facts
-from loc_edit.models import quiet
+from loc_edit.experiment import grid
+from loc_edit.experiment.experiment import Experiment
+from loc_edit.facts.loading import save_facts
+from loc_edit.models.loading import quiet
 
 torch.set_num_threads(1)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from loc_edit.tables import without_controls
+from loc_edit.analysis.tables.rows import without_controls
 
 
 def rows(run):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import loc_edit
-from loc_edit.prompts import find_subject
+from loc_edit.prompts.encoding import find_subject
 
 CONTEXTS = [
     "{}",

@@ -1,6 +1,7 @@
-"""The house: imports go one way, the paper wing needs no torch, every room has its size and its name."""
+"""The house: arrows between rooms, no circles between files, no torch in the paper wing, and a name for every room."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,30 +9,32 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "loc_edit"
-ORDER = (
-    "cache", "download", "facts", "data", "corpora", "settings", "models", "prompts", "noise", "batching", "tracing",
-    "localizers", "problems", "keys", "editing", "exporting", "sampling", "known", "probing", "scores", "views",
-    "tables", "store", "progress", "telling", "config", "workbench", "units", "controls", "grid", "worker", "ticker",
-    "contexts", "engine", "planning", "experiment", "tuning", "replay", "regress", "figures", "analysis", "report",
-    "cli", "__main__",
-)  # fmt: skip
-"""A room may import from rooms to its left."""
-LATE = {
-    ("facts", "data"), ("tracing", "tables"), ("tracing", "figures"), ("tracing", "views"), ("editing", "views"),
-}  # fmt: skip
-"""Imports to the right, allowed inside a function only: the built-in facts are facts; `plot` and `show` draw."""
-MODEL_WING = {
-    "models", "prompts", "noise", "batching", "tracing", "localizers", "problems", "keys", "editing", "exporting",
-    "sampling", "known", "probing", "scores", "views", "workbench", "units", "controls", "grid", "worker", "ticker",
-    "contexts", "planning", "experiment", "tuning", "replay",
-}  # fmt: skip
-PAPER_WING = ("tables", "store", "progress", "telling", "regress", "figures", "analysis", "report")
+LEAVES = {"names", "files", "effects", "events"}
+ARROWS = {
+    "views": LEAVES,
+    "facts": LEAVES,
+    "models": LEAVES,
+    "store": LEAVES,
+    "prompts": {"facts", "models"},
+    "keys": {"facts", "models"},
+    "localization": {"prompts", "views"},
+    "editing": {"prompts", "keys", "views"},
+    "scoring": {"editing", "views"},
+    "analysis": {"store", "facts", "views"},
+    "report": {"analysis"},
+    "experiment": {"localization", "scoring", "analysis", "store"},
+    "cli": {"experiment", "report"},
+}
+"""From which rooms a room may import, besides those that these import from.  docs/architecture.md draws it."""
+WITHOUT_TORCH = ("names", "files", "effects", "events", "views", "facts", "store", "analysis", "report")
+PUBLIC = {"cli", "__main__"}
+"""Rooms that may `import loc_edit`, whose public names come from everywhere."""
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
-def room(module):
-    """The room of a dotted name in the package: `loc_edit.editing.rome` is in `editing`."""
-    return module.split(".")[1]
+def below(room):
+    """All rooms that a room may import from, itself included."""
+    return {room}.union(*(below(other) for other in ARROWS.get(room, ())))
 
 
 def dotted(path):
@@ -39,88 +42,101 @@ def dotted(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def room(module):
+    """The room of a dotted name in the package: `loc_edit.editing.rome` is in `editing`."""
+    return module.split(".")[1]
+
+
 def imports(path):
-    """[(module, whether inside a function)] of every import of this package or another."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    late = {
-        id(node)
-        for scope in ast.walk(tree)
-        if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(scope)
-    }
-    for node in ast.walk(tree):
+    """Every module that a file imports, also inside functions and for type checkers."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, id(node) in late) for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: imports are absolute"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            whole = node.module == "loc_edit" or node.module.startswith("loc_edit.")
-            yield from ((name if whole else node.module, id(node) in late) for name in names)
+            own = node.module == "loc_edit" or node.module.startswith("loc_edit.")
+            yield from (f"{node.module}.{alias.name}" for alias in node.names) if own else (node.module,)
 
 
-def own(path):
-    """[(room imported from, late)]; `import loc_edit` itself (the public names) is for the outermost rooms."""
-    for module, late in imports(path):
-        if module == "loc_edit":
-            assert room(dotted(path)) in ("cli", "report", "__main__"), f"{path.name} imports the public names"
-        elif module.startswith("loc_edit."):
-            yield room(module), late
+def files_imported(path, known):
+    """The package's own files that a file imports."""
+    for module in imports(path):
+        if module.startswith("loc_edit."):
+            target = module if module in known else module.rpartition(".")[0]
+            if target in known and target != dotted(path):
+                yield target
 
 
-def test_every_room_has_its_place():
-    rooms = {room(dotted(path)) for path in MODULES}
-    assert rooms <= set(ORDER), f"say in ORDER where these rooms stand: {rooms - set(ORDER)}"
+def test_there_are_the_rooms_and_leaves_and_nothing_else():
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == {*ARROWS, "data"}
+    assert not list((PACKAGE / "data").rglob("*.py")), "data/ holds files that are read, and no code"
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {*LEAVES, "__init__", "__main__"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
-def test_imports_go_one_way(path):
+def test_imports_follow_the_arrows(path):
     here = room(dotted(path))
-    for there, late in own(path):
-        if there != here and not (late and (here, there) in LATE):
-            assert ORDER.index(there) < ORDER.index(here), f"{dotted(path)} imports from {there}"
+    for module in imports(path):
+        if module.startswith("loc_edit.") and here not in PUBLIC:
+            assert room(module) in below(here) | LEAVES, f"{dotted(path)} imports {module}"
+        elif module == "loc_edit":
+            assert here in PUBLIC, f"{dotted(path)} imports the public names"
 
 
-def test_the_wings_meet_only_through_files():
+def circle(graph):
+    """Some circle of the graph as a path, or None."""
+    finished = set()
+
+    def visit(name, above):
+        if name in above:
+            return [*above, name]
+        if name in finished:
+            return None
+        finished.add(name)
+        return next((found for target in sorted(graph[name]) if (found := visit(target, [*above, name]))), None)
+
+    return next((found for name in sorted(graph) if (found := visit(name, []))), None)
+
+
+def test_there_are_no_circles_between_files():
+    known = {dotted(path) for path in MODULES}
+    graph = {dotted(path): set(files_imported(path, known)) for path in MODULES}
+    assert circle(graph) is None
+    graph["loc_edit.names"].add("loc_edit.experiment.config")  # and with one arrow turned round there is one
+    assert circle(graph)[0] == circle(graph)[-1]
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.name == "__init__.py"], ids=dotted)
+def test_a_room_s_init_is_empty_or_lazy(path):
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        name = node.module if isinstance(node, ast.ImportFrom) else ""
+        assert not (name or "").startswith("loc_edit"), f"{dotted(path)} loads {name} whoever imports the room"
+
+
+def test_only_the_models_room_knows_the_model_class():
     for path in MODULES:
-        if room(dotted(path)) in PAPER_WING:
-            strangers = {there for there, _ in own(path)} & MODEL_WING
-            assert not strangers, f"{dotted(path)} imports from the model wing: {strangers}"
+        if room(dotted(path)) != "models":
+            names = {n.id for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Name)}
+            assert "HookedTransformer" not in names, f"{dotted(path)}: say `Model`"
 
 
-def test_no_cycles_between_modules():
-    graph = {dotted(path): set() for path in MODULES}
-    for path in MODULES:
-        for module, late in imports(path):
-            target = module if module in graph else module.rpartition(".")[0]
-            if not late and target in graph and target != dotted(path):
-                graph[dotted(path)].add(target)
-    # a package's own modules may be gathered by its __init__: edges from a module to its package are no loop
-    for name, targets in graph.items():
-        targets -= {t for t in targets if name.startswith(t + ".")}
-    done = set()
-
-    def visit(name, path):
-        assert name not in path, f"imports in a circle: {' -> '.join([*path, name])}"
-        if name not in done:
-            for target in sorted(graph[name]):
-                visit(target, [*path, name])
-            done.add(name)
-
-    for name in sorted(graph):
-        visit(name, [])
+def test_the_picture_in_the_docs_has_the_same_arrows():
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawn = set(re.findall(r"^\s*(\w+) --> (\w+)$", text, re.MULTILINE))
+    assert drawn == {(lower, upper) for upper, lowers in ARROWS.items() for lower in lowers if lower not in LEAVES}
 
 
 def python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-def test_the_public_package_and_the_paper_wing_need_no_torch():
-    rooms = [name for name in PAPER_WING if any(room(dotted(path)) == name for path in MODULES)]
-    assert {"tables", "store", "regress", "figures"} <= set(rooms)
-    wanted = ["loc_edit", *(f"loc_edit.{name}" for name in ("facts", "data.builtin", "settings", "config", *rooms))]
+def test_the_paper_wing_and_the_configuration_need_no_torch():
+    modules = [dotted(path) for path in MODULES if room(dotted(path)) in WITHOUT_TORCH]
+    modules += ["loc_edit", "loc_edit.experiment.config", "loc_edit.editing.settings", "loc_edit.cli"]
     result = python(
         f"import sys, importlib\n"
-        f"for name in {wanted!r}:\n"
+        f"for name in {modules!r}:\n"
         "    importlib.import_module(name)\n"
         "    for heavy in ('torch', 'transformer_lens', 'transformers'):\n"
         "        assert heavy not in sys.modules, f'{name} imports {heavy}'\n"
@@ -156,7 +172,7 @@ def test_no_room_is_a_lumber_room():
 
 def test_nothing_unpickles():
     for path in MODULES:
-        modules = {module.split(".")[0] for module, _ in imports(path)}
+        modules = {module.split(".")[0] for module in imports(path)}
         assert not modules & {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}, dotted(path)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -164,7 +180,14 @@ def test_nothing_unpickles():
                 assert name not in ("torch.load", "torch.save", "pd.read_pickle", "np.load"), f"{dotted(path)}: {name}"
 
 
+def test_only_the_leaf_for_files_writes_temporary_files():
+    for path in MODULES:
+        text = path.read_text(encoding="utf-8")
+        if dotted(path) != "loc_edit.files":
+            assert not re.search(r"\bos\.replace\(|\.tmp\"|fsync\(", text), f"{dotted(path)}: use `files.writing`"
+
+
 def test_annotations_are_checked_at_run_time():
     """`from __future__ import annotations` would silence the shape checks."""
     for path in MODULES:
-        assert "__future__" not in {module.split(".")[0] for module, _ in imports(path)}, dotted(path)
+        assert "__future__" not in {module.split(".")[0] for module in imports(path)}, dotted(path)

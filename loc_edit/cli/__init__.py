@@ -19,8 +19,8 @@ from loc_edit.cli.show import err, out, progress, r2_table, score_table, size
 from loc_edit.cli.stats import stats
 from loc_edit.cli.status import compact, status
 from loc_edit.cli.tune import tune
-from loc_edit.config import ExperimentConfig, first_error
-from loc_edit.telling import duration
+from loc_edit.events import duration
+from loc_edit.experiment.config import ExperimentConfig, first_error
 
 LISTS = ("--layers", "--windows", "--localizer-windows", "--methods", "--problems", "--localizers")
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors that a user can mend take one line and no traceback."""
     args = _split_lists(list(sys.argv[1:] if argv is None else argv))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    warnings.filterwarnings("ignore", message=".*HookedTransformer.*", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", message=".*Model.*", category=DeprecationWarning)
     try:
         commands = {
             "run": _run_with_default(_experiment(args)),
@@ -94,10 +94,10 @@ def _run_with_default(default: ExperimentConfig) -> Any:
             experiment: its options.
             config: a TOML file, or default, smoke or full; options given beside it win.
         """
-        from loc_edit.analysis import analyze
-        from loc_edit.experiment import Experiment
-        from loc_edit.progress import grouped_reasons, reason_lines
-        from loc_edit.tables import without_controls
+        from loc_edit.analysis.analyze import analyze
+        from loc_edit.analysis.status import grouped_reasons, reason_lines
+        from loc_edit.analysis.tables.rows import without_controls
+        from loc_edit.experiment.experiment import Experiment
 
         with progress() as advance:
             wanted = Experiment(experiment)
@@ -128,7 +128,7 @@ def _plan_with_default(default: ExperimentConfig) -> Any:
             experiment: its options.
             config: a TOML file, or default, smoke or full; options given beside it win.
         """
-        from loc_edit.experiment import Experiment
+        from loc_edit.experiment.experiment import Experiment
 
         plan = Experiment(experiment).plan()
         out.print(f"facts   {plan.facts:>9,}")

@@ -8,11 +8,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from loc_edit.cli.show import err, out, probability_table, r2_table, score_table, top_tokens
-from loc_edit.config import ExperimentConfig
+from loc_edit.experiment.config import ExperimentConfig
 
 if TYPE_CHECKING:
-    from loc_edit.facts import Fact
-    from loc_edit.store import Run
+    from loc_edit.analysis.run import Run
+    from loc_edit.facts.fact import Fact
 
 
 def trace(
@@ -43,8 +43,10 @@ def trace(
         folder: where the files go.
     """
     import loc_edit
-    from loc_edit import figures, tables
-    from loc_edit.localizers import LOCALIZERS, grid_options
+    from loc_edit.analysis.tables.rows import effects
+    from loc_edit.localization.cells import grid_options
+    from loc_edit.names import LOCALIZERS
+    from loc_edit.views.style import save as plot_save
 
     facts = loc_edit.load_facts(data, seed=seed)
     chosen, net = _chosen(facts, fact, data), loc_edit.load_model(model)
@@ -71,8 +73,8 @@ def trace(
         star = "*" if prompt.subject.start <= pos < prompt.subject.stop else ""
         table.add_row(escape(token) + star, *(f"{p:.3f}" for p in found.p_restored[:, pos].tolist()))
     out.print(table)
-    rows = tables.effects(found.to_frame(), found.window, site, localizer=localizer)
-    paths = figures.save(found.plot(), rows, folder, f"trace_{fact}")
+    rows = effects(found.to_frame(), found.window, site, localizer=localizer)
+    paths = plot_save(found.plot(), rows, folder, f"trace_{fact}")
     out.print("saved " + ", ".join(str(path) for path in paths))
 
 
@@ -105,8 +107,8 @@ def edit(
         save: a safetensors file for the edit.
     """
     import loc_edit
-    from loc_edit.experiment import Experiment
-    from loc_edit.units import edit_all
+    from loc_edit.experiment.experiment import Experiment
+    from loc_edit.experiment.units import edit_all
 
     values = {
         "model": model,
@@ -164,8 +166,8 @@ def analyze(
         compare_paper: also set the study's numbers (GPT-J) beside ours.
         second: the run of another model, for Figure 13.
     """
-    from loc_edit.analysis import analyze as analyze_run
-    from loc_edit.store import load_run
+    from loc_edit.analysis.analyze import analyze as analyze_run
+    from loc_edit.analysis.run import load_run
 
     runs = [load_run(path) for path in (run, *more)]
     for one in runs:
@@ -188,8 +190,8 @@ def analyze(
 
 def _remaining(run: "Run") -> int:
     """How many rows and traces a run lacks; 0 where its configuration does not say."""
-    from loc_edit.progress import run_progress
-    from loc_edit.store import BadRun
+    from loc_edit.analysis.status import run_progress
+    from loc_edit.store.folder import BadRun
 
     try:
         return run_progress(run).remaining

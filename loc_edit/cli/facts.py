@@ -10,7 +10,8 @@ from rich.table import Table
 from loc_edit.cli.show import err, out, progress
 
 if TYPE_CHECKING:
-    from loc_edit.facts import Fact, FactFile
+    from loc_edit.facts.fact import Fact
+    from loc_edit.facts.loading import FactFile
 
 SHOWN = 10
 
@@ -47,8 +48,8 @@ def facts(
         skipped: a file for the list of malformed records.
         seed: of drawn false objects.
     """
-    from loc_edit.data.builtin import spread
-    from loc_edit.facts import load_facts, read_file
+    from loc_edit.facts.loading import load_facts, read_file
+    from loc_edit.facts.sampling import sample_by_relation
 
     if n is not None and n < 1:
         raise ValueError(f"--n {n}: at least 1 is wanted")
@@ -69,7 +70,7 @@ def facts(
     if known or min_probability:
         found = _known(found, model or "builtin", known, min_probability, skip_invalid)
         out.print(f"{len(found):,} of {all_found:,} facts are known to {escape(model or 'builtin')}")
-    found = spread(found, n or len(found))
+    found = sample_by_relation(found, n)
     if save:
         _save(found, save)
         return
@@ -83,7 +84,7 @@ def facts(
 
 
 def _save(found: "list[Fact]", path: Path) -> None:
-    from loc_edit.facts import save_facts
+    from loc_edit.facts.loading import save_facts
 
     if not found:
         raise ValueError(f"--save {path}: no fact is left to be saved")
@@ -93,9 +94,9 @@ def _save(found: "list[Fact]", path: Path) -> None:
 
 def _known(found: "list[Fact]", model: str, known: bool, min_probability: float, skip_invalid: bool) -> "list[Fact]":
     """The facts that the model knows."""
-    from loc_edit.known import known_facts
-    from loc_edit.models import load_model
-    from loc_edit.prompts import encode_all
+    from loc_edit.models.loading import load_model
+    from loc_edit.prompts.encoding import encode_all
+    from loc_edit.prompts.recall import known_facts
 
     net = load_model(model)
     if skip_invalid:
@@ -109,7 +110,8 @@ def _known(found: "list[Fact]", model: str, known: bool, min_probability: float,
 
 def _validate(file: "FactFile", model: str | None, skipped: Path | None) -> None:
     """Print what is in a file of facts; refuse it if a record or a fact of it cannot be used."""
-    from loc_edit.facts import BadFact, save_skipped
+    from loc_edit.facts.fact import BadFact
+    from loc_edit.facts.loading import save_skipped
 
     table = Table(title=f"{escape(str(file.path))}, format {file.format}", title_justify="left", show_header=False)
     table.add_column()
@@ -133,8 +135,8 @@ def _validate(file: "FactFile", model: str | None, skipped: Path | None) -> None
 
 def _refused(facts: "list[Fact]", model: str) -> list[str]:
     """Why the model's tokenizer or context cannot take some of the facts."""
-    from loc_edit.models import load_model
-    from loc_edit.prompts import encode_all
+    from loc_edit.models.loading import load_model
+    from loc_edit.prompts.encoding import encode_all
 
     return [str(one) for one in encode_all(load_model(model), facts) if isinstance(one, Exception)]
 

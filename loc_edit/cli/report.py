@@ -30,12 +30,13 @@ def report(
     """
     import numpy as np
 
-    from loc_edit.report import Continuations, thinned, write_report
-    from loc_edit.store import load_run
+    from loc_edit.analysis.run import load_run
+    from loc_edit.report.explorer import Continuations, thinned
+    from loc_edit.report.write import write_report
 
     loaded, found = load_run(run), None
     if model is not None:
-        from loc_edit.replay import replay
+        from loc_edit.experiment.replay import replay
 
         ids = thinned(np.union1d(*(loaded.read(kind, ["fact_id"])["fact_id"] for kind in ("traces", "edits"))), facts)
         with progress() as advance:

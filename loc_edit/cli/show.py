@@ -10,15 +10,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from loc_edit.tables import method_label, problem_label
-from loc_edit.telling import ProgressLines
+from loc_edit.events import ProgressLines
+from loc_edit.names import method_label, problem_label
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
-
-    from loc_edit.analysis import Analysis
-    from loc_edit.facts import Fact
-    from loc_edit.scores import EditScore
+    from loc_edit.analysis.analyze import Analysis
+    from loc_edit.facts.fact import Fact
+    from loc_edit.models.model import Model
+    from loc_edit.scoring.scores import EditScore
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -50,10 +49,10 @@ def progress() -> Iterator[Any]:
         yield lambda words, done, total: bar.update(task, description=words, completed=done, total=total)
 
 
-def top_tokens(model: "HookedTransformer", fact: "Fact", n: int = 5) -> str:
+def top_tokens(model: "Model", fact: "Fact", n: int = 5) -> str:
     """The likeliest next tokens of a fact's edit prompt, with their probabilities."""
     import loc_edit
-    from loc_edit.known import next_tokens
+    from loc_edit.prompts.recall import next_tokens
 
     found = next_tokens(model, loc_edit.encode(model, fact), n)
     return "  ".join(f"{text.strip()!r} {p:.3f}" for text, p in found)

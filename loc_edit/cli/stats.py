@@ -12,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from loc_edit.cli import show
-from loc_edit.telling import duration
+from loc_edit.events import duration
 
 if TYPE_CHECKING:
-    from loc_edit.keys import KeyStats, StatsPlan
+    from loc_edit.keys.moments import KeyStats
+    from loc_edit.keys.planning import StatsPlan
 
 
 def stats(
@@ -48,8 +49,8 @@ def stats(
     import torch
 
     import loc_edit
-    from loc_edit.corpora import check_corpus
-    from loc_edit.keys import plan_stats
+    from loc_edit.keys.corpora import check_corpus
+    from loc_edit.keys.planning import plan_stats
 
     check_corpus(corpus)
     net = loc_edit.load_model(model)
@@ -70,13 +71,13 @@ def stats(
         found.save(save)
         show.out.print(f"saved {escape(str(save))}")
     if figure:
-        from loc_edit import figures
-        from loc_edit.figures.convergence import key_convergence
+        from loc_edit.analysis.figures.convergence import key_convergence
+        from loc_edit.views.style import save as plot_save
 
         rows = found.convergence
         if rows.empty:
             raise ValueError(f"corpus {corpus!r}: there is nothing that converges, and no figure of it")
-        paths = figures.save(key_convergence(rows), rows, figure, "key_convergence")
+        paths = plot_save(key_convergence(rows), rows, figure, "key_convergence")
         show.out.print("saved " + ", ".join(escape(str(path)) for path in paths))
 
 

@@ -10,11 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from loc_edit.cli.show import out
-from loc_edit.tables import TRACING, method_label, problem_label
-from loc_edit.telling import duration
+from loc_edit.events import duration
+from loc_edit.names import TRACING, method_label, problem_label
 
 if TYPE_CHECKING:
-    from loc_edit.progress import RunProgress
+    from loc_edit.analysis.status import RunProgress
 
 
 def status(run: Annotated[Path, tyro.conf.Positional]) -> None:
@@ -23,8 +23,8 @@ def status(run: Annotated[Path, tyro.conf.Positional]) -> None:
     Args:
         run: the run's folder; it may be written to meanwhile.
     """
-    from loc_edit.progress import counted, run_progress
-    from loc_edit.store import load_run
+    from loc_edit.analysis.run import load_run
+    from loc_edit.analysis.status import counted, run_progress
 
     loaded = load_run(run)
     found = run_progress(loaded)
@@ -49,7 +49,7 @@ def compact(run: Annotated[Path, tyro.conf.Positional]) -> None:
     Args:
         run: the run's folder; nothing may be writing to it.
     """
-    from loc_edit.store import Run, load_run
+    from loc_edit.analysis.run import Run, load_run
 
     there = load_run(run)
     with Run.create(there.path, there.config, there.provenance, there.selection) as opened:

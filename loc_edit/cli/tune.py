@@ -10,12 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from loc_edit.cli.show import out, progress
-from loc_edit.config import BadConfig, ExperimentConfig
-from loc_edit.settings import parse_method
-from loc_edit.tables import method_label, problem_label
+from loc_edit.experiment.config import BadConfig, ExperimentConfig
+from loc_edit.names import method_label, parse_method, problem_label
 
 if TYPE_CHECKING:
-    from loc_edit import tuning
+    from loc_edit.experiment import tuning
 
 
 def tune(
@@ -53,7 +52,7 @@ def tune(
         workers: processes; by default one per core for a small model.
         folder: where the files go; the same command goes on from there.
     """
-    from loc_edit import tuning
+    from loc_edit.experiment import tuning
 
     config = ExperimentConfig.from_values(
         {
@@ -92,7 +91,7 @@ def tune(
 
 def _grid(name: str, model: str) -> "tuning.Grid":
     """A grid of the package by name, or of a file."""
-    from loc_edit import tuning
+    from loc_edit.experiment import tuning
 
     known = tuning.grids()
     if name == "auto":

@@ -1,1 +1,1 @@
-"""The editing methods: rome, memit, finetune; each returns an `Edit`."""
+"""Editing: the five problems, the editing methods and their settings, and edits as things to apply, save and undo."""

@@ -6,18 +6,18 @@ from typing import overload
 from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from loc_edit.editing.memit import Keys, spread_edits
+from loc_edit.editing.problems import EditRequest
+from loc_edit.editing.settings import AlphaEditSettings
 from loc_edit.editing.update import Edit
-from loc_edit.keys import KeyStats
-from loc_edit.problems import EditRequest
-from loc_edit.settings import AlphaEditSettings
+from loc_edit.keys.moments import KeyStats
+from loc_edit.models.model import Model
 
 
 @overload
 def alphaedit(
-    model: HookedTransformer,
+    model: Model,
     request: EditRequest,
     layers: Sequence[int],
     *,
@@ -27,7 +27,7 @@ def alphaedit(
 ) -> Edit: ...
 @overload
 def alphaedit(
-    model: HookedTransformer,
+    model: Model,
     request: Sequence[EditRequest],
     layers: Sequence[int],
     *,
@@ -36,7 +36,7 @@ def alphaedit(
     settings: AlphaEditSettings | None = ...,
 ) -> list[Edit]: ...
 def alphaedit(
-    model: HookedTransformer,
+    model: Model,
     request: EditRequest | Sequence[EditRequest],
     layers: Sequence[int],
     *,

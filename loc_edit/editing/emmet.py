@@ -4,20 +4,19 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import overload
 
-from transformer_lens import HookedTransformer
-
 from loc_edit.editing.memit import joint_factors
+from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.rome import describe, keys_and_value
+from loc_edit.editing.settings import EmmetSettings
 from loc_edit.editing.update import Edit, WeightUpdate
-from loc_edit.keys import KeyStats
-from loc_edit.models import W_out, b_out, fingerprint
-from loc_edit.problems import EditRequest
-from loc_edit.settings import EmmetSettings
+from loc_edit.keys.moments import KeyStats
+from loc_edit.models.identity import fingerprint
+from loc_edit.models.model import Model, W_out, b_out
 
 
 @overload
 def emmet(
-    model: HookedTransformer,
+    model: Model,
     request: EditRequest,
     layer: int,
     *,
@@ -27,7 +26,7 @@ def emmet(
 ) -> Edit: ...
 @overload
 def emmet(
-    model: HookedTransformer,
+    model: Model,
     request: Sequence[EditRequest],
     layer: int,
     *,
@@ -36,7 +35,7 @@ def emmet(
     settings: EmmetSettings | None = ...,
 ) -> list[Edit]: ...
 def emmet(
-    model: HookedTransformer,
+    model: Model,
     request: EditRequest | Sequence[EditRequest],
     layer: int,
     *,
@@ -56,7 +55,7 @@ def emmet(
 
 
 def emmet_joint(
-    model: HookedTransformer,
+    model: Model,
     requests: Sequence[EditRequest],
     layer: int,
     *,
@@ -74,7 +73,7 @@ def emmet_joint(
 
 
 def _edits(
-    model: HookedTransformer,
+    model: Model,
     requests: list[EditRequest],
     layer: int,
     stats: KeyStats,

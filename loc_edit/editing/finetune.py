@@ -9,25 +9,19 @@ import torch
 from einops import rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
-from loc_edit.batching import Hook, embed_noise, make_batch, run, target_log_probs
+from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.rome import describe
 from loc_edit.editing.rows import draw_noise
+from loc_edit.editing.settings import FinetuneSettings
 from loc_edit.editing.update import Edit, WeightUpdate
 from loc_edit.editing.value import EditFailed, share
-from loc_edit.models import (
-    W_out,
-    answers_alone,
-    check_editable,
-    check_layers,
-    fingerprint,
-    has_output_bias,
-    run_answers,
-)
-from loc_edit.noise import generator
-from loc_edit.problems import EditRequest
-from loc_edit.settings import FinetuneSettings
+from loc_edit.models.checks import check_editable, check_layers
+from loc_edit.models.identity import fingerprint
+from loc_edit.models.model import Hook, Model, W_out, has_output_bias
+from loc_edit.models.passes import answers_alone, run_answers
+from loc_edit.prompts.batches import embed_noise, make_batch, run, target_log_probs
+from loc_edit.prompts.randomness import generator
 
 SMALL_LOSS = 1e-2
 PATIENCE = 5
@@ -39,7 +33,7 @@ CALL = 30
 
 @overload
 def finetune(
-    model: HookedTransformer,
+    model: Model,
     request: EditRequest,
     layers: Sequence[int],
     *,
@@ -47,14 +41,14 @@ def finetune(
 ) -> Edit: ...
 @overload
 def finetune(
-    model: HookedTransformer,
+    model: Model,
     request: Sequence[EditRequest],
     layers: Sequence[int],
     *,
     settings: FinetuneSettings | None = ...,
 ) -> list[Edit]: ...
 def finetune(
-    model: HookedTransformer,
+    model: Model,
     request: EditRequest | Sequence[EditRequest],
     layers: Sequence[int],
     *,
@@ -97,7 +91,7 @@ def finetune(
     return edits[0] if isinstance(request, EditRequest) else edits
 
 
-def _groups(model: HookedTransformer, requests: Sequence[EditRequest], layers: Sequence[int]) -> list[list[int]]:
+def _groups(model: Model, requests: Sequence[EditRequest], layers: Sequence[int]) -> list[list[int]]:
     """Requests of like length, such that padding and calls together cost least; those with noise by themselves.
 
     No more in a group than there is memory for: each has weights, gradients and Adam's two moments of its own.
@@ -142,7 +136,7 @@ class _Training:
 
     def __init__(
         self,
-        model: HookedTransformer,
+        model: Model,
         requests: list[EditRequest],
         layers: list[int],
         settings: FinetuneSettings,

@@ -8,23 +8,25 @@ import torch
 from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
+from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.rome import describe
 from loc_edit.editing.rows import Prefix, make_rows, run_prefix
+from loc_edit.editing.settings import MemitSettings, ValueSettings
 from loc_edit.editing.update import Edit, WeightUpdate, change
 from loc_edit.editing.value import optimize_values
-from loc_edit.keys import KeyStats
-from loc_edit.models import check_editable, check_layers, fingerprint, run_layers
-from loc_edit.problems import EditRequest
-from loc_edit.settings import MemitSettings, ValueSettings
+from loc_edit.keys.moments import KeyStats
+from loc_edit.models.checks import check_editable, check_layers
+from loc_edit.models.identity import fingerprint
+from loc_edit.models.model import Model
+from loc_edit.models.passes import run_layers
 
 Keys = Float[Tensor, "request d_mlp"]
 
 
 @overload
 def memit(
-    model: HookedTransformer,
+    model: Model,
     request: EditRequest,
     layers: Sequence[int],
     *,
@@ -34,7 +36,7 @@ def memit(
 ) -> Edit: ...
 @overload
 def memit(
-    model: HookedTransformer,
+    model: Model,
     request: Sequence[EditRequest],
     layers: Sequence[int],
     *,
@@ -43,7 +45,7 @@ def memit(
     settings: MemitSettings | None = ...,
 ) -> list[Edit]: ...
 def memit(
-    model: HookedTransformer,
+    model: Model,
     request: EditRequest | Sequence[EditRequest],
     layers: Sequence[int],
     *,
@@ -78,7 +80,7 @@ def memit(
 
 
 def spread_edits(
-    model: HookedTransformer,
+    model: Model,
     requests: list[EditRequest],
     layers: list[int],
     contexts: Sequence[str],
@@ -112,7 +114,7 @@ def spread_edits(
 
 
 def memit_joint(
-    model: HookedTransformer,
+    model: Model,
     requests: Sequence[EditRequest],
     layers: Sequence[int],
     *,
@@ -156,7 +158,7 @@ def joint_factors(
 
 
 def _values(
-    model: HookedTransformer,
+    model: Model,
     requests: list[EditRequest],
     layers: list[int],
     contexts: Sequence[str],
@@ -186,7 +188,7 @@ class _Window:
         stream: the residual stream before it, under the updates of the layers below.
     """
 
-    def __init__(self, model: HookedTransformer, below: Prefix, last: int) -> None:
+    def __init__(self, model: Model, below: Prefix, last: int) -> None:
         each, batch = below.rows.contexts + 1, below.batch
         rows = torch.arange(len(batch), device=batch.tokens.device).view(-1, each)[:, :-1]
         self.model, self.layer, self.last, self.contexts = model, below.layer, last, each - 1

@@ -3,18 +3,17 @@
 from collections.abc import Sequence
 from typing import overload
 
-from transformer_lens import HookedTransformer
-
+from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.rome import rank_one_edits
+from loc_edit.editing.settings import RRomeSettings
 from loc_edit.editing.update import Edit
-from loc_edit.keys import KeyStats
-from loc_edit.problems import EditRequest
-from loc_edit.settings import RRomeSettings
+from loc_edit.keys.moments import KeyStats
+from loc_edit.models.model import Model
 
 
 @overload
 def r_rome(
-    model: HookedTransformer,
+    model: Model,
     request: EditRequest,
     layer: int,
     *,
@@ -24,7 +23,7 @@ def r_rome(
 ) -> Edit: ...
 @overload
 def r_rome(
-    model: HookedTransformer,
+    model: Model,
     request: Sequence[EditRequest],
     layer: int,
     *,
@@ -33,7 +32,7 @@ def r_rome(
     settings: RRomeSettings | None = ...,
 ) -> list[Edit]: ...
 def r_rome(
-    model: HookedTransformer,
+    model: Model,
     request: EditRequest | Sequence[EditRequest],
     layer: int,
     *,

@@ -6,20 +6,21 @@ from typing import overload
 
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
+from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.rows import make_rows, run_prefix
+from loc_edit.editing.settings import RomeSettings
 from loc_edit.editing.update import Edit, WeightUpdate
 from loc_edit.editing.value import optimize_values
-from loc_edit.keys import KeyStats
-from loc_edit.models import W_out, b_out, check_editable, check_layers, fingerprint
-from loc_edit.problems import EditRequest
-from loc_edit.settings import RomeSettings
+from loc_edit.keys.moments import KeyStats
+from loc_edit.models.checks import check_editable, check_layers
+from loc_edit.models.identity import fingerprint
+from loc_edit.models.model import Model, W_out, b_out
 
 
 @overload
 def rome(
-    model: HookedTransformer,
+    model: Model,
     request: EditRequest,
     layer: int,
     *,
@@ -29,7 +30,7 @@ def rome(
 ) -> Edit: ...
 @overload
 def rome(
-    model: HookedTransformer,
+    model: Model,
     request: Sequence[EditRequest],
     layer: int,
     *,
@@ -38,7 +39,7 @@ def rome(
     settings: RomeSettings | None = ...,
 ) -> list[Edit]: ...
 def rome(
-    model: HookedTransformer,
+    model: Model,
     request: EditRequest | Sequence[EditRequest],
     layer: int,
     *,
@@ -82,7 +83,7 @@ Keys = Float[Tensor, "request d_mlp"]
 
 
 def rank_one_edits(
-    model: HookedTransformer,
+    model: Model,
     requests: Sequence[EditRequest],
     layer: int,
     *,
@@ -121,7 +122,7 @@ def rank_one_edits(
 
 
 def keys_and_value(
-    model: HookedTransformer,
+    model: Model,
     requests: Sequence[EditRequest],
     layer: int,
     contexts: Sequence[str],

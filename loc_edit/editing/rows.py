@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
-from loc_edit.batching import Batch, Budget, Hook, make_batch, run
-from loc_edit.models import run_layers
-from loc_edit.noise import generator
-from loc_edit.problems import EditRequest
-from loc_edit.prompts import BadPrompt, Prompt, encode_context, encode_template
+from loc_edit.editing.problems import EditRequest
+from loc_edit.models.memory import Budget
+from loc_edit.models.model import Hook, Model
+from loc_edit.models.passes import run_layers
+from loc_edit.prompts.batches import Batch, make_batch, run
+from loc_edit.prompts.encoding import BadPrompt, Prompt, encode_context, encode_template
+from loc_edit.prompts.randomness import generator
 
 ESSENCE = "{} is a"
 
@@ -58,7 +59,7 @@ class Rows:
         return [i * each + row for i in some for row in range(each)]
 
 
-def make_rows(model: HookedTransformer, requests: Sequence[EditRequest], contexts: Sequence[str], method: str) -> Rows:
+def make_rows(model: Model, requests: Sequence[EditRequest], contexts: Sequence[str], method: str) -> Rows:
     """Every request in every context.
 
     Raises:
@@ -115,7 +116,7 @@ class Prefix:
 
 @torch.no_grad()
 def run_prefix(
-    model: HookedTransformer, rows: Rows, layer: int, names: Sequence[str] = (), below: Prefix | None = None
+    model: Model, rows: Rows, layer: int, names: Sequence[str] = (), below: Prefix | None = None
 ) -> Prefix:
     """The rows below `layer`, and the activations of hook points `names` on the way; from `below` on, if given.
 

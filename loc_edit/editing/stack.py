@@ -4,10 +4,9 @@ from types import TracebackType
 
 import torch
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from loc_edit.editing.update import Edit
-from loc_edit.models import W_out, b_out
+from loc_edit.models.model import Model, W_out, b_out
 
 
 class EditStack:
@@ -28,7 +27,7 @@ class EditStack:
         edits: what is in its weights, in the order of writing.
     """
 
-    def __init__(self, model: HookedTransformer) -> None:
+    def __init__(self, model: Model) -> None:
         self.model = model
         self.edits: tuple[Edit, ...] = ()
         self._pristine: dict[tuple[str, int], Tensor] = {}
@@ -86,5 +85,5 @@ class EditStack:
         self.clear()
 
 
-def _parameter(model: HookedTransformer, kind: str, layer: int) -> Tensor:
+def _parameter(model: Model, kind: str, layer: int) -> Tensor:
     return W_out(model, layer) if kind == "weight" else b_out(model, layer)

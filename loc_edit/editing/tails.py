@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
-from loc_edit.models import new_past, run_answers, run_layers, takes_past
+from loc_edit.models.model import Model
+from loc_edit.models.passes import new_past, run_answers, run_layers, takes_past
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Tails:
 
 @torch.no_grad()
 def make_tails(
-    model: HookedTransformer,
+    model: Model,
     residual: Float[Tensor, "row pos d_model"],
     layer: int,
     start: Int[Tensor, " row"],
@@ -88,7 +88,7 @@ def make_tails(
 
 
 def resume_tails(
-    model: HookedTransformer,
+    model: Model,
     tails: Tails,
     residual: Float[Tensor, "row tail d_model"],
     at: Int[Tensor, "row answer"],

@@ -13,12 +13,11 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
-from loc_edit.batching import Hook
-from loc_edit.facts import Fact
-from loc_edit.models import W_out, b_out, check_layers, fingerprint, hf_state_dict
-from loc_edit.problems import EditRequest
+from loc_edit.models.checkpoints import hf_state_dict
+from loc_edit.models.checks import check_layers
+from loc_edit.models.identity import fingerprint
+from loc_edit.models.model import Hook, Model, W_out, b_out
 
 FORMAT = "loc_edit.edit/1"
 
@@ -100,7 +99,7 @@ class Edit:
         return Edit(self.updates + other.updates, about)
 
     @contextmanager
-    def applied(self, model: HookedTransformer) -> Iterator[HookedTransformer]:
+    def applied(self, model: Model) -> Iterator[Model]:
         """The model with the edit written into its weights; the exact bytes come back on exit.
 
         Raises:
@@ -117,7 +116,7 @@ class Edit:
                     parameter.copy_(before)
 
     @torch.no_grad()
-    def write(self, model: HookedTransformer) -> None:
+    def write(self, model: Model) -> None:
         """Write the edit into the weights, for good."""
         self.check_shapes(model)
         for update in self.updates:
@@ -126,12 +125,12 @@ class Edit:
             if update.bias is not None:
                 bias.copy_(bias + update.bias.to(bias.device))
 
-    def _parameters(self, model: HookedTransformer) -> list[Tensor]:
+    def _parameters(self, model: Model) -> list[Tensor]:
         weights = [W_out(model, layer) for layer in self.layers]
         biased = sorted({update.layer for update in self.updates if update.bias is not None})
         return weights + [b_out(model, layer) for layer in biased]
 
-    def check_shapes(self, model: HookedTransformer) -> None:
+    def check_shapes(self, model: Model) -> None:
         """Refuse a model whose layers or widths are not the edit's."""
         if not self.updates:
             return
@@ -141,7 +140,7 @@ class Edit:
             if got != want:
                 raise EditMismatch(f"edit of layer {update.layer}: shape {got}, and the model's W_out is {want}")
 
-    def to_state_dict(self, model: HookedTransformer) -> dict[str, Tensor]:
+    def to_state_dict(self, model: Model) -> dict[str, Tensor]:
         """The edited tensors under the names and in the orientation of the model's Hugging Face checkpoint.
 
         `hf_model.load_state_dict(..., strict=False)` takes them.  The model is left as it is.
@@ -164,7 +163,7 @@ class Edit:
         save_file(tensors, path, metadata={"format": FORMAT, "about": json.dumps(dict(self.about))})
 
     @classmethod
-    def load(cls, path: str | Path, model: HookedTransformer | None = None) -> "Edit":
+    def load(cls, path: str | Path, model: Model | None = None) -> "Edit":
         """Read an edit; with `model`, refuse it where it was made for another one.
 
         Raises:
@@ -189,7 +188,7 @@ class Edit:
             edit = edit.to(model)
         return edit
 
-    def to(self, model: HookedTransformer) -> "Edit":
+    def to(self, model: Model) -> "Edit":
         """The edit on the model's device; refused where it was made for another model."""
         made_for, is_for = self.about.get("model"), fingerprint(model)
         if made_for is not None and made_for != is_for:
@@ -201,24 +200,6 @@ class Edit:
             for u in self.updates
         )
         return Edit(tuple(moved), self.about)
-
-    def show(self, model: HookedTransformer, fact: Fact, request: EditRequest, *, n: int = 5) -> Any:
-        """What the edit changes: next tokens and probabilities before and after, scores, the size of the update.
-
-        A notebook shows it as tables, `print` as text.
-
-        Args:
-            model: the unedited model.
-            fact: gives paraphrases and neighbours.
-            request: what was asked of the edit.
-            n: how many next tokens.
-
-        Returns:
-            A `loc_edit.views.EditView`.
-        """
-        from loc_edit.views import view_edit
-
-        return view_edit(model, fact, request, self, n=n)
 
     def __repr__(self) -> str:
         about = {k: self.about[k] for k in ("method", "target", "objective", "fact_id") if k in self.about}

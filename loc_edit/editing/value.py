@@ -15,14 +15,15 @@ from functools import cache, cached_property
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
-from loc_edit.batching import NO_TARGET, Budget, embed_noise, run
 from loc_edit.editing.rows import Prefix, draw_noise
+from loc_edit.editing.settings import ValueSettings
 from loc_edit.editing.tails import Tails, make_tails, resume_tails
-from loc_edit.models import answers_alone, logits_at, run_layers
-from loc_edit.noise import generator
-from loc_edit.settings import ValueSettings
+from loc_edit.models.memory import Budget
+from loc_edit.models.model import Model, logits_at
+from loc_edit.models.passes import answers_alone, run_layers
+from loc_edit.prompts.batches import NO_TARGET, embed_noise, run
+from loc_edit.prompts.randomness import generator
 
 CALL = 128
 """What calling a layer once costs, forward and backward, in positions computed in it: so many of padding are worth one
@@ -34,7 +35,7 @@ class EditFailed(RuntimeError):
 
 
 def optimize_values(
-    model: HookedTransformer,
+    model: Model,
     prefix: Prefix,
     reference: Float[Tensor, "request d_model"],
     settings: ValueSettings,
@@ -105,7 +106,7 @@ def share(lengths: Sequence[int], rows: int, call: int) -> list[list[int]]:
 
 
 def _optimize(
-    model: HookedTransformer,
+    model: Model,
     prefix: Prefix,
     reference: Float[Tensor, "request d_model"],
     settings: ValueSettings,
@@ -143,7 +144,7 @@ class _Objective:
 
     def __init__(
         self,
-        model: HookedTransformer,
+        model: Model,
         prefix: Prefix,
         settings: ValueSettings,
         reference: Float[Tensor, "request d_model"],

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformer_lens import HookedTransformer
 
-from loc_edit.cache import cache_folder
-from loc_edit.corpora import IDENTITY, Corpus, open_corpus
+from loc_edit.files import cache_folder
+from loc_edit.keys.corpora import IDENTITY, Corpus, open_corpus
 from loc_edit.keys.disk import remove_stale
 from loc_edit.keys.moments import BadKeyStats, KeyStats
 from loc_edit.keys.streaming import BATCH, Pass, Progress, start_pass
 from loc_edit.keys.tokens import TokenRows, row_length, write_tokens
-from loc_edit.models import check_layers, fingerprint, tokenizer_fingerprint
+from loc_edit.models.checks import check_layers
+from loc_edit.models.identity import fingerprint, tokenizer_fingerprint
+from loc_edit.models.model import Model
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ SMALL_BATCH = 256
 
 
 def key_stats(
-    model: HookedTransformer,
+    model: Model,
     layers: Sequence[int],
     corpus: str | Path | Iterable[str] = "builtin",
     *,
@@ -97,7 +98,7 @@ def key_stats(
 
 
 def _work_through(
-    model: HookedTransformer,
+    model: Model,
     layers: list[int],
     rows: TokenRows,
     dtype: torch.dtype,
@@ -139,7 +140,7 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _find(folder: Path, name: str, model: HookedTransformer, layers: list[int]) -> KeyStats | None:
+def _find(folder: Path, name: str, model: Model, layers: list[int]) -> KeyStats | None:
     """Kept statistics of that name that have the layers, and maybe others too."""
     for path in sorted(folder.glob(f"{name}-*.safetensors")):
         try:
@@ -149,7 +150,7 @@ def _find(folder: Path, name: str, model: HookedTransformer, layers: list[int]) 
     return None
 
 
-def _keep(model: HookedTransformer, stats: KeyStats, folder: Path, name: str) -> KeyStats:
+def _keep(model: Model, stats: KeyStats, folder: Path, name: str) -> KeyStats:
     """The statistics from the cache; one that cannot be written costs time, not the result."""
     path = folder / f"{name}-{_hash(str(stats.layers))}.safetensors"
     try:

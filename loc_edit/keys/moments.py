@@ -15,10 +15,11 @@ from einops import rearrange
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from loc_edit.keys.disk import write_tensors
-from loc_edit.models import check_layers, fingerprint
+from loc_edit.models.checks import check_layers
+from loc_edit.models.identity import fingerprint
+from loc_edit.models.model import Model
 
 FORMAT = "loc_edit.key_stats/1"
 CONVERGENCE = ("layer", "tokens", "rank", "condition", "change", "cosine")
@@ -146,7 +147,7 @@ class KeyStats:
         return cls(moments, n_tokens, {"source": "given"}, ridge)
 
     @classmethod
-    def identity(cls, model: HookedTransformer, layers: Sequence[int] | None = None) -> "KeyStats":
+    def identity(cls, model: Model, layers: Sequence[int] | None = None) -> "KeyStats":
         """C = I in every layer: an explicit choice to do without a corpus, recorded as such; C^-1 k is k.
 
         Args:
@@ -267,7 +268,7 @@ class KeyStats:
 
     @classmethod
     def load(
-        cls, path: str | Path, model: HookedTransformer | None = None, layers: Sequence[int] | None = None
+        cls, path: str | Path, model: Model | None = None, layers: Sequence[int] | None = None
     ) -> "KeyStats":
         """Open a file of statistics; a layer's matrix is read when it is first needed, and not kept.
 

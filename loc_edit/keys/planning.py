@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformer_lens import HookedTransformer
 
-from loc_edit.cache import cache_folder
-from loc_edit.corpora import open_corpus
+from loc_edit.files import cache_folder
+from loc_edit.keys.corpora import open_corpus
 from loc_edit.keys.moments import BadKeyStats, free_memory
 from loc_edit.keys.streaming import BATCH, start_pass
 from loc_edit.keys.tokens import TokenRows, write_tokens
-from loc_edit.models import check_layers
+from loc_edit.models.checks import check_layers
+from loc_edit.models.model import Model
 
 PATIENCE = 2.0
 """Seconds that each size of batch is measured, or one batch if it takes longer."""
@@ -77,7 +77,7 @@ class StatsPlan:
 
 
 def plan_stats(
-    model: HookedTransformer,
+    model: Model,
     layers: Sequence[int],
     corpus: str | Path = "builtin",
     *,
@@ -137,7 +137,7 @@ def _first(documents: Iterator[str]) -> tuple[list[str], bool]:
     return texts, True
 
 
-def _speed(model: HookedTransformer, layers: Sequence[int], rows: TokenRows, dtype: torch.dtype) -> float:
+def _speed(model: Model, layers: Sequence[int], rows: TokenRows, dtype: torch.dtype) -> float:
     """Tokens a second; small batches are tried first, as one of full size may take minutes on a large model."""
     best, batch = 0.0, 128
     while True:

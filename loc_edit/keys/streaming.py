@@ -20,14 +20,13 @@ import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
-from loc_edit.batching import Hook
 from loc_edit.keys.disk import write_tensors
 from loc_edit.keys.moments import free_memory
 from loc_edit.keys.probes import Probes
 from loc_edit.keys.tokens import TokenRows
-from loc_edit.models import run_layers
+from loc_edit.models.model import Hook, Model
+from loc_edit.models.passes import run_layers
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ class Pass:
 
     def run(
         self,
-        model: HookedTransformer,
+        model: Model,
         rows: TokenRows,
         progress: Progress | None = None,
         save: Callable[[], None] | None = None,
@@ -118,7 +117,7 @@ class Pass:
                         every = max(every, (self._saved - start) / SAVING)
                 self.row, self.done = last, 0
 
-    def _add(self, model: HookedTransformer, batch: list[Int[Tensor, " _"]]) -> None:
+    def _add(self, model: Model, batch: list[Int[Tensor, " _"]]) -> None:
         """One batch: the keys of its real tokens into the sums."""
         lengths = torch.tensor([len(row) for row in batch])
         tokens = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True).to(model.W_E.device)
@@ -167,7 +166,7 @@ class Pass:
         return True
 
 
-def start_pass(model: HookedTransformer, layers: Sequence[int], products: torch.dtype, batch: int = BATCH) -> Pass:
+def start_pass(model: Model, layers: Sequence[int], products: torch.dtype, batch: int = BATCH) -> Pass:
     """A pass that has seen nothing yet, its sums where there is room for them.
 
     Args:

@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
-from loc_edit.models import tokenizer
+from loc_edit.models.model import Model, tokenizer
 
 AT_ONCE = 1 << 20
 """Characters that are tokenized together."""
@@ -26,7 +25,7 @@ LONGEST_ROW = 2048
 """Tokens after which a document goes on in another row, where the model's context does not end before."""
 
 
-def row_length(model: HookedTransformer) -> int:
+def row_length(model: Model) -> int:
     """Tokens that a row has at most."""
     return min(model.cfg.n_ctx, LONGEST_ROW)
 
@@ -64,7 +63,7 @@ class TokenRows:
         return list(torch.from_numpy(ids.astype(np.int64)).split((starts[1:] - starts[:-1]).tolist()))
 
 
-def write_tokens(model: HookedTransformer, documents: Iterable[str], limit: int, folder: Path) -> TokenRows:
+def write_tokens(model: Model, documents: Iterable[str], limit: int, folder: Path) -> TokenRows:
     """Tokenize documents into a file, `limit` tokens at most; the BOS token counts where the model has one.
 
     Args:
@@ -90,7 +89,7 @@ def write_tokens(model: HookedTransformer, documents: Iterable[str], limit: int,
     return TokenRows(file, np.frombuffer(starts, dtype=np.int64), digest.hexdigest())
 
 
-def _tokenized(model: HookedTransformer, documents: Iterable[str]) -> Iterator[list[int]]:
+def _tokenized(model: Model, documents: Iterable[str]) -> Iterator[list[int]]:
     """Ids of each document that has any, many documents at once: fast tokenizers use all cores for them."""
     bos = [tokenizer(model).bos_token_id] if model.cfg.default_prepend_bos else []
     for texts in _bunches(documents):

@@ -19,41 +19,15 @@ Face's modules underneath).  What has to change, tried in `tests/test_bridge.py`
   and go on with whole rows where it says no: the same results, in several times the time.
 """
 
-from loc_edit.models.checkpoints import MLP_OUTPUTS, MlpOutput, hf_state_dict, mlp_output, read_config
-from loc_edit.models.checks import BadModel, check_editable, check_layers, check_unprocessed
-from loc_edit.models.identity import fingerprint, tokenizer_fingerprint, versions
-from loc_edit.models.loading import BUILTIN, load_model, quiet, read_builtin
-from loc_edit.models.parts import W_out, b_out, embeddings, has_output_bias, logits_at, token_texts, tokenizer
-from loc_edit.models.passes import Past, answers_alone, new_past, run_answers, run_layers, takes_past
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "BUILTIN",
-    "MLP_OUTPUTS",
-    "BadModel",
-    "MlpOutput",
-    "Past",
-    "W_out",
-    "answers_alone",
-    "b_out",
-    "check_editable",
-    "check_layers",
-    "check_unprocessed",
-    "embeddings",
-    "fingerprint",
-    "has_output_bias",
-    "hf_state_dict",
-    "load_model",
-    "logits_at",
-    "mlp_output",
-    "new_past",
-    "quiet",
-    "read_builtin",
-    "read_config",
-    "run_answers",
-    "run_layers",
-    "takes_past",
-    "token_texts",
-    "tokenizer",
-    "tokenizer_fingerprint",
-    "versions",
-]
+if TYPE_CHECKING:
+    from loc_edit.models.model import Model as Model
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Model":
+        from loc_edit.models.model import Model
+
+        return Model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformer_lens import HookedTransformerConfig
 from transformer_lens import loading_from_pretrained as loading
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from loc_edit.models.checks import BadModel
-from loc_edit.models.parts import W_out, b_out
+from loc_edit.models.model import Model, W_out, b_out
 
 CONVERSION_ERRORS = (ValueError, AttributeError, KeyError, TypeError, NotImplementedError, RuntimeError, ImportError)
 """What TransformerLens and transformers raise for checkpoints that are not what they expect."""
@@ -51,7 +51,7 @@ MLP_OUTPUTS = {
 """By architecture, as a checkpoint's configuration names it."""
 
 
-def mlp_output(model: HookedTransformer) -> MlpOutput:
+def mlp_output(model: Model) -> MlpOutput:
     """The names that the model's checkpoint has for `W_out` and `b_out`.
 
     Raises:
@@ -67,7 +67,7 @@ def mlp_output(model: HookedTransformer) -> MlpOutput:
 
 
 @torch.no_grad()
-def hf_state_dict(model: HookedTransformer, layers: Iterable[int], biases: Iterable[int] = ()) -> dict[str, Tensor]:
+def hf_state_dict(model: Model, layers: Iterable[int], biases: Iterable[int] = ()) -> dict[str, Tensor]:
     """Copies of `W_out` of `layers` and `b_out` of `biases` under the checkpoint's names, in its orientation.
 
     `hf_model.load_state_dict(..., strict=False)` takes them.

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformer_lens import HookedTransformer
+
+from loc_edit.models.model import Model
 
 POST_NORM = ("Gemma2", "Gemma3", "Olmo2", "Olmo3")
 
@@ -15,14 +16,14 @@ class BadModel(ValueError):
     """A model that cannot be found, read or used for what was asked; the message names it."""
 
 
-def check_layers(model: HookedTransformer, layers: list[int]) -> None:
+def check_layers(model: Model, layers: list[int]) -> None:
     """Refuse layers that the model does not have."""
     wrong = [layer for layer in layers if not 0 <= layer < model.cfg.n_layers]
     if wrong or not layers:
         raise ValueError(f"layers {wrong or layers}: {model.cfg.model_name} has layers 0 to {model.cfg.n_layers - 1}")
 
 
-def check_editable(model: HookedTransformer) -> None:
+def check_editable(model: Model) -> None:
     """Refuse a model in which `hook_mlp_out` is not `hook_post @ W_out + b_out`.
 
     Raises:
@@ -39,7 +40,7 @@ def check_editable(model: HookedTransformer) -> None:
 
 
 @torch.no_grad()
-def check_unprocessed(model: HookedTransformer) -> None:
+def check_unprocessed(model: Model) -> None:
     """Refuse a model whose weights TransformerLens has processed, as `from_pretrained` does unless told otherwise.
 
     Centring changes the norms of values, and so ROME's decay and clamp; a folded layer norm or a centred unembedding
@@ -66,11 +67,11 @@ def check_unprocessed(model: HookedTransformer) -> None:
     if found:
         raise BadModel(
             f"model {name}: {' and '.join(found)}; editing wants the checkpoint's own weights: "
-            f"loc_edit.load_model({name!r}), or HookedTransformer.from_pretrained_no_processing({name!r})"
+            f"loc_edit.load_model({name!r}), or Model.from_pretrained_no_processing({name!r})"
         )
 
 
-def _writing(model: HookedTransformer) -> list[Tensor]:
+def _writing(model: Model) -> list[Tensor]:
     """All that writes into the residual stream, output dimension last."""
     writing: list[Any] = [model.embed.W_E]
     if model.cfg.positional_embedding_type == "standard":

@@ -9,9 +9,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
-from loc_edit.models.parts import tokenizer
+from loc_edit.models.model import Model, tokenizer
 
 COLUMNS = 509
 """Width of a checksum, in words of 8 bytes: a prime, so that no row of weights is as long."""
@@ -26,10 +25,10 @@ NAMES = ("device", "seed", "model_name", "tokenizer_name")
 """Fields of a configuration that say where a model comes from or lies, not what it computes."""
 
 _TOKENIZERS: "WeakKeyDictionary[Any, tuple[str, str]]" = WeakKeyDictionary()
-_FINGERPRINTS: "WeakKeyDictionary[HookedTransformer, dict[bytes, str]]" = WeakKeyDictionary()
+_FINGERPRINTS: "WeakKeyDictionary[Model, dict[bytes, str]]" = WeakKeyDictionary()
 
 
-def fingerprint(model: HookedTransformer) -> str:
+def fingerprint(model: Model) -> str:
     """A short hash of all that makes the model compute what it computes: weights, shape, BOS, tokenizer.
 
     The bytes of the weights are hashed once; later calls read all weights again, but only add them up (see
@@ -76,7 +75,7 @@ def _checksum(parameter: Tensor) -> bytes:
     return sums.cpu().numpy().tobytes() + raw[whole:].cpu().numpy().tobytes()
 
 
-def tokenizer_fingerprint(model: HookedTransformer) -> str:
+def tokenizer_fingerprint(model: Model) -> str:
     """A short hash of the tokenizer: its vocabulary, merges and rules; not how it was last told to pad or cut.
 
     Kept until a rule or the size of the vocabulary changes, as writing out a large one takes long.

@@ -18,12 +18,14 @@ from transformer_lens import loading_from_pretrained as loading
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 
+from loc_edit.files import DATA
 from loc_edit.models.checkpoints import CONVERSION_ERRORS, hooked_config, read_config
 from loc_edit.models.checks import HALF, BadModel, check_unprocessed
+from loc_edit.models.model import Model
 
 log = logging.getLogger(__name__)
 
-BUILTIN = Path(__file__).parents[1] / "data" / "model"
+BUILTIN = DATA / "model"
 
 NO_BOS = ("GPT2LMHeadModel", "GPTJForCausalLM", "GPTNeoXForCausalLM", "GPTNeoForCausalLM", "Qwen")
 """Architectures (by prefix) that were trained, and are studied here, without a token at the start."""
@@ -46,12 +48,12 @@ def quiet() -> Iterator[None]:
 
 
 def load_model(
-    source: str | Path | HookedTransformer = "builtin",
+    source: str | Path | Model = "builtin",
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     prepend_bos: bool | None = None,
-) -> HookedTransformer:
+) -> Model:
     """A `HookedTransformer` with the checkpoint's own weights: nothing folded, nothing centred.
 
     A directory is read without a network, with about one copy of the weights in memory; its logits are compared
@@ -75,7 +77,7 @@ def load_model(
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with quiet():
-        if isinstance(source, HookedTransformer):
+        if isinstance(source, Model):
             check_unprocessed(source)
             model = source.to(device, print_details=False)
         elif str(source) == "builtin":
@@ -100,7 +102,7 @@ def load_model(
 
 def read_builtin(
     folder: Path = BUILTIN, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> HookedTransformer:
+) -> Model:
     """The model that ships with the package, or another in its form: configuration, weights, tokenizer."""
     config = json.loads((folder / "config.json").read_text())
     cfg = HookedTransformerConfig.from_dict({**config, "device": str(device), "dtype": dtype})
@@ -123,7 +125,7 @@ def read_builtin(
 
 def _load_directory(
     directory: Path, device: torch.device, dtype: torch.dtype, prepend_bos: bool | None
-) -> HookedTransformer:
+) -> Model:
     """A local Hugging Face checkpoint, offline.
 
     Weights of safetensors files in the wanted dtype are mapped, not read, by transformers.  Each is copied into the
@@ -187,7 +189,7 @@ def _read_weights(directory: Path, dtype: torch.dtype) -> Any:
 
 
 @torch.no_grad()
-def _fill(model: HookedTransformer, weights: dict[str, Tensor]) -> None:
+def _fill(model: Model, weights: dict[str, Tensor]) -> None:
     """Copy the weights into the model, and let go of each."""
     own = model.state_dict()
     for name in list(weights):
@@ -198,7 +200,7 @@ def _fill(model: HookedTransformer, weights: dict[str, Tensor]) -> None:
 
 @torch.inference_mode()
 def _compare(
-    model: HookedTransformer, directory: Path, tokens: Int[Tensor, " pos"], wanted: Float[Tensor, "pos d_vocab"]
+    model: Model, directory: Path, tokens: Int[Tensor, " pos"], wanted: Float[Tensor, "pos d_vocab"]
 ) -> None:
     """Refuse a model whose logits are not Hugging Face's: its configuration has something that was not understood."""
     try:
@@ -209,12 +211,12 @@ def _compare(
     rough = model.cfg.dtype in HALF or (model.cfg.device != "cpu" and torch.backends.cuda.matmul.allow_tf32)
     if not error <= (0.1 if rough else 1e-3):
         raise BadModel(
-            f"model directory {directory}: its logits as a HookedTransformer differ from Hugging Face's by {error:.1%} "
+            f"model directory {directory}: its logits as a Model differ from Hugging Face's by {error:.1%} "
             "of their size; something in its configuration is not supported"
         )
 
 
-def _load_from_hub(name: str, device: torch.device, dtype: torch.dtype, prepend_bos: bool | None) -> HookedTransformer:
+def _load_from_hub(name: str, device: torch.device, dtype: torch.dtype, prepend_bos: bool | None) -> Model:
     """A checkpoint of the hub, by a name that TransformerLens knows."""
     try:
         loading.get_official_model_name(name)

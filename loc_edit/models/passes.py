@@ -7,17 +7,17 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
 
 from loc_edit.models.kernels import hooked, one_kernel_each, plain
+from loc_edit.models.model import Model
 
 Past = TransformerLensKeyValueCache | Mapping[int, Any]
 """Attention keys and values of earlier positions: an entry a layer."""
 
 
-def takes_past(model: HookedTransformer) -> bool:
+def takes_past(model: Model) -> bool:
     """Whether `run_layers` may be given a `past`: the model's forward pass has a parameter `past_kv_cache`.
 
     Where it has none, as on a `TransformerBridge`, whole rows are computed again instead: exact, and slower.
@@ -25,13 +25,13 @@ def takes_past(model: HookedTransformer) -> bool:
     return "past_kv_cache" in inspect.signature(type(model).forward).parameters
 
 
-def new_past(model: HookedTransformer, n_rows: int) -> TransformerLensKeyValueCache:
+def new_past(model: Model, n_rows: int) -> TransformerLensKeyValueCache:
     """A past without positions, to which `run_layers` adds."""
     return TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, n_rows)
 
 
 def run_layers(
-    model: HookedTransformer,
+    model: Model,
     given: Int[Tensor, "row pos"] | Float[Tensor, "row pos d_model"],
     *,
     start: int | None = None,
@@ -62,7 +62,7 @@ def run_layers(
         return final[-1]
 
 
-def answers_alone(model: HookedTransformer) -> bool:
+def answers_alone(model: Model) -> bool:
     """Whether `run_answers` may compute the last layer for some positions only.
 
     Not where the model takes no past, where hooks are on its last layer, as they may count positions, or where that
@@ -79,7 +79,7 @@ def answers_alone(model: HookedTransformer) -> bool:
 
 
 def run_answers(
-    model: HookedTransformer,
+    model: Model,
     given: Float[Tensor, "row pos d_model"],
     at: Int[Tensor, "row answer"],
     lengths: Int[Tensor, " row"],

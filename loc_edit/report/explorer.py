@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from loc_edit import tables
-from loc_edit.facts import Fact
+from loc_edit.analysis.tables.localized import localizers_in, of_localizer
+from loc_edit.analysis.tables.rows import by_layer, in_paper_order, without_controls
+from loc_edit.facts.fact import Fact
+from loc_edit.names import TRACING, method_label, problem_label
 from loc_edit.report.packing import number, packed
 from loc_edit.report.texts import belongs
 
@@ -53,7 +55,7 @@ def explorer(
         window: the restoration window that is chosen at first.
         next_tokens: see `Continuations`.
     """
-    edits = tables.in_paper_order(tables.without_controls(edits))
+    edits = in_paper_order(without_controls(edits))
     ids = np.union1d(_ids(traces), _ids(edits))
     chosen = thinned(ids, most)
     combos = _combos(edits)
@@ -66,7 +68,7 @@ def explorer(
     for fact, record in records.items():
         _add_texts(record, facts.get(fact))
         _add_next(record, combos, next_tokens)
-    usual = [i for i, (grid, _) in enumerate(grids) if (grid["localizer"], grid["window"]) == (tables.TRACING, window)]
+    usual = [i for i, (grid, _) in enumerate(grids) if (grid["localizer"], grid["window"]) == (TRACING, window)]
     return {
         "total": len(ids),
         "outcomes": list(OUTCOMES),
@@ -103,9 +105,9 @@ def _groups(rows: pd.DataFrame, keys: list[str]) -> list[tuple[Any, pd.DataFrame
 def _grids(traces: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame]]:
     """What each localiser, site and window is called, with its rows; Causal Tracing first."""
     found = []
-    for name in tables.localizers_in(traces):
-        for (site, window), rows in _groups(tables.of_localizer(traces, name), ["site", "window"]):
-            usual = name == tables.TRACING
+    for name in localizers_in(traces):
+        for (site, window), rows in _groups(of_localizer(traces, name), ["site", "window"]):
+            usual = name == TRACING
             key, label = f"{site}/{window}", f"{window} ({site})"
             names = {"key": key, "label": label} if usual else {"key": f"{name}/{key}", "label": f"{name}, {label}"}
             found.append(({"localizer": name, "site": site, "window": window, **names}, rows))
@@ -118,7 +120,7 @@ def _combos(edits: pd.DataFrame) -> list[dict[str, Any]]:
     for key in edits[["problem", "method", "window"]].drop_duplicates().itertuples(index=False, name=None):
         problem, method, window = str(key[0]), str(key[1]), int(key[2])
         layers = np.unique(edits["layer"][_is(edits, (problem, method, window))])
-        label = {"problem": tables.problem_label(problem), "method": tables.method_label(method, window)}
+        label = {"problem": problem_label(problem), "method": method_label(method, window)}
         found.append({**label, "key": (problem, method, window), "layers": layers.tolist()})
     return found
 
@@ -131,7 +133,7 @@ def _add_traces(records: dict[int, dict[str, Any]], grid: Mapping[str, Any], row
     """Each fact's grid of one localiser, site and window: restored numbers [layer, pos], its curve over the layers."""
     rows = rows[rows["fact_id"].isin(records)]
     rows = rows.sort_values(["fact_id", "layer", "pos"], kind="stable")
-    curves = tables.by_layer(rows, grid["window"], grid["site"], localizer=grid["localizer"]) if len(rows) else rows
+    curves = by_layer(rows, grid["window"], grid["site"], localizer=grid["localizer"]) if len(rows) else rows
     by_fact = {fact: part["trace"].to_numpy() for (fact,), part in _groups(curves, ["fact_id"])}
     for (fact,), cells in _groups(rows, ["fact_id"]):
         first = cells.iloc[0]

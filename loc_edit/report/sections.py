@@ -9,11 +9,15 @@ import pandas as pd
 import tomli_w
 from matplotlib.figure import Figure
 
-from loc_edit import figures, regress, tables
-from loc_edit.analysis import compare_localizers
-from loc_edit.figures.style import styled
-from loc_edit.progress import grouped_reasons, reason_lines
-from loc_edit.tables import Rows, RowsMissing
+from loc_edit.analysis.analyze import compare_localizers
+from loc_edit.analysis.figures.paper import FIGURES
+from loc_edit.analysis.regression.paper import TABLES
+from loc_edit.analysis.regression.statistics import statistics
+from loc_edit.analysis.status import grouped_reasons, reason_lines
+from loc_edit.analysis.tables.paper import rounded
+from loc_edit.analysis.tables.rows import Rows, RowsMissing, without_controls
+from loc_edit.names import method_label, problem_label
+from loc_edit.views.style import styled
 
 WIDE = 6.5
 """Inches of width from which a figure takes the whole page's."""
@@ -38,7 +42,7 @@ def table_sections(rows: Rows, draws: int) -> tuple[list[dict[str, Any]], dict[s
     """
     found: list[dict[str, Any]] = []
     missing: dict[str, str] = {}
-    for name, table in regress.TABLES.items():
+    for name, table in TABLES.items():
         try:
             built = table.build(rows)
         except (RowsMissing, ValueError) as error:
@@ -57,13 +61,13 @@ def table_sections(rows: Rows, draws: int) -> tuple[list[dict[str, Any]], dict[s
 def _beside(rows: Rows, draws: int) -> pd.DataFrame:
     if not draws:
         raise RowsMissing("the statistics were left out (no draws)")
-    found = regress.statistics(rows.joined(), draws=draws)
-    methods = [tables.method_label(m, w) for m, w in zip(found["method"], found["window"], strict=True)]
-    return found.assign(problem=found["problem"].map(tables.problem_label), method=methods)[BESIDE]
+    found = statistics(rows.joined(), draws=draws)
+    methods = [method_label(m, w) for m, w in zip(found["method"], found["window"], strict=True)]
+    return found.assign(problem=found["problem"].map(problem_label), method=methods)[BESIDE]
 
 
 def _table(name: str, title: str, built: pd.DataFrame) -> dict[str, Any]:
-    shown = tables.rounded(built)
+    shown = rounded(built)
     texts = [column for column in built if not _is_number(built[column])]
     return {
         "name": name,
@@ -82,7 +86,7 @@ def figure_sections(rows: Rows) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """
     found: list[dict[str, Any]] = []
     missing: dict[str, str] = {}
-    for name, figure in figures.FIGURES.items():
+    for name, figure in FIGURES.items():
         try:
             drawn = figure.draw(figure.data(rows))
             source = inline(drawn)
@@ -142,7 +146,7 @@ def provenance(config: Mapping[str, Any], made_by: Mapping[str, Any]) -> dict[st
 
 def reasons(rows: Rows) -> list[str]:
     """Why edits were skipped or failed, a line per problem and status."""
-    edits = tables.without_controls(rows.edits)
+    edits = without_controls(rows.edits)
     return reason_lines(grouped_reasons(edits)) if len(edits) else []
 
 

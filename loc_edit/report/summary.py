@@ -5,11 +5,12 @@ from typing import Any
 
 import pandas as pd
 
-from loc_edit import regress, tables
-from loc_edit.regress.statistics import MEANINGFUL
+from loc_edit.analysis.regression.statistics import MEANINGFUL, localization_informs_editing
+from loc_edit.analysis.tables.rows import Rows, RowsMissing, by_layer, without_controls
+from loc_edit.analysis.tables.summaries import mean_scores
+from loc_edit.names import method_label, problem_label
 from loc_edit.report.explorer import OUTCOMES
 from loc_edit.report.packing import number
-from loc_edit.tables import Rows, RowsMissing
 
 QUESTION = "Does the place where a fact seems to be stored tell us where to edit it?"
 
@@ -24,14 +25,14 @@ def verdicts(rows: Rows, draws: int) -> tuple[list[dict[str, Any]], str]:
     if not draws:
         return [], "the statistics were left out (no draws)"
     try:
-        found = regress.localization_informs_editing(rows.joined(), draws=draws)
+        found = localization_informs_editing(rows.joined(), draws=draws)
     except (RowsMissing, ValueError) as error:
         return [], str(error)
     names = ("answer", "verdict", "n_facts", "r2_layer", "added_corrected", "added_low", "added_high")
     return [
         {
-            "problem": tables.problem_label(row["problem"]),
-            "method": tables.method_label(row["method"], int(row["window"])),
+            "problem": problem_label(row["problem"]),
+            "method": method_label(row["method"], int(row["window"])),
             **{name: _plain(row[name]) for name in names if name in row},
         }
         for row in found.to_dict("records")
@@ -76,23 +77,23 @@ def curves(rows: Rows) -> dict[str, Any]:
     """Mean scores by edited layer and the mean tracing effect beside them, one panel per problem."""
     tracing: dict[int, float | None] = {}
     try:
-        found = tables.by_layer(rows.traces, rows.window, rows.site)
+        found = by_layer(rows.traces, rows.window, rows.site)
         tracing = {int(str(layer)): number(v) for layer, v in found.groupby("layer")["trace"].mean().items()}
     except (RowsMissing, ValueError):
         pass
-    edits = tables.without_controls(rows.edits)
-    means = tables.mean_scores(edits, OUTCOMES) if len(edits) else pd.DataFrame()
+    edits = without_controls(rows.edits)
+    means = mean_scores(edits, OUTCOMES) if len(edits) else pd.DataFrame()
     panels: dict[str, dict[str, dict[str, list[list[float | None]]]]] = {}
     for row in means.to_dict("records"):
-        problem = panels.setdefault(tables.problem_label(row["problem"]), {})
-        lines = problem.setdefault(tables.method_label(row["method"], int(row["window"])), {})
+        problem = panels.setdefault(problem_label(row["problem"]), {})
+        lines = problem.setdefault(method_label(row["method"], int(row["window"])), {})
         lines.setdefault(row["outcome"], []).append([int(row["layer"]), number(row["mean"])])
     return {"tracing": sorted(tracing.items()), "problems": panels, "outcomes": list(OUTCOMES)}
 
 
 def counts(rows: Rows, config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the run is made of: a few numbers with their names, the number first."""
-    edits = tables.without_controls(rows.edits)
+    edits = without_controls(rows.edits)
     facts = set(edits["fact_id"]) | set(rows.traces["fact_id"])
     kinds = edits[["problem", "method", "window"]].drop_duplicates()
     done = int((edits["status"] == "done").sum()) if len(edits) else 0

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loc_edit.cache import cache_folder
-from loc_edit.download import PUBLIC
-from loc_edit.facts import Fact, load_facts
+from loc_edit.facts.download import PUBLIC
+from loc_edit.facts.fact import Fact
+from loc_edit.facts.loading import load_facts
+from loc_edit.files import cache_folder
 
 log = logging.getLogger(__name__)
 

@@ -8,14 +8,16 @@ from typing import Any
 
 import pandas as pd
 
-from loc_edit.facts import Fact
-from loc_edit.progress import run_progress
+from loc_edit.analysis.run import Run, load_run
+from loc_edit.analysis.status import run_progress
+from loc_edit.analysis.tables.localized import of_localizer
+from loc_edit.analysis.tables.rows import DEFAULT_WINDOW, Rows, RowsMissing
+from loc_edit.facts.fact import Fact
+from loc_edit.files import write_atomic
 from loc_edit.report import page, sections, summary
 from loc_edit.report.explorer import Continuations, explorer
 from loc_edit.report.packing import embedded
 from loc_edit.report.texts import facts_of
-from loc_edit.store import Run, load_run, write_atomic
-from loc_edit.tables import DEFAULT_WINDOW, Rows, RowsMissing, of_localizer
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import tomli_w
 
-from loc_edit.store.disk import disk_errors, sync_folder, write_atomic
-from loc_edit.store.journal import LOG
+from loc_edit.experiment.run_log import LOG
+from loc_edit.files import disk_errors, sync_folder, write_atomic
 from loc_edit.store.rows import SCHEMA_VERSION
 from loc_edit.store.selection import HISTORY, SELECTION, Selection
 from loc_edit.store.settings import describe, differences

@@ -7,7 +7,7 @@ import time
 import weakref
 from pathlib import Path
 
-from loc_edit.store.disk import disk_errors
+from loc_edit.files import disk_errors
 
 try:
     import fcntl

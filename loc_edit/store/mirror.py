@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from loc_edit.store.disk import StoreError, write_atomic
+from loc_edit.files import StoreError, write_atomic
 from loc_edit.store.folder import CONFIG
 from loc_edit.store.shards import shard_names
 

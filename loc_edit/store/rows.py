@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from loc_edit.tables import TRACING
+from loc_edit.names import STATUSES, TRACING
 
 SCHEMA_VERSION = 3
 """Version 2 has `fact_content`; the rows of version 1 are read as if it were empty.  Version 3 has `localizer`; all
@@ -20,7 +20,6 @@ DEFAULTS = {"localizer": TRACING}
 
 Kind = Literal["traces", "edits"]
 
-STATUSES = ("done", "skipped", "failed")
 
 _FLOATS = pa.list_(pa.float64())
 

@@ -4,14 +4,13 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
 import pyarrow as pa
 
-from loc_edit import tables
+from loc_edit.files import disk_errors, remove_temporaries
 from loc_edit.store.compacting import ROWS, compact
-from loc_edit.store.disk import StoreError, disk_errors, remove_temporaries
 from loc_edit.store.folder import CONFIG, VERSION, BadRun, read_settings, refuse_strangers, take_up, write_settings
 from loc_edit.store.inventory import cells_in, n_left_out
 from loc_edit.store.lock import FolderLock
@@ -20,17 +19,18 @@ from loc_edit.store.rows import IDENTITIES, SCHEMA_VERSION, BadRows, Kind, is_li
 from loc_edit.store.selection import Selection
 from loc_edit.store.settings import plain
 from loc_edit.store.shards import Shard, remove_shard, set_aside, shard_names, verify_shards, write_shard
-from loc_edit.tables.rows import Denominator, Regressor
 
 log = logging.getLogger(__name__)
+
+Opened = TypeVar("Opened", bound="RunFolder")
 
 _KINDS: tuple[Kind, ...] = ("traces", "edits")
 
 
-class Run:
+class RunFolder:
     """A run folder: its rows as frames and, for the one who created it, the place to write them.
 
-    Made by `Run.create` (to write) or `load_run` (to read).  A writer holds the folder's lock until
+    Made by `create` (to write) or `open` (to read).  A writer holds the folder's lock until
     `close`, the end of its `with` block or of the process.
 
     Attributes:
@@ -59,12 +59,12 @@ class Run:
 
     @classmethod
     def create(
-        cls,
+        cls: type[Opened],
         path: str | Path,
         config: Mapping[str, Any],
         provenance: Mapping[str, Any],
         selection: Selection | None = None,
-    ) -> "Run":
+    ) -> Opened:
         """Makes a run folder, or takes up the run in it.
 
         Without a selection that run must have the same configuration.  With one, the folder's configuration becomes
@@ -108,13 +108,34 @@ class Run:
             lock.release()
             raise
 
+    @classmethod
+    def open(cls: type[Opened], path: str | Path) -> Opened:
+        """Opens a run folder for reading, also while it is being written.
+
+        Raises:
+            BadRun: there is no such folder, it holds no run, or one that this version cannot read.
+        """
+        folder = Path(path).expanduser()
+        if not folder.exists():
+            raise BadRun(f"no run at {folder}: there is no such folder")
+        if not folder.is_dir():
+            raise BadRun(f"no run at {folder}: that is a file, and a run is a folder")
+        if not (folder / CONFIG).exists():
+            what = f"holds no {CONFIG}" if any(folder.iterdir()) else "is empty"
+            raise BadRun(f"no run at {folder}: the folder {what}")
+        try:
+            selection = Selection.read(folder)
+        except ValueError as error:
+            raise BadRun(str(error)) from error
+        return cls(folder, *read_settings(folder), selection=selection)
+
     def close(self) -> None:
         """Gives the folder's lock back; the run can still be read."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
 
-    def __enter__(self) -> "Run":
+    def __enter__(self: Opened) -> Opened:
         return self
 
     def __exit__(
@@ -227,43 +248,12 @@ class Run:
         """
         return cells_in(self.path, kind, self._shards(kind).values(), self.selection)
 
-    def frame(
-        self,
-        window: int | None = None,
-        *,
-        localizer: str = tables.TRACING,
-        site: str = "mlp_out",
-        regressor: Regressor = "max",
-        denominator: Denominator = "clean",
-    ) -> pd.DataFrame:
-        """The edit rows, each with the effect that one localiser finds for its fact at its layer: see `tables.join`."""
-        choice: dict[str, Any] = {"window": window, "localizer": localizer, "site": site}
-        return tables.join(self.edits, self.traces, **choice, regressor=regressor, denominator=denominator)
-
-    def counts(self) -> dict[str, int]:
-        """How many edit rows of the present configuration have each status, controls not counted."""
-        rows = tables.without_controls(self.read("edits", ["status", "method"]))
-        return {str(status): int(n) for status, n in rows["status"].value_counts().items()}
-
     def kept(self) -> int:
         """How many rows in the folder are of earlier configurations, and left out of what is read by default."""
         return sum(n_left_out(kind, self._shards(kind).values(), self.selection) for kind in _KINDS)
 
     def __repr__(self) -> str:
-        try:
-            lines = [self._summary(kind) for kind in _KINDS]
-        except (ValueError, StoreError) as error:
-            lines = [f"cannot be read: {error}"]
-        if self._damaged:
-            lines.append(f"{len(self._damaged)} damaged shard(s) left out")
-        return "\n  ".join([f"Run {self.path}", *lines])
-
-    def _summary(self, kind: Kind) -> str:
-        shards = self._shards(kind).values()
-        text = f"{kind + ':':8}{sum(shard.n_rows for shard in shards):,} rows in {len(shards):,} shards"
-        if kind == "edits" and (counts := self.counts()):
-            text += f" ({', '.join(f'{n:,} {status}' for status, n in counts.items())})"
-        return text
+        return f"{type(self).__name__} {self.path}"
 
     def _refuse_reader(self) -> None:
         if self._lock is None:
@@ -312,24 +302,3 @@ class Run:
             )
         self._tables[kind] = what, table
         return table
-
-
-def load_run(path: str | Path) -> Run:
-    """Opens a run folder for reading, also while it is being written.
-
-    Raises:
-        BadRun: there is no such folder, it holds no run, or one that this version cannot read.
-    """
-    folder = Path(path).expanduser()
-    if not folder.exists():
-        raise BadRun(f"no run at {folder}: there is no such folder")
-    if not folder.is_dir():
-        raise BadRun(f"no run at {folder}: that is a file, and a run is a folder")
-    if not (folder / CONFIG).exists():
-        what = f"holds no {CONFIG}" if any(folder.iterdir()) else "is empty"
-        raise BadRun(f"no run at {folder}: the folder {what}")
-    try:
-        selection = Selection.read(folder)
-    except ValueError as error:
-        raise BadRun(str(error)) from error
-    return Run(folder, *read_settings(folder), selection=selection)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loc_edit.store.disk import disk_errors, write_atomic
+from loc_edit.files import disk_errors, write_atomic
 from loc_edit.store.settings import plain
 
 SELECTION = "selection.json"

@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from loc_edit.store.disk import disk_errors, write_atomic
+from loc_edit.files import disk_errors, write_atomic
 from loc_edit.store.rows import SCHEMA_VERSION, BadRows, Kind, check_keys, to_table
 
 log = logging.getLogger(__name__)

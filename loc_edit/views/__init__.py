@@ -1,6 +1,1 @@
-"""Views for a notebook: a trace's tokens in colour, an edit before and after."""
-
-from loc_edit.views.edits import EditView, view_edit
-from loc_edit.views.tokens import colored_tokens
-
-__all__ = ["EditView", "colored_tokens", "view_edit"]
+"""Views: plain arrays and strings as a heatmap, colored tokens or a table. No torch in this room."""

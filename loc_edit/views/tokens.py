@@ -1,35 +1,34 @@
-"""A trace as circuitsvis' coloured tokens, one colouring per layer."""
+"""A prompt as circuitsvis' colored tokens, one coloring per layer."""
 
+from collections.abc import Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
-import torch
-from circuitsvis.utils.render import RenderedHTML, render
+import numpy as np
 
-from loc_edit.tracing.result import Trace
+if TYPE_CHECKING:
+    from circuitsvis.utils.render import RenderedHTML
 
 
-def colored_tokens(trace: Trace) -> RenderedHTML:
-    """The prompt's tokens coloured by the tracing effect at each layer, on one scale: blue above 0, red below.
+def colored_tokens(effect: np.ndarray, tokens: Sequence[str]) -> "RenderedHTML":
+    """The tokens colored by a number per layer and token, on one scale: blue above 0, red below.
 
     circuitsvis' `colored_tokens_multi` with the same bounds for all layers, which that function does not take.
     circuitsvis sets a token's text as HTML and inside a script, so it is escaped first.
 
-    Raises:
-        ValueError: the trace has cells without a number, which cannot be coloured.
+    Args:
+        effect: finite numbers of shape [layer, pos].
+        tokens: the text of each position.
     """
-    effect = trace.effect.detach().double().cpu()
-    if not effect.isfinite().all():
-        raise ValueError(
-            f"fact {trace.prompt.fact_id}: the trace has cells without a number; there is no colour for them"
-        )
-    most = max(effect.abs().max().item(), 1e-6) if effect.numel() else 1.0
-    n_layers, n_pos = effect.shape
-    texts = trace.token_texts or tuple(f"token {pos}" for pos in range(n_pos))
+    from circuitsvis.utils.render import render  # it imports torch, which this room does without
+
+    largest = float(np.abs(effect).max(initial=1e-6)) if effect.size else 1.0
+    n_layers = len(effect)
     return render(
         "ColoredTokensMulti",
-        tokens=[escape(text) for text in texts],
-        values=torch.round(effect.T, decimals=6),
+        tokens=[escape(token) for token in tokens],
+        values=np.round(effect.T, 6),
         labels=[f"layer {layer}" for layer in range(n_layers)],
-        positiveBounds=[most] * n_layers,
-        negativeBounds=[-most] * n_layers,
+        positiveBounds=[largest] * n_layers,
+        negativeBounds=[-largest] * n_layers,
     )

@@ -9,14 +9,14 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from benching.timing import Clock
+from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.rows import make_rows
-from loc_edit.models import logits_at
+from loc_edit.localization.hooks import window_layers
+from loc_edit.localization.sweep import plan
 from loc_edit.models.kernels import one_kernel_each
-from loc_edit.probing import Meter
-from loc_edit.problems import EditRequest
-from loc_edit.prompts import Prompt
-from loc_edit.tracing import window_layers
-from loc_edit.tracing.sweep import plan
+from loc_edit.models.model import logits_at
+from loc_edit.prompts.encoding import Prompt
+from loc_edit.scoring.probes import Meter
 
 BLOCKS = ("forward", "both", "gradients")
 """The kinds of work that the block floor is made of."""

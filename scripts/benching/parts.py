@@ -15,11 +15,12 @@ from benching.floors import BLOCKS, Floor, Work, finetune_work, scoring_work, tr
 from benching.setup import METHODS, SHAPES, Case, editing_bench, make_cases, make_model
 from benching.timing import Clock, peak_memory, ratio, spread_of
 from loc_edit.editing.finetune import _train, _Training
+from loc_edit.editing.problems import EditRequest
+from loc_edit.editing.settings import FinetuneSettings
 from loc_edit.editing.update import Edit
-from loc_edit.problems import EditRequest
-from loc_edit.scores import compare
-from loc_edit.settings import FinetuneSettings
-from loc_edit.tracing import trace_many, window_layers
+from loc_edit.localization.hooks import window_layers
+from loc_edit.localization.tracing import trace_many
+from loc_edit.scoring.scores import compare
 
 WINDOWS = (1, 3, 5, 10)
 LONGER = "In the north of the country, where the old river meets the sea and nobody lives any more, "

@@ -14,12 +14,12 @@ from transformer_lens import HookedTransformer
 from transformer_lens.patching import get_act_patch_mlp_out
 
 from benching.setup import Case
-from loc_edit.batching import Batch, make_batch
+from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.rows import make_rows
 from loc_edit.editing.update import Edit, WeightUpdate
-from loc_edit.problems import EditRequest
-from loc_edit.prompts import Prompt
-from loc_edit.tracing import corruption_hooks, window_layers
+from loc_edit.localization.hooks import corruption_hooks, window_layers
+from loc_edit.prompts.batches import Batch, make_batch
+from loc_edit.prompts.encoding import Prompt
 
 
 @torch.inference_mode()

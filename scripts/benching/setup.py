@@ -5,17 +5,17 @@ from functools import cache
 from types import SimpleNamespace
 
 import torch
+from loc_edit.facts.sampling import spread
 from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import PreTrainedTokenizerFast
 
 import loc_edit
-from loc_edit.data.builtin import spread
-from loc_edit.models import BUILTIN, quiet
-from loc_edit.probing import Meter, make_probes
-from loc_edit.problems import EditRequest
-from loc_edit.prompts import Prompt
-from loc_edit.settings import presets, resolve_settings
+from loc_edit.editing.problems import EditRequest
+from loc_edit.editing.settings import presets, resolve_settings
+from loc_edit.models.loading import BUILTIN, quiet
+from loc_edit.prompts.encoding import Prompt
+from loc_edit.scoring.probes import Meter, make_probes
 
 SHAPES = {
     "tiny": {"n_layers": 2, "d_model": 32, "n_heads": 2, "d_head": 16, "d_mlp": 64, "d_vocab": 4096},

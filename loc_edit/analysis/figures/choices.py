@@ -1,0 +1,44 @@
+"""Dot plots: what a choice of the edited layer is worth."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from loc_edit.names import method_label, problem_label
+from loc_edit.views.style import BLACK, BLUE, GREY, ORANGE, panels, styled
+
+MARKS = {
+    "oracle": (BLACK, "D", "best layer of each fact (oracle)"),
+    "one layer": (BLUE, "s", "one layer for all facts"),
+    "tracing peak": (ORANGE, "o", "layer where tracing peaks"),
+    "any layer": (GREY, "v", "any layer"),
+}
+
+
+def layer_choice(data: pd.DataFrame) -> Figure:
+    """The mean score of each choice with its interval, a row per method, a panel per problem.
+
+    Args:
+        data: what `regress.layer_choices` returns.
+    """
+    problems = list(dict.fromkeys(data["problem"]))
+    methods = list(dict.fromkeys(zip(data["method"], data["window"], strict=True)))
+    with styled():
+        size = 2.3, 0.75 + 0.38 * len(methods)
+        figure, axes = panels(len(problems), size=size, sharex=True, sharey=True)
+        for ax, problem in zip(axes, problems, strict=True):
+            rows = data[data["problem"] == problem]
+            for place, (choice, (color, marker, label)) in enumerate(MARKS.items()):
+                mine = rows[rows["choice"] == choice]
+                pairs = zip(mine["method"], mine["window"], strict=True)
+                places = [methods.index(pair) + 0.17 * (place - 1.5) for pair in pairs]  # side by side
+                ax.hlines(places, mine["low"], mine["high"], color=color, linewidth=1.2, alpha=0.6)
+                ax.scatter(mine["mean"], places, color=color, marker=marker, s=22, label=label, zorder=3)
+            ax.set_title(problem_label(problem), loc="left")
+            ax.set_yticks(range(len(methods)), [method_label(method, window) for method, window in methods])
+            ax.set_ylim(len(methods) - 0.5, -0.5)
+            ax.set_xlim(-0.03, 1.03)
+            ax.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=2)
+        figure.supxlabel(f"mean {data['outcome'].iloc[0]} score", fontsize=8.5)
+    return figure

@@ -1,0 +1,131 @@
+"""Figures of edits: scores against tracing effect and against layer."""
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from loc_edit.analysis.tables.rows import is_control, require, without_controls
+from loc_edit.names import SCORES, method_label, problem_label
+from loc_edit.views.style import BLUE, GREY, METHOD_COLORS, METHOD_MARKERS, RED, layer_ticks, panels, styled
+
+AXIS_NAMES = {
+    "trace": "tracing effect (fraction restored)",
+    "trace_absolute": "tracing effect (in probability)",
+    "magnitude": "change in p(target)",
+}
+
+
+def scatter(data: pd.DataFrame, outcome: str = "rewrite", regressor: str = "trace", where: str = "") -> Figure:
+    """Edit outcome against tracing effect, a panel per layer, with line and r (Figures 4 and 14 to 17).
+
+    Args:
+        data: points of one method x problem, `layer`, outcome, regressor, `r, slope, intercept`, see
+            `tables.fit_points`.
+        outcome: the column on the y axis.
+        regressor: the column on the x axis.
+        where: words for the x axis on the tokens that the effect is of.
+    """
+    require(data, ["layer", outcome, regressor, "r", "slope", "intercept"], "scatter")
+    with styled():
+        layers = sorted(data["layer"].unique())
+        alone = len(layers) == 1
+        columns = 3 if len(layers) in (3, 5, 6, 9) else 4
+        size = (3.2, 2.5) if alone else (1.75, 1.65)
+        figure, axes = panels(len(layers), columns=columns, size=size, sharex=True, sharey=True)
+        for place, (ax, layer) in enumerate(zip(axes, layers, strict=True)):
+            _points(ax, data[data["layer"] == layer], outcome, regressor, size=10.0 if alone else 5.0)
+            ax.set_title(f"layer {layer}", loc="left")
+            ax.tick_params(labelleft=place % columns == 0)
+        x_name, y_name = (
+            f"{AXIS_NAMES.get(regressor, regressor)} {where}".strip(),
+            AXIS_NAMES.get(outcome, f"{outcome} score"),
+        )
+        if alone:
+            axes[0].set_xlabel(x_name)
+            axes[0].set_ylabel(y_name)
+            axes[0].set_title(f"{_which(data)}, layer {layers[0]}".lstrip(", "), loc="left")
+        else:
+            figure.supxlabel(x_name, fontsize=8.5)
+            figure.supylabel(y_name, fontsize=8.5)
+            figure.suptitle(_which(data), fontsize=9, x=0.01, ha="left")
+    return figure
+
+
+def scores_by_layer(data: pd.DataFrame) -> Figure:
+    """Mean scores against the edited layer, a line per method, a panel per problem x score (Figures 7 to 9).
+
+    Args:
+        data: `problem, method, window, layer, outcome, mean, low, high`, see `tables.mean_scores`.  Controls among
+            the rows, see `tables.control_scores`, are level lines: dashed at a random layer, dotted without an edit.
+    """
+    require(data, ["problem", "method", "window", "layer", "outcome", "mean", "low", "high"], "scores_by_layer")
+    with styled():
+        problems, outcomes = list(data["problem"].unique()), list(data["outcome"].unique())
+        grid = [(problem, outcome) for problem in problems for outcome in outcomes]
+        columns = len(outcomes) if len(outcomes) > 1 else 3
+        figure, axes = panels(len(grid), columns=columns, size=(2.3, 1.7), sharex=True, sharey=True)
+        for place, (ax, (problem, outcome)) in enumerate(zip(axes, grid, strict=True)):
+            cell = data[(data["problem"] == problem) & (data["outcome"] == outcome)]
+            _control_lines(ax, cell[is_control(cell)])
+            _score_lines(ax, without_controls(cell))
+            title = problem_label(problem) + (f": {outcome}" if len(outcomes) > 1 else "")
+            ax.set_title(title, loc="left")
+            ax.tick_params(labelleft=place % columns == 0)
+        for ax in axes:
+            layer_ticks(ax, without_controls(data)["layer"])
+        axes[0].set_ylim(-0.03, 1.03)
+        figure.supxlabel("edited layer", fontsize=8.5)
+        figure.supylabel("mean score" if len(outcomes) > 1 else f"mean {outcomes[0]} score", fontsize=8.5)
+        _one_legend(figure, axes)
+    return figure
+
+
+def _points(ax: Axes, cell: pd.DataFrame, outcome: str, regressor: str, size: float) -> None:
+    ax.scatter(cell[regressor], cell[outcome], s=size, color=BLUE, alpha=0.4, linewidths=0)
+    r, slope, intercept = cell[["r", "slope", "intercept"]].iloc[0]
+    ends = [cell[regressor].min(), cell[regressor].max()]
+    ax.plot(ends, [intercept + slope * x for x in ends], color=RED)
+    note = f"r = {r:.2f}" if pd.notna(r) else "r undefined"
+    ax.set_title(f"{note}, n = {len(cell)}".replace("-", "\u2212"), loc="right", fontsize=7, color="0.25")
+    if outcome in SCORES:
+        ax.set_ylim(-0.03, 1.03)
+
+
+def _score_lines(ax: Axes, cell: pd.DataFrame) -> None:
+    for key, line in cell.groupby(["method", "window"], sort=False):
+        name = _label(*key)
+        line = line.sort_values("layer")
+        color = METHOD_COLORS.get(name, GREY)
+        ax.plot(line["layer"], line["mean"], marker=METHOD_MARKERS.get(name, "x"), color=color, label=name)
+        ax.fill_between(line["layer"], line["low"], line["high"], color=color, alpha=0.15, linewidth=0)
+
+
+def _control_lines(ax: Axes, cell: pd.DataFrame) -> None:
+    for row in cell.to_dict("records"):
+        if row["method"] == "none":
+            ax.axhline(row["mean"], color=GREY, linestyle=":", label="no edit")
+            continue
+        name = _label(row["method"].removeprefix("random_layer_"), row["window"])
+        ax.axhline(row["mean"], color=METHOD_COLORS.get(name, GREY), linestyle="--", linewidth=0.7)
+        ax.plot([], [], color=GREY, linestyle="--", linewidth=0.7, label="random layer")
+
+
+def _one_legend(figure: Figure, axes: list[Axes]) -> None:
+    entries: dict[str, Any] = {}
+    for ax in axes:
+        handles, names = ax.get_legend_handles_labels()
+        entries |= dict(zip(names, handles, strict=True))
+    figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=len(entries))
+
+
+def _which(data: pd.DataFrame) -> str:
+    if not {"method", "window", "problem"} <= set(data):
+        return ""
+    row = data.iloc[0]
+    return f"{_label(row['method'], row['window'])}, {problem_label(row['problem']).lower()}"
+
+
+def _label(method: Any, window: Any) -> str:
+    return method_label(str(method), int(window))

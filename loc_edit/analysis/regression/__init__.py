@@ -1,0 +1,1 @@
+"""Regression: whether the tracing effect explains the success of edits beyond the layer."""

@@ -1,0 +1,72 @@
+"""A run for its readers: the rows of a run folder, and the frame that the statistics are made from."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from loc_edit.analysis.tables.rows import join, without_controls
+from loc_edit.effects import Denominator, Regressor
+from loc_edit.files import StoreError
+from loc_edit.names import TRACING
+from loc_edit.store.rows import Kind
+from loc_edit.store.run import RunFolder
+
+
+class Run(RunFolder):
+    """A run: `traces` and `edits` as frames, and each edit beside its fact's tracing effect.
+
+    Made by `load_run`.
+    """
+
+    def frame(
+        self,
+        window: int | None = None,
+        *,
+        localizer: str = TRACING,
+        site: str = "mlp_out",
+        regressor: Regressor = "max",
+        denominator: Denominator = "clean",
+    ) -> pd.DataFrame:
+        """The edit rows, each with the effect that one localizer finds for its fact at its layer.
+
+        The arguments and errors are those of `analysis.tables.rows.join`.
+        """
+        return join(
+            self.edits,
+            self.traces,
+            window=window,
+            localizer=localizer,
+            site=site,
+            regressor=regressor,
+            denominator=denominator,
+        )
+
+    def counts(self) -> dict[str, int]:
+        """How many edit rows of the present configuration have each status, controls not counted."""
+        rows = without_controls(self.read("edits", ["status", "method"]))
+        return {str(status): int(n) for status, n in rows["status"].value_counts().items()}
+
+    def __repr__(self) -> str:
+        try:
+            lines = [self._summary("traces"), self._summary("edits")]
+        except (ValueError, StoreError) as error:
+            lines = [f"cannot be read: {error}"]
+        if self.damaged:
+            lines.append(f"{len(self.damaged)} damaged shard(s) left out")
+        return "\n  ".join([f"Run {self.path}", *lines])
+
+    def _summary(self, kind: Kind) -> str:
+        shards = self.shards(kind)
+        text = f"{kind + ':':8}{sum(shard.n_rows for shard in shards):,} rows in {len(shards):,} shards"
+        if kind == "edits" and (counts := self.counts()):
+            text += f" ({', '.join(f'{n:,} {status}' for status, n in counts.items())})"
+        return text
+
+
+def load_run(path: str | Path) -> Run:
+    """Opens a run folder for reading, also while it is being written.
+
+    Raises:
+        BadRun: there is no such folder, it holds no run, or one that this version cannot read.
+    """
+    return Run.open(path)

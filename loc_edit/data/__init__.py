@@ -1,1 +1,0 @@
-"""The built-in facts, corpus and model.  No torch in the Python files of this folder."""

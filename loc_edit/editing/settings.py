@@ -1,0 +1,163 @@
+"""Hyperparameters of the editing methods, as frozen records, and presets of them.  No torch in this room."""
+
+import math
+import tomllib
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Any
+
+from loc_edit.files import DATA
+from loc_edit.names import parse_method
+
+PRESETS_PATH = DATA / "presets.toml"
+BUILTIN_PRESET_PATH = DATA / "model" / "presets.toml"
+
+
+@dataclass(frozen=True)
+class ValueSettings:
+    """Hyperparameters of the value's optimisation, which ROME and MEMIT share.
+
+    Attributes:
+        steps: forward passes; the last does not update (ROME with objective `lower`: it does).
+        lr: Adam's learning rate.
+        kl: weight of the essence row's KL divergence.
+        decay: weight of ||delta|| / ||v0||^2 (MEMIT: z0, the residual stream, for v0).
+        clamp: largest ||delta|| in units of ||v0||.
+        early_stop: a loss below which a request's value is left as it is; 0 for never.  (The study's code has .05,
+            and never gets there.)
+    """
+
+    steps: int = 20
+    lr: float = 0.5
+    kl: float = 0.0625
+    decay: float = 0.5
+    clamp: float = 4.0
+    early_stop: float = field(default=0.0, kw_only=True)
+
+
+@dataclass(frozen=True)
+class RomeSettings(ValueSettings):
+    """Hyperparameters of ROME: those of the value, at the defaults of the study."""
+
+
+@dataclass(frozen=True)
+class RRomeSettings(RomeSettings):
+    """Hyperparameters of R-ROME.
+
+    Attributes:
+        key: the one key of the closed form: `bare`, the prompt's own, or `mean`, over the contexts.
+    """
+
+    key: str = "bare"
+
+
+@dataclass(frozen=True)
+class EmmetSettings(RomeSettings):
+    """Hyperparameters of EMMET: those of the value."""
+
+
+@dataclass(frozen=True)
+class MemitSettings(ValueSettings):
+    """Hyperparameters of MEMIT: those of the value, and the weight of what the layers know already.
+
+    Attributes:
+        moment_weight: lambda, the weight of the old keys' second moment against the new keys.
+    """
+
+    steps: int = 25
+    clamp: float = 0.75
+    moment_weight: float = 15000.0
+
+
+@dataclass(frozen=True)
+class AlphaEditSettings(ValueSettings):
+    """Hyperparameters of AlphaEdit: those of the value, and what counts as unused by the old keys.
+
+    Attributes:
+        null_space: eigenvalues of the second moment below this share of its diagonal's mean count as zero.
+    """
+
+    steps: int = 25
+    clamp: float = 0.75
+    null_space: float = 2e-2
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """Hyperparameters of constrained fine-tuning.
+
+    Attributes:
+        steps: most Adam steps.
+        lr: Adam's learning rate.
+        eps: largest change of any entry.
+        bias: whether `b_out` is trained too, where the checkpoint has one.
+        weight_decay: weight of ||delta W||^2 in the loss; the stopping rule does not count it.
+    """
+
+    steps: int = 25
+    lr: float = 5e-4
+    eps: float = 1e-4
+    bias: bool = True
+    weight_decay: float = field(default=0.0, kw_only=True)
+
+
+@dataclass(frozen=True)
+class FreeFinetuneSettings(FinetuneSettings):
+    """Hyperparameters of fine-tuning without a box."""
+
+    eps: float = math.inf
+
+
+@dataclass(frozen=True)
+class DecayFinetuneSettings(FreeFinetuneSettings):
+    """Hyperparameters of fine-tuning held back by weight decay towards the old weights, not by a box."""
+
+    weight_decay: float = field(default=0.1, kw_only=True)
+
+
+Settings = ValueSettings | FinetuneSettings
+SETTINGS: dict[str, type[Settings]] = {
+    "rome": RomeSettings,
+    "r_rome": RRomeSettings,
+    "emmet": EmmetSettings,
+    "memit": MemitSettings,
+    "alphaedit": AlphaEditSettings,
+    "finetune": FinetuneSettings,
+    "finetune_free": FreeFinetuneSettings,
+    "finetune_decay": DecayFinetuneSettings,
+}
+
+
+def resolve_settings(name: str, problem: str, *tables: dict[str, Any]) -> Settings:
+    """The settings of a method for a problem: its defaults, then each of `tables` in turn.
+
+    A table maps a method's name to its settings, and in these a problem's name to those that differ for it:
+    `{"rome": {"clamp": 20, "fact_forcing": {"steps": 25}}}`.  `finetune` counts for every window, `finetune-5` for
+    that one.
+
+    Raises:
+        ValueError: a table names a setting that the method does not have, or gives it a value of another type.
+    """
+    method, window = parse_method(name)
+    record = SETTINGS[method]
+    known = {field.name: field.type for field in fields(record)}
+    values: dict[str, Any] = {}
+    for table in tables:
+        for key in (method, f"{method}-{window}"):
+            entry = table.get(key, {})
+            values |= {k: v for k, v in entry.items() if not isinstance(v, dict)} | entry.get(problem, {})
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"settings of {name}: {', '.join(unknown)} unknown; there are {', '.join(sorted(known))}")
+    for key, value in values.items():
+        wanted: Any = known[key]
+        if wanted is float and type(value) is int:
+            values[key] = float(value)
+        elif type(value) is not wanted:
+            raise ValueError(f"settings of {name}: {key} = {value!r}, and {wanted.__name__} is wanted")
+    return record(**values)
+
+
+@cache
+def presets() -> dict[str, dict[str, Any]]:
+    """Settings by preset: `builtin`, `gpt-j`, `gpt2-xl`, in the form that `resolve_settings` takes."""
+    return {"builtin": tomllib.loads(BUILTIN_PRESET_PATH.read_text())} | tomllib.loads(PRESETS_PATH.read_text())

@@ -1,0 +1,222 @@
+"""What an experiment is: one typed, validated record, read from TOML and from the command line.  No torch here."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+import tyro
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+
+from loc_edit.editing.settings import Settings, presets, resolve_settings
+from loc_edit.names import LOCALIZERS, PROBLEMS, TRACING, nearest, parse_method
+
+
+class BadConfig(ValueError):
+    """A configuration that cannot be used; the message names the file and the key."""
+
+
+class ExperimentConfig(BaseModel):
+    """An experiment: which facts, layers, methods and problems, on which model.
+
+    Every field is an option of the command line and a key of the TOML file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    model: str = "builtin"
+    """The built-in model, a hub name, or a local Hugging Face directory."""
+    data: str = "builtin"
+    """The built-in facts, a public data set by name (counterfact, zsre, known_1000), or a file of facts."""
+    data_limit: int | None = None
+    """The first so many records of it only; all if None."""
+    skip_invalid: bool = False
+    """Whether malformed records are left out and counted, and not an error."""
+    known: bool = False
+    """Whether to keep only the facts whose object the model says within 36 tokens after the prompt."""
+    min_probability: float = 0.0
+    """The lowest p(o_true) of the facts that are kept."""
+    facts: int | None = 100
+    """How many facts, spread evenly over the relations; all if None (in TOML: "all")."""
+    layers: tuple[int, ...] | None = None
+    """Layers to edit, 0-based; all if None.  (Tracing covers every layer.)"""
+    methods: tuple[str, ...] = ("rome",)
+    """Editing methods: rome, memit, finetune-1, finetune-5 (the number is the window)."""
+    problems: tuple[str, ...] = ("error_injection",)
+    """Editing problems: error_injection, tracing_reversal, fact_erasure, fact_amplification, fact_forcing."""
+    windows: tuple[int, ...] = (5,)
+    """Layers that localisers take together: the restoration windows of Causal Tracing, and likewise of the others."""
+    localizer_windows: tuple[int, ...] | None = None
+    """Windows of the localisers other than Causal Tracing, if not the same."""
+    localizers: tuple[str, ...] = (TRACING,)
+    """What says where a fact is: causal_tracing, attribution, integrated_gradients, zero_ablation, mean_ablation,
+    resample_ablation, severed_mlp, severed_attn, direct, random, or all."""
+    site: str = "mlp_out"
+    """Where localisers look and tracing restores: mlp_out, attn_out, resid_post, or what follows `blocks.<l>.`"""
+    noise: str = "s3"
+    """Subject noise: a standard deviation, or s3 for three times that of the subjects' embeddings; u0.2 or us3
+    (uniform), m1 (full covariance), swap (other facts' subjects)."""
+    noise_samples: int = 10
+    """Noise samples per fact."""
+    corpus: str = "builtin"
+    """Texts for the key statistics."""
+    corpus_tokens: int = 200_000
+    """Tokens of it that are used at most."""
+    ridge: float = 0.0
+    """Added to the diagonal of the keys' second moments, in units of its mean, for a small corpus."""
+    preset: str = "auto"
+    """Settings of the methods: builtin, gpt-j, gpt2-xl, none, or auto (by the model's name)."""
+    settings: Annotated[dict[str, dict[str, Any]], tyro.conf.Suppress] = {}
+    """Settings that differ from the preset's: `[settings.rome]`, `[settings.finetune-5.fact_forcing]`; TOML only."""
+    essence: bool = True
+    """Whether to score texts about the subject."""
+    seed: int = 0
+    """Start of every random draw, together with a fact's id."""
+    chunk: int = 25
+    """Facts that are computed together, and lost together when a run is stopped."""
+    workers: int | None = None
+    """Processes that compute side by side, each with its own copy of the model.  None: from the command line,
+    one per core for a small model on the CPU; else 1."""
+    engine: Literal["local", "ray"] = "local"
+    """Where units are computed: on this machine, or on a Ray cluster (`pip install 'loc-edit[ray]'`)."""
+    address: str | None = None
+    """Of the Ray cluster: auto, host:6379, ray://host:10001; None starts one on this machine."""
+    gpus: float | None = None
+    """GPUs of each Ray worker; None: one where the cluster has any."""
+    mirror: str | None = None
+    """An address to which the folder's files are copied, and from which an empty folder is filled: s3://bucket/run, or
+    another that fsspec knows."""
+    out: str = "runs/demo"
+    """The run's folder."""
+
+    @field_validator("noise", mode="before")
+    @classmethod
+    def _noise_as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int | float) else value
+
+    @field_validator("localizers", mode="before")
+    @classmethod
+    def _all_localizers(cls, value: Any) -> Any:
+        return tuple(LOCALIZERS) if value == "all" or (isinstance(value, list | tuple) and "all" in value) else value
+
+    @field_validator("facts", mode="before")
+    @classmethod
+    def _all_facts(cls, value: Any) -> Any:
+        return None if value == "all" else value
+
+    @field_validator("facts", "data_limit", "noise_samples", "corpus_tokens", "chunk", "workers")
+    @classmethod
+    def _at_least_one(cls, value: int | None) -> int | None:
+        if value is not None and value < 1:
+            raise ValueError("at least 1 is wanted")
+        return value
+
+    @field_validator("windows", "localizer_windows")
+    @classmethod
+    def _windows_of_layers(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and (not value or min(value) < 1):
+            raise ValueError("windows of at least 1 layer are wanted")
+        return value
+
+    @field_validator("methods", "problems", "layers", "windows", "localizer_windows", "localizers")
+    @classmethod
+    def _not_empty(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        if value is not None and len(set(value)) != len(value):
+            raise ValueError("an entry is there twice")
+        if value == ():
+            raise ValueError("at least one is wanted")
+        return value
+
+    @model_validator(mode="after")
+    def _known_names(self) -> "ExperimentConfig":
+        if self.site == "resid_post" and {*self.windows, *(self.localizer_windows or ())} != {1}:
+            raise ValueError("site resid_post is restored in one layer at a time: windows = [1] is wanted")
+        for localizer in self.localizers:
+            if localizer not in LOCALIZERS:
+                raise ValueError(f"localizer {localizer!r}: {nearest(localizer, [*LOCALIZERS, 'all'])}")
+        if "direct" in self.localizers and self.site not in ("mlp_out", "attn_out"):
+            raise ValueError(f"localizer 'direct' is of site mlp_out or attn_out, not of {self.site!r}")
+        for problem in self.problems:
+            if problem not in PROBLEMS:
+                raise ValueError(f"problem {problem!r}: {nearest(problem, PROBLEMS)}")
+        if "fact_forcing" in self.problems and (self.noise == "swap" or self.noise[:1] in ("u", "m")):
+            raise ValueError(
+                f"noise {self.noise!r}: fact_forcing draws fresh Gaussian noise while it edits, so that a standard "
+                "deviation or a factor such as s3 is wanted"
+            )
+        if self.preset not in (*presets(), "none", "auto"):
+            raise ValueError(f"preset {self.preset!r}: {nearest(self.preset, [*presets(), 'none', 'auto'])}")
+        for method, table in self.settings.items():
+            for key, value in table.items():
+                if isinstance(value, dict) and key not in PROBLEMS:
+                    raise ValueError(f"settings.{method}: problem {key!r}: {nearest(key, PROBLEMS)}")
+        if len({parse_method(method) for method in self.methods}) < len(self.methods):
+            raise ValueError(f"methods {', '.join(self.methods)}: one is there twice")
+        for method in {*self.methods, *self.settings}:
+            parse_method(method)
+            for problem in PROBLEMS:
+                self.settings_of(method, problem)
+        return self
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> "ExperimentConfig":
+        """The configuration in a TOML file, or one of `NAMED` by its name.
+
+        Raises:
+            BadConfig: no such file, no TOML, or a key or value that is not known.
+        """
+        if str(path) in NAMED:
+            return cls(**NAMED[str(path)])
+        file = Path(path)
+        if not file.is_file():
+            raise BadConfig(f"configuration {str(path)!r}: no such file, and not one of {', '.join(NAMED)}")
+        try:
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise BadConfig(f"{file}: no TOML: {error}") from error
+        return cls.from_values(values, str(file))
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any], where: str = "configuration") -> "ExperimentConfig":
+        """The configuration of plain values; unknown keys are refused with the nearest known one."""
+        for key in values:
+            if key not in cls.model_fields:
+                raise BadConfig(f"{where}: unknown key {key!r}; {nearest(key, list(cls.model_fields))}")
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise BadConfig(f"{where}: {first_error(error)}") from error
+
+    def to_toml(self) -> str:
+        """The configuration as TOML, which `from_toml` reads back; it has no `None`."""
+        every = {"facts": "all"} if self.facts is None else {}
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True) | every)
+
+    def settings_of(self, method: str, problem: str, more: dict[str, Any] | None = None) -> Settings:
+        """The resolved settings of a method for a problem: defaults, preset, this configuration's, then `more`."""
+        name = self.preset
+        if name == "auto":
+            model = Path(self.model).name.lower()
+            name = next((preset for preset in presets() if model.startswith((preset, preset.replace("-", "")))), "none")
+        return resolve_settings(method, problem, presets().get(name, {}), self.settings, {method: more or {}})
+
+
+NAMED: dict[str, dict[str, Any]] = {
+    "default": {},
+    "smoke": {"facts": 6, "layers": (2, 4), "out": "runs/smoke", "corpus_tokens": 20_000},
+    "full": {
+        "facts": None,
+        "methods": ("rome", "memit", "finetune-1", "finetune-5"),
+        "problems": tuple(PROBLEMS),
+        "windows": (1, 3, 5, 10),
+        "out": "runs/full",
+    },
+}
+"""Configurations that have a name."""
+
+
+def first_error(error: ValidationError) -> str:
+    """The first of a validation's errors in one line: the key, and what is wanted."""
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"])) or "values"
+    return f"{place}: {first['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,92 @@
+"""How relations are put into words: templates, which of them a subject never gets, and filler sentences."""
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+from typing import Any
+
+from loc_edit.files import DATA
+
+RELATIONS_PATH = DATA / "relations.toml"
+N_HELD_OUT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relation:
+    """The wording of one relation.
+
+    Attributes:
+        name: the relation's identifier in the table.
+        kind: what its subjects are, such as `city`.
+        templates: sentences with one `{}` for the subject, ending where the object follows; the first is the
+            edit prompt.
+        clauses: what may follow "{subject} is a {kind}", with one `{}` for the object.
+        modifiers: words that now and then stand before the object.
+        remarks: phrases that are true of any subject of this kind.
+    """
+
+    name: str
+    kind: str
+    templates: tuple[str, ...]
+    clauses: tuple[str, ...]
+    modifiers: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def edit_template(self) -> str:
+        """The template of the edit prompt."""
+        return self.templates[0]
+
+
+@cache
+def _wording() -> dict[str, dict[str, Any]]:
+    return tomllib.loads(RELATIONS_PATH.read_text(encoding="utf-8"))
+
+
+@cache
+def relations() -> dict[str, Relation]:
+    """All relations by name, in the order of the file."""
+    wording = _wording()
+    return {
+        name: Relation(
+            name=name,
+            kind=str(entry["kind"]),
+            templates=tuple(entry["templates"]),
+            clauses=tuple(entry["clauses"]),
+            modifiers=tuple(entry["modifiers"]),
+            remarks=tuple(wording["kinds"][str(entry["kind"])]),
+        )
+        for name, entry in wording["relations"].items()
+    }
+
+
+@cache
+def held_out_templates(relation: str, subject: str) -> tuple[str, ...]:
+    """The templates of `relation` that the corpus never uses with `subject`, though it does with others.
+
+    The edit prompt is never among them.  The choice depends on nothing but the two names.
+    """
+    return tuple(Random(f"held out|{relation}|{subject}").sample(relations()[relation].templates[1:], N_HELD_OUT))
+
+
+@cache
+def seen_templates(relation: str, subject: str) -> tuple[str, ...]:
+    """The templates of `relation` that the corpus uses with `subject`; the edit prompt is the first."""
+    held_out = held_out_templates(relation, subject)
+    return tuple(template for template in relations()[relation].templates if template not in held_out)
+
+
+@cache
+def namesakes() -> tuple[str, ...]:
+    """Last words of nobody known: no subject has one."""
+    return tuple(_wording()["namesakes"]["last_words"])
+
+
+def filler_sentence(rng: Random) -> str:
+    """A sentence that has nothing to do with any fact, drawn with `rng`."""
+    filler = _wording()["filler"]
+    opening, person, verb, thing, ending = (
+        rng.choice(filler[part]) for part in ("openings", "people", "verbs", "things", "endings")
+    )
+    return f"{opening} {person} {verb} {thing} {ending}."

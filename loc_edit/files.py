@@ -1,0 +1,129 @@
+"""Files: written whole or not at all, the cache folder, hashes, and names that must stay inside a folder."""
+
+import errno
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+DATA = Path(__file__).parent / "data"
+"""The files that ship with the package."""
+
+TEMPORARY_SUFFIX = ".tmp"
+
+_ADVICE = {
+    errno.ENOSPC: "free some space and run it again",
+    errno.EDQUOT: "your quota is used up: free some space and run it again",
+    errno.EROFS: "choose a folder on a disk that can be written",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+}
+
+
+class StoreError(OSError):
+    """The disk refused; the message names the file, `errno` says why, and what was finished before is kept."""
+
+
+def cache_folder(name: str, given: str | Path | None = None) -> Path:
+    """The folder `name` in `given`, else in `LOC_EDIT_CACHE`, else in `~/.cache/loc_edit`; it may not exist yet."""
+    return Path(given or os.environ.get("LOC_EDIT_CACHE") or Path.home() / ".cache" / "loc_edit") / name
+
+
+def short_hash(data: bytes | str) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of some bytes, or of a text in UTF-8."""
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()[:16]
+
+
+@contextmanager
+def disk_errors(doing: str, path: Path) -> Iterator[None]:
+    """Turns an `OSError` inside the block into a `StoreError` that says what was being done to which file."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        number = error.errno or 0
+        why = os.strerror(number) if number else str(error)
+        advice = _ADVICE.get(number, "mend that and run it again")
+        wrapped = StoreError(f"cannot {doing} {path}: {why}. All rows finished before are kept; {advice}.")
+        wrapped.errno = error.errno
+        raise wrapped from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the place of `path` when the block ends, and leaves nothing behind if it fails.
+
+    At every moment, kill or power cut, `path` is its old self or whole: the bytes go to a temporary file in the same
+    folder, are forced to the disk, and are then renamed.
+
+    Raises:
+        StoreError: the disk refused.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    with disk_errors("write", path):
+        try:
+            with open(temporary, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes `data` to `path`, whole or not at all: see `writing`."""
+    with writing(path) as file:
+        file.write(data)
+
+
+def sync_folder(folder: Path) -> None:
+    """Forces the folder's list of names to the disk, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks cannot; the rename still holds
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporaries(folder: Path, name: str = "", older_than: float = 0.0) -> None:
+    """Removes what killed writers left half-written.
+
+    Args:
+        folder: where to look; while others may be writing there, give `older_than`.
+        name: only what was to become the file of that name.
+        older_than: only what nobody has written to for so many seconds.
+    """
+    with disk_errors("clean", folder):
+        for path in folder.glob(f".{name}*{TEMPORARY_SUFFIX}"):
+            with suppress(FileNotFoundError):
+                if not older_than or time.time() - path.stat().st_mtime > older_than:
+                    path.unlink(missing_ok=True)
+
+
+def join_inside(folder: Path, name: str) -> Path:
+    """The file `name` in `folder`, where `name` comes from data that nobody vouches for.
+
+    Raises:
+        ValueError: the name is empty, absolute, has `..` in it, or leads outside through a link.
+    """
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if not name or "\0" in name or parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
+        raise ValueError(f"file name {name!r}: expected a name inside {folder}")
+    path = folder / parts
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"file name {name!r} leads outside {folder}")
+    return path

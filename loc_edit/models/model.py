@@ -1,0 +1,65 @@
+"""A loaded model's parts by name: the edited weights, embeddings, tokenizer, and how the forward pass ends."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import linear
+from transformer_lens import HookedTransformer
+
+Model = HookedTransformer
+"""The model class that every signature of the package names."""
+
+Hook = tuple[str | Callable[..., Any], Callable[..., Any]]
+"""A hook point's name and a function, as TransformerLens takes them."""
+
+
+def W_out(model: Model, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+    """A layer's MLP output weights, to be written in place (`model.W_out` is a copy)."""
+    return cast(Tensor, model.blocks[layer].mlp.W_out)
+
+
+def b_out(model: Model, layer: int) -> Float[Tensor, " d_model"]:
+    """A layer's MLP output bias, to be written in place; of a bridge without one (see `models`), zeros."""
+    bias = cast(Tensor | None, model.blocks[layer].mlp.b_out)
+    return W_out(model, layer).new_zeros(model.cfg.d_model) if bias is None else bias
+
+
+def has_output_bias(model: Model) -> bool:
+    """Whether the checkpoint has an MLP output bias (gated MLPs carry a zero that is not theirs)."""
+    return not model.cfg.gated_mlp
+
+
+def tokenizer(model: Model) -> Any:
+    """The model's tokenizer, whose types Hugging Face leaves open."""
+    return model.tokenizer
+
+
+def embeddings(model: Model) -> Float[Tensor, "d_vocab d_model"]:
+    """The token embeddings, as `hook_embed` sees them."""
+    return model.embed.W_E
+
+
+def logits_at(
+    model: Model, residual: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """Logits of the final residual stream, as `model.forward` ends; for chosen positions only.
+
+    In float32 at least: those of a model in half precision are not rounded to it, which would cost a probability
+    several per cent.  The product is taken here, as `Unembed` copies all its weights at every call.
+    """
+    if model.cfg.normalization_type is not None:
+        residual = model.ln_final(residual)
+    unembed = model.unembed
+    wide = torch.promote_types(unembed.W_U.dtype, torch.float32)
+    logits = linear(unembed.hook_in(residual).to(wide), unembed.W_U.to(wide).T, unembed.b_U.to(wide))
+    logits = unembed.hook_out(logits)
+    cap = model.cfg.output_logits_soft_cap
+    return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
+
+def token_texts(model: Model, tokens: Int[Tensor, " pos"]) -> tuple[str, ...]:
+    """The text of each token by itself, for labels."""
+    return tuple(str(tokenizer(model).decode([i])) for i in tokens.tolist())

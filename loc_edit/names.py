@@ -1,0 +1,189 @@
+"""The vocabulary of the study: problems, editing methods, localizers and scores, in the order of its tables.
+
+Every other file reads these names here, so that a name, its label and its place in the order stand once.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Literal
+
+Metric = Literal["probability", "log_probability", "logit_difference"]
+"""What a localizer reads off the end of the model."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An editing problem (Hase et al. 2023, section 5).
+
+    Attributes:
+        label: for tables and figures.
+        meaning: one line.
+        target: whose probability the edit changes.
+        objective: whether it raises or lowers that probability.
+        subject_noised: whether the subject is noised while editing and scoring.
+    """
+
+    label: str
+    meaning: str
+    target: Literal["target_new", "target_true", "noised_output"]
+    objective: Literal["raise", "lower"]
+    subject_noised: bool = False
+
+    @property
+    def sees_noise(self) -> bool:
+        """Whether its requests, or their scores, depend on the subject noise."""
+        return self.subject_noised or self.target == "noised_output"
+
+
+PROBLEMS = {
+    "error_injection": Problem("Error injection", "make the model say a false object", "target_new", "raise"),
+    "tracing_reversal": Problem(
+        "Tracing reversal", "make the model say what it says under noise", "noised_output", "raise"
+    ),
+    "fact_erasure": Problem("Fact erasure", "make the true object unlikely", "target_true", "lower"),
+    "fact_amplification": Problem("Fact amplification", "make the true object likelier", "target_true", "raise"),
+    "fact_forcing": Problem(
+        "Fact forcing", "make the model say the true object despite a noised subject", "target_true", "raise", True
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """An editing method.
+
+    Attributes:
+        label: for tables and figures; fine-tuning adds its window.
+        meaning: one line.
+        window: how many layers it edits if its name does not say.
+        one_layer: whether it can edit only one layer.
+        contexts: the style of the context texts that it gets, together with key statistics; `None` for neither.
+    """
+
+    label: str
+    meaning: str
+    window: int = 1
+    one_layer: bool = False
+    contexts: Literal["rome", "memit"] | None = None
+
+
+METHODS = {
+    "finetune": Method("FT", "Adam on W_out, every entry kept within a box around its start"),
+    "finetune_free": Method("FT free", "Adam on W_out without a box"),
+    "finetune_decay": Method("FT decay", "Adam on W_out, held back by weight decay toward the old weights"),
+    "rome": Method("ROME", "a rank-one change of one layer", one_layer=True, contexts="rome"),
+    "r_rome": Method("R-ROME", "ROME with one key throughout", one_layer=True, contexts="rome"),
+    "emmet": Method("EMMET", "many facts in one layer, each read out exactly", one_layer=True, contexts="rome"),
+    "memit": Method("MEMIT", "one change spread over a window of layers", window=5, contexts="memit"),
+    "alphaedit": Method("AlphaEdit", "MEMIT kept to what the old keys do not use", window=5, contexts="memit"),
+}
+
+CONTROLS = ("none", "random_layer")
+"""How the method of a control row begins: `none`, `random_layer_rome`."""
+NO_LAYER = -1
+"""The layer of a row without an edit."""
+
+TRACING = "causal_tracing"
+
+
+@dataclass(frozen=True)
+class Localizer:
+    """A way to say which cells of the layer x position grid a fact hangs on.
+
+    Attributes:
+        meaning: one line.
+        cost: in forward passes of one row; L layers, T positions, K noise samples.
+        metric: of the target, in a grid.
+        options: its own options in a grid.
+        references: how many other facts' prompts it gets in a grid.
+        seeded: whether it draws random numbers of its own.
+    """
+
+    meaning: str
+    cost: str
+    metric: Metric = "probability"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    references: int = 0
+    seeded: bool = False
+
+
+LOCALIZERS = {
+    TRACING: Localizer("restore a clean output in the corrupted run", "K x L x T"),
+    "attribution": Localizer("attribution patching: gradient times difference", "K forward, K backward"),
+    "integrated_gradients": Localizer(
+        "gradients averaged on the way from corrupted to clean", "8 times attribution", options={"steps": 8}
+    ),
+    "zero_ablation": Localizer("replace an output by zero", "L x T"),
+    "mean_ablation": Localizer(
+        "replace an output by its mean over other prompts", "L x T, and one per reference prompt", references=20
+    ),
+    "resample_ablation": Localizer(
+        "replace an output by that of other prompts",
+        "10 x L x T, and one per reference prompt",
+        options={"samples": 10},
+        references=20,
+        seeded=True,
+    ),
+    "severed_mlp": Localizer("restore the residual stream with the MLPs held corrupted", "K x L x T"),
+    "severed_attn": Localizer("restore the residual stream with attention held corrupted", "K x L x T"),
+    "direct": Localizer("direct effect on the logits", "K + 1", metric="logit_difference"),
+    "random": Localizer("a random number: the control", "K + 1", seeded=True),
+}
+
+SCORES = {
+    "rewrite": "share of the possible change of p(target) on the edit prompt",
+    "paraphrase": "the same on the paraphrases",
+    "neighborhood": "how little p(target) changes on other subjects' prompts",
+    "overall": "mean of rewrite, paraphrase and neighborhood",
+    "essence": "how little the perplexity of texts about the subject rises",
+}
+"""The scores of an edit, 1 the best, with what each means."""
+
+STATUSES = ("done", "skipped", "failed")
+"""What can be said of an edit row."""
+
+
+def parse_method(name: str) -> tuple[str, int]:
+    """Method and window of a name: `rome`, `memit` (window 5), `memit-3`, `finetune-1`, `finetune-5`.
+
+    Raises:
+        ValueError: the method is unknown, or cannot edit a window of that size.
+    """
+    method, _, number = name.partition("-")
+    if method not in METHODS or (number and not number.isdigit()):
+        known = ", ".join(one for one in METHODS if one != "finetune")
+        raise ValueError(f"method {name!r}: expected {known}, finetune-1 or finetune-5 (a method and its window)")
+    window = int(number) if number else METHODS[method].window
+    if window < 1 or (METHODS[method].one_layer and window != 1):
+        most = "exactly 1 layer" if METHODS[method].one_layer else "at least 1 layer"
+        raise ValueError(f"method {name!r}: expected a window of {most}")
+    return method, window
+
+
+def method_label(method: str, window: int = 1) -> str:
+    """The name that readers know: ROME, MEMIT, FT-1, FT-5, FT-1 free."""
+    known = METHODS.get(method)
+    if method.startswith("finetune"):
+        return f"FT-{window}{method.removeprefix('finetune').replace('_', ' ')}"
+    if known is None:
+        return method
+    return known.label if window == known.window else f"{known.label} (window {window})"
+
+
+def problem_label(problem: str) -> str:
+    """`error_injection` -> "Error injection"."""
+    return PROBLEMS[problem].label if problem in PROBLEMS else problem.replace("_", " ").capitalize()
+
+
+def in_order(present: Iterable[str], order: Iterable[str]) -> list[str]:
+    """The names that are present: first the known ones in their order, then the others by the alphabet."""
+    names, known = set(present), list(order)
+    return [name for name in known if name in names] + sorted(names - set(known))
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """What to tell somebody whose name is not known: the nearest known name, or all of them."""
+    names = list(known)
+    near = get_close_matches(given, names, 1)
+    return f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(names)}"

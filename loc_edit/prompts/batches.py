@@ -1,0 +1,158 @@
+"""Rows of different lengths and of many facts in one right-padded batch.
+
+Attention is causal: what is padded on the right cannot reach a real position, so a row in a batch
+computes what it computes alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from loc_edit.models.model import Hook, Model, logits_at
+from loc_edit.models.passes import run_layers
+from loc_edit.prompts.encoding import BadPrompt, Prompt
+
+NO_TARGET = -1
+
+
+
+
+
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts, each followed by its target (but for the target's last token), padded on the right.
+
+    Attributes:
+        prompts: one a row.
+        tokens: token ids; padding repeats a token of the vocabulary that nothing attends to.
+        targets: target ids by row, padded with -1.
+        last_subject: position of each row's last subject token.
+        noise: added to the embeddings, zero outside the subjects; `None` for clean rows.
+    """
+
+    prompts: tuple[Prompt, ...]
+    tokens: Int[Tensor, "row pos"]
+    targets: Int[Tensor, "row target"]
+    last_subject: Int[Tensor, " row"]
+    noise: Float[Tensor, "row pos d_model"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def lengths(self) -> Int[Tensor, " row"]:
+        """Number of real positions of each row."""
+        n_target = (self.targets != NO_TARGET).sum(1)
+        prompts = torch.tensor([len(p) for p in self.prompts], device=self.tokens.device)
+        return prompts + (n_target - 1).clamp(min=0)
+
+    @property
+    def answers_at(self) -> Int[Tensor, "row target"]:
+        """Positions whose logits predict the target's tokens; those of padding are clipped to the row."""
+        lengths = torch.tensor([len(p) for p in self.prompts], device=self.tokens.device)
+        steps = torch.arange(self.targets.shape[1], device=self.tokens.device)
+        return (lengths[:, None] - 1 + steps).minimum(self.lengths[:, None] - 1)
+
+    def answers(self, final: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row target d_model"]:
+        """The final residual stream where the targets are predicted."""
+        return final[torch.arange(len(self), device=final.device)[:, None], self.answers_at]
+
+    def select(self, rows: Int[Tensor, " some"]) -> "Batch":
+        """Some of its rows, as long as the longest of them."""
+        n_pos = int(self.lengths[rows].max())
+        noise = None if self.noise is None else self.noise[rows, :n_pos]
+        prompts = tuple(self.prompts[i] for i in rows.tolist())
+        return Batch(prompts, self.tokens[rows, :n_pos], self.targets[rows], self.last_subject[rows], noise)
+
+
+def make_batch(
+    model: Model,
+    prompts: Sequence[Prompt],
+    targets: Sequence[Int[Tensor, " _"]] | None = None,
+    noise: Sequence[Float[Tensor, "_ d_model"] | None] | None = None,
+) -> Batch:
+    """A batch of `prompts`, with a target each if given, and subject noise each where it is not `None`.
+
+    Raises:
+        BadPrompt: a row is longer than the model's context.
+    """
+    device = model.cfg.device
+    empty = torch.zeros(0, dtype=torch.long, device=device)
+    rows = [
+        torch.cat([prompt.tokens, target[:-1]])
+        for prompt, target in zip(prompts, targets or [empty] * len(prompts), strict=True)
+    ]
+    for row, prompt in zip(rows, prompts, strict=True):
+        if len(row) > model.cfg.n_ctx:
+            raise BadPrompt(
+                f"fact {prompt.fact_id}: {len(row)} tokens do not fit the context of {model.cfg.n_ctx}: {prompt.text!r}"
+            )
+    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    padded = torch.nn.utils.rnn.pad_sequence(
+        list(targets or [empty] * len(prompts)), batch_first=True, padding_value=NO_TARGET
+    )
+    last = torch.tensor([prompt.last_subject for prompt in prompts], device=device)
+    return Batch(tuple(prompts), tokens, padded, last, embed_noise(model, prompts, tokens.shape[1], noise))
+
+
+def embed_noise(
+    model: Model,
+    prompts: Sequence[Prompt],
+    n_pos: int,
+    noise: Sequence[Float[Tensor, "_ d_model"] | None] | None,
+) -> Float[Tensor, "row pos d_model"] | None:
+    """Each row's subject noise at its own subject's positions, zero elsewhere; `None` if no row has any."""
+    if noise is None or all(one is None for one in noise):
+        return None
+    full = torch.zeros(len(prompts), n_pos, model.cfg.d_model, device=model.cfg.device, dtype=model.cfg.dtype)
+    for row, (prompt, one) in enumerate(zip(prompts, noise, strict=True)):
+        if one is not None:
+            full[row, prompt.subject] = one.to(full)
+    return full
+
+
+def noise_hooks(noise: Float[Tensor, "row pos d_model"] | None) -> list[Hook]:
+    """The hook that adds a batch's noise to its embeddings."""
+    return [] if noise is None else [("hook_embed", lambda value, hook: value + noise)]
+
+
+def run(
+    model: Model,
+    batch: Batch,
+    *,
+    stop_at_layer: int | None = None,
+    hooks: Sequence[Hook] = (),
+) -> Float[Tensor, "row pos d_model"]:
+    """The residual stream before `stop_at_layer` (by default after the last), noise and hooks applied."""
+    stop = model.cfg.n_layers if stop_at_layer is None else stop_at_layer
+    with model.hooks(fwd_hooks=[*noise_hooks(batch.noise), *hooks]):
+        return run_layers(model, batch.tokens, stop=stop)
+
+
+def resume(
+    model: Model,
+    residual: Float[Tensor, "row pos d_model"],
+    layer: int,
+    hooks: Sequence[Hook] = (),
+) -> Float[Tensor, "row pos d_model"]:
+    """The final residual stream from the one before `layer` (after the last block: the same one)."""
+    with model.hooks(fwd_hooks=list(hooks)):
+        return run_layers(model, residual, start=layer, stop=model.cfg.n_layers)
+
+
+def target_log_probs(
+    model: Model, batch: Batch, answers: Float[Tensor, "row target d_model"]
+) -> Float[Tensor, "row target"]:
+    """Log-probability of each target token, in float32, from the final stream where it is predicted (`answers_at`).
+
+    0 where a row's target is padded.
+    """
+    logits = logits_at(model, answers).float()
+    index = batch.targets.clamp(min=0)[..., None]
+    log_p = logits.log_softmax(-1).gather(-1, index)[..., 0]
+    return log_p.masked_fill(batch.targets == NO_TARGET, 0.0)

@@ -1,0 +1,197 @@
+"""Units on Ray: the same rows as in one process, also when an actor or a whole node is lost in the middle."""
+
+import os
+import signal
+import time
+
+import pandas as pd
+import pytest
+from runs import assert_same_rows, rows
+
+import loc_edit
+from loc_edit.experiment import experiment as experiment_room
+from loc_edit.experiment.config import ExperimentConfig
+from loc_edit.experiment.engine.engine import Engine, spread_out
+from loc_edit.experiment.engine.local import WorkerDied
+from loc_edit.experiment.experiment import Experiment
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+NODE = {"num_cpus": 1, "include_dashboard": False}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head without a core, to which nodes are added: each is a raylet with its processes."""
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    quick = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+    made = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 0, "_system_config": quick})
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.fixture
+def nodes(cluster):
+    """Two nodes of one core each, for one test."""
+    made = [cluster.add_node(**NODE) for _ in range(2)]
+    cluster.wait_for_nodes()
+    yield made
+    ray.shutdown()
+    for node in list(cluster.worker_nodes):
+        cluster.remove_node(node)
+
+
+def on(cluster, workers=2):
+    return Engine("ray", workers, cluster.address)
+
+
+def squares(pause=0.0):
+    """What opens a worker that squares numbers and says who it is; 666 ends it, once where a file is named."""
+
+    def open_worker():
+        def compute(task):
+            number, marker = task
+            if marker and not os.path.exists(marker):
+                open(marker, "w").close()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if number == 666 and not marker:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if number < 0:
+                raise ValueError(f"{number} has no root")
+            time.sleep(pause)
+            return number**2, os.getpid()
+
+        return compute
+
+    return open_worker
+
+
+def test_every_task_is_done_once_and_a_stream_stays_with_its_actor(cluster, nodes):
+    streams = [[(10 * s + n, "") for n in range(4)] for s in range(6)]
+    found = list(spread_out(streams, squares(0.01), on(cluster)))
+    assert sorted(task for task, _ in found) == sorted(task for stream in streams for task in stream)
+    assert all(square == number**2 for (number, _), (square, _) in found)
+    of_stream = {s: {pid for (number, _), (_, pid) in found if number // 10 == s} for s in range(6)}
+    assert all(len(pids) == 1 for pids in of_stream.values())
+    assert len(set.union(*of_stream.values())) == 2
+    order = [number for (number, _), _ in found if number < 10]
+    assert order == sorted(order)
+
+
+def test_a_lost_actor_costs_no_task(cluster, nodes, tmp_path, caplog):
+    streams = [[(10 * s + n, str(tmp_path / "died") if (s, n) == (1, 1) else "") for n in range(4)] for s in range(4)]
+    found = list(spread_out(streams, squares(), on(cluster)))
+    assert (tmp_path / "died").exists()
+    assert sorted(number for (number, _), _ in found) == sorted(10 * s + n for s in range(4) for n in range(4))
+    assert "a Ray worker was lost" in caplog.text
+
+
+def test_a_task_that_ends_every_actor_ends_the_run(cluster, nodes):
+    with pytest.raises(WorkerDied, match=r"3 Ray workers ended while they computed \(666"):
+        list(spread_out([[(1, ""), (666, ""), (2, "")]], squares(), on(cluster)))
+
+
+def test_an_error_in_a_task_is_raised_as_it_is(cluster, nodes):
+    with pytest.raises(ValueError, match="-4 has no root"):
+        list(spread_out([[(1, ""), (-4, "")]], squares(), on(cluster)))
+
+
+def test_a_lost_node_costs_no_task(cluster, nodes):
+    streams = [[(10 * s + n, "") for n in range(3)] for s in range(8)]
+    found = []
+    for result in spread_out(streams, squares(0.1), on(cluster)):
+        found.append(result)
+        if len(found) == 4:
+            cluster.remove_node(nodes[0], allow_graceful=False)  # the raylet and its workers are killed
+    assert sorted(number for (number, _), _ in found) == sorted(10 * s + n for s in range(8) for n in range(3))
+
+
+def test_results_do_not_pile_up(cluster, nodes):
+    at_work = spread_out([[(n, "") for n in range(50)]], squares(), on(cluster, 1))
+    next(at_work)
+    time.sleep(1.0)  # the actor could do all of them meanwhile
+    assert len(ray.util.list_named_actors()) == 0
+    began = time.monotonic()
+    rest = list(at_work)
+    assert len(rest) == 49
+    assert began < time.monotonic()
+
+
+@pytest.fixture
+def config(tmp_path):
+    return ExperimentConfig(
+        facts=4,
+        layers=(3,),
+        methods=("finetune-1",),
+        problems=("error_injection", "fact_forcing"),
+        chunk=1,
+        noise_samples=2,
+        windows=(3,),
+        settings={"finetune": {"steps": 2}},
+        essence=False,
+        out=str(tmp_path / "run"),
+    )
+
+
+def same(one, other):
+    """The rows are equal but for what another process rounds otherwise."""
+    assert_same_rows(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_on_ray_has_the_rows_of_one_in_this_process(cluster, nodes, config, tmp_path, monkeypatch):
+    whole = Experiment(config).run()
+    options = {"engine": "ray", "address": cluster.address, "workers": 2}
+    spread = Experiment(config.model_copy(update=options | {"out": str(tmp_path / "ray")})).run()
+    same(whole, spread)
+    assert spread.config == whole.config, "where rows are computed is no part of what they are"
+
+    # and once more, with an actor killed in the middle, and then a node
+    marker = str(tmp_path / "died")
+
+    def open_worker(*args):
+        from loc_edit.experiment import experiment  # there, where it is not replaced
+
+        worker = experiment._open_worker(*args)
+
+        def compute(unit):
+            if unit.facts == (2,) and not os.path.exists(marker):
+                open(marker, "w").close()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return worker(unit)
+
+        return compute
+
+    monkeypatch.setattr(experiment_room, "_open_worker", open_worker)
+    units = []
+
+    def progress(words, done, total):
+        units.append(words)
+        if len(units) == 6:
+            cluster.remove_node(nodes[1], allow_graceful=False)
+
+    torn = Experiment(config.model_copy(update=options | {"out": str(tmp_path / "torn")})).run(progress=progress)
+    assert os.path.exists(marker)
+    same(whole, torn)
+    assert not torn.read("edits").duplicated(["problem", "method", "layer", "window", "fact_id"]).any()
+    log = pd.read_json(torn.path / "log.jsonl", lines=True)
+    assert (log["event"] == "unit").sum() == len(units), "no unit is written twice"
+    assert log["message"].dropna().str.contains("a Ray worker was lost").any()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_an_address_without_a_cluster_is_refused_at_once(address):
+    ray.shutdown()
+    with pytest.raises(ConnectionError, match=f"no Ray cluster at '{address}'"):
+        list(spread_out([[(1, "")]], squares(), Engine("ray", 1, address)))
+
+
+def test_without_an_address_ray_is_started_for_the_run_and_ended_after_it(config, tmp_path):
+    ray.shutdown()
+    made = config.model_copy(update={"engine": "ray", "workers": 1, "facts": 1})
+    run = Experiment(made).run()
+    assert not ray.is_initialized()
+    assert len(rows(run)[1]) == 2 + 2 + 2  # edits, without an edit, at a layer drawn by lot
+    assert isinstance(run, loc_edit.Run)

@@ -1,0 +1,281 @@
+"""Localisers: slow-equals-fast for those that patch, finite differences and linear models for those that do not."""
+
+import pytest
+import torch
+from oracles import SITES, add_noise, sequence_log_prob
+
+import loc_edit
+from loc_edit.localization import ablation as patching
+from loc_edit.localization.direct import direct
+from loc_edit.localization.gradients import attribution, integrated_gradients
+from loc_edit.localization.question import ask
+from loc_edit.names import LOCALIZERS, TRACING
+
+K = 3
+NEEDS = {"mean_ablation", "resample_ablation"}
+
+
+def case(model, fact, scale=1.5):
+    prompt = loc_edit.encode(model, fact)
+    return prompt, loc_edit.subject_noise(model, prompt, scale=scale, samples=K)
+
+
+def question(model, fact, noise_scale=1.5, site="mlp_out", window=1, metric="log_probability", foil=None):
+    prompt, noise = case(model, fact, noise_scale)
+    return ask(model, prompt, fact.target_true, noise, site, window, metric, foil)
+
+
+def value(q, logits):
+    """The metric of whole rows of logits, by definition."""
+    if q.scorer.metric == "logit_difference":
+        last = len(q.prompt) - 1
+        return logits[:, last, q.answer[0]] - logits[:, last, q.scorer.foils[0]]
+    return torch.stack([sequence_log_prob(one, len(q.prompt), q.answer) for one in logits])
+
+
+def names(site, layers):
+    return [f"blocks.{layer}.{SITES.get(site, site)}" for layer in layers]
+
+
+def put(pos, new):
+    def hook(activation, hook):
+        activation = activation.clone()
+        activation[:, pos] = new
+        return activation
+
+    return hook
+
+
+def cells(q, begin=0):
+    """Every centre with its window's layers, written out, and position."""
+    n = q.model.cfg.n_layers
+    for center in range(n):
+        low = center - q.window // 2
+        for pos in range(begin, len(q.prompt)):
+            yield center, [layer for layer in range(low, low + q.window) if 0 <= layer < n], pos
+
+
+def cache_of(q, eps=None):
+    with q.model.hooks(fwd_hooks=add_noise(eps, q.prompt.subject)):
+        return q.model.run_with_cache(q.tokens[None])[1]
+
+
+@pytest.mark.parametrize("name", sorted(LOCALIZERS))
+@pytest.mark.parametrize("shape", ["gpt2_deep", "llama", "gptj", "post_norm"])
+def test_every_localizer_gives_a_trace_of_the_same_question(shapes, facts, name, shape):
+    model, fact = shapes[shape], facts[0]
+    prompt, noise = case(model, fact)
+    reference = [loc_edit.encode(model, other) for other in facts]
+    options = {"reference": reference} if name in NEEDS else {}
+    metric = (
+        {"metric": "logit_difference", "foil": fact.target_new} if name == "direct" else {"metric": "log_probability"}
+    )
+    found = loc_edit.localize(
+        model, prompt, fact.target_true, noise=noise, localizer=name, window=3, **metric, **options
+    )
+    traced = loc_edit.localize(model, prompt, fact.target_true, noise=noise, window=3, **metric)
+    assert (found.localizer, traced.localizer) == (name, TRACING)
+    assert found.p_clean == pytest.approx(traced.p_clean, rel=1e-5)
+    assert found.p_corrupted == pytest.approx(traced.p_corrupted, rel=1e-5)
+    assert found.p_restored.shape == traced.p_restored.shape
+    assert found.effect.abs().max() > 1e-2
+    if "ablation" not in name:  # the cells before the subject are the same in both runs
+        before = found.effect[:, : prompt.subject.start]
+        assert before.numel() == 0 or before.abs().max() < 1e-6
+    frame = found.to_frame()
+    assert len(frame) == found.p_restored.numel()
+
+
+def test_attribution_is_the_slope_of_the_patch(deep, facts):
+    q = question(deep, facts[2])
+    found, step = attribution(q), 0.02
+    clean = cache_of(q)
+    caches = [cache_of(q, eps) for eps in q.noise]
+
+    def patched(layers, pos, share):
+        total = 0.0
+        for eps, corrupted in zip(q.noise, caches, strict=True):
+            hooks = add_noise(eps, q.prompt.subject)
+            for name in names("mlp_out", layers):
+                there = corrupted[name][0, pos]
+                hooks.append((name, put(pos, there + share * (clean[name][0, pos] - there))))
+            total += value(q, q.model.run_with_hooks(q.tokens[None], fwd_hooks=hooks))[0].item() / K
+        return total
+
+    some = list(cells(q, q.prompt.subject.start))[::5]
+    slopes = [(patched(layers, pos, step) - patched(layers, pos, -step)) / (2 * step) for _, layers, pos in some]
+    ours = torch.stack([found[center, pos] for center, _, pos in some])
+    assert ours.abs().max() > 1e-3
+    torch.testing.assert_close(ours, torch.tensor(slopes, dtype=torch.float64), rtol=2e-2, atol=2e-5)
+
+
+@pytest.fixture
+def linear(make_model):
+    """A model whose logits are linear in its attention outputs: even attention, constant MLPs, no norm."""
+    model = make_model(seed=3, n_layers=3, normalization_type=None)
+    with torch.no_grad():
+        for block in model.blocks:
+            for name in ("W_Q", "W_K", "b_Q", "b_K"):
+                getattr(block.attn, name).zero_()
+            block.mlp.W_in.zero_()
+            block.attn.W_O.mul_(2.0)
+    return model
+
+
+def test_the_effects_of_a_window_add_up(deep, facts):
+    for method in (attribution, integrated_gradients):
+        alone, wide = method(question(deep, facts[1])), method(question(deep, facts[1], window=3))
+        torch.testing.assert_close(wide[0], alone[:2].sum(0))
+        torch.testing.assert_close(wide[2], alone[1:].sum(0))
+
+
+def test_in_a_linear_model_attribution_is_tracing(linear, facts):
+    fact = facts[0]
+    prompt, noise = case(linear, fact)
+    common = {"noise": noise, "site": "attn_out", "window": 1, "metric": "logit_difference", "foil": "Rome"}
+    traced = loc_edit.trace(linear, prompt, fact.target_true, **common)
+    assert traced.effect.abs().max() > 0.1
+    for name in ("attribution", "integrated_gradients"):
+        found = loc_edit.localize(linear, prompt, fact.target_true, localizer=name, **common)
+        torch.testing.assert_close(found.effect, traced.effect, rtol=1e-3, atol=1e-4)
+
+
+def test_in_a_linear_model_direct_contributions_add_up(linear, facts):
+    q = question(linear, facts[0], site="attn_out", metric="logit_difference", foil="Rome")
+    found = direct(q)
+    assert abs(q.p_clean - q.p_corrupted) > 0.1
+    assert found.sum().item() == pytest.approx(q.p_clean - q.p_corrupted, rel=1e-4)
+    wide = direct(question(linear, facts[0], site="attn_out", window=9, metric="logit_difference", foil="Rome"))
+    assert wide[1, -1].item() == pytest.approx(found.sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["gpt2_deep", "llama"])
+def test_direct_contributions_are_those_of_the_logits_at_the_clean_scale(shapes, facts, shape):
+    model = shapes[shape]
+    q = question(model, facts[0], metric="logit_difference", foil="Rome")
+    found, last = direct(q), len(q.prompt) - 1
+    clean = cache_of(q)
+    residual = q.clean.residual[-1][0, last]
+    scale = clean["ln_final.hook_scale"][0, last]
+    change = torch.zeros_like(residual)
+    for eps in q.noise:
+        change += (clean["blocks.1.hook_mlp_out"] - cache_of(q, eps)["blocks.1.hook_mlp_out"])[0, last] / K
+
+    def logits(stream):
+        centred = stream - stream.mean() if model.cfg.normalization_type.startswith("LN") else stream
+        return (centred / scale * model.ln_final.w) @ model.unembed.W_U
+
+    gain = logits(residual) - logits(residual - change)
+    expected = gain[q.answer[0]] - gain[q.scorer.foils[0]]
+    assert abs(expected) > 1e-3
+    assert found[1, last].item() == pytest.approx(expected.item(), rel=1e-3, abs=1e-5)
+    assert (found[:, :last] == 0).all()
+
+
+def test_integrated_gradients_are_complete(deep, facts):
+    q = question(deep, facts[1], site="hook_resid_pre")
+    gap = q.p_clean - q.p_corrupted
+    assert abs(gap) > 0.01
+    errors = [abs(integrated_gradients(q, steps)[0].sum().item() - gap) for steps in (1, 64)]
+    assert errors[1] < 0.02 * abs(gap) < errors[0]
+    with pytest.raises(ValueError, match="in 0 steps"):
+        integrated_gradients(q, 0)
+
+
+@pytest.mark.parametrize(("site", "window"), [("mlp_out", 1), ("mlp_out", 3), ("attn_out", 2)])
+def test_ablations_equal_one_run_a_cell(deep, facts, site, window):
+    q = question(deep, facts[2], site=site, window=window)
+    others = [loc_edit.encode(deep, fact) for fact in facts]
+    caches = [deep.run_with_cache(p.tokens[None])[1] for p in others if p.fact_id != facts[2].fact_id]
+    means = {n: torch.cat([c[n][0] for c in caches]).mean(0) for n in names(site, range(4))}
+
+    def oracle(new):
+        grid = torch.zeros(4, len(q.prompt), dtype=torch.float64)
+        for center, layers, pos in cells(q):
+            hooks = [(name, put(pos, new(name))) for name in names(site, layers)]
+            grid[center, pos] = q.p_clean - value(q, deep.run_with_hooks(q.tokens[None], fwd_hooks=hooks))[0]
+        return grid
+
+    zero = patching.zero_ablation(q)
+    assert zero.abs().max() > 1e-3
+    torch.testing.assert_close(zero, oracle(lambda name: 0.0), rtol=0, atol=2e-5)
+    torch.testing.assert_close(patching.mean_ablation(q, others), oracle(means.__getitem__), rtol=0, atol=2e-5)
+
+
+def test_resampling_takes_positions_of_the_same_kind(deep, facts):
+    q = question(deep, facts[1])
+    other = loc_edit.encode(deep, facts[0])
+    at = {}
+    for pos in range(len(other)):
+        at.setdefault(patching.kind(other, pos), []).append(pos)
+    cache = deep.run_with_cache(other.tokens[None])[1]
+    single = [pos for pos in range(len(q.prompt)) if len(at.get(patching.kind(q.prompt, pos), [])) == 1]
+    assert q.prompt.last_subject in single
+    assert len(q.prompt) - 1 in single
+    found = patching.resample_ablation(q, [other], samples=2)
+    for layer in range(4):
+        for pos in single:
+            (there,) = at[patching.kind(q.prompt, pos)]
+            name = f"blocks.{layer}.hook_mlp_out"
+            hooks = [(name, put(pos, cache[name][0, there]))]
+            expected = q.p_clean - value(q, deep.run_with_hooks(q.tokens[None], fwd_hooks=hooks))[0]
+            assert found[layer, pos].item() == pytest.approx(expected.item(), abs=2e-5)
+    with pytest.raises(ValueError, match="fact 1: ablation needs prompts of other facts"):
+        patching.resample_ablation(q, [q.prompt])
+
+
+@pytest.mark.parametrize("module", ["mlp", "attn"])
+@pytest.mark.parametrize(("site", "window"), [("resid_post", 1), ("mlp_out", 2)])
+def test_severed_tracing_equals_one_run_a_cell(deep, facts, module, site, window):
+    q = question(deep, facts[0], site=site, window=window)
+    found = patching.severed(q, module)
+    clean, caches = cache_of(q), [cache_of(q, eps) for eps in q.noise]
+    expected = torch.zeros_like(found)
+    for center, layers, pos in cells(q, q.prompt.subject.start):
+        for eps, corrupted in zip(q.noise, caches, strict=True):
+            hooks = add_noise(eps, q.prompt.subject)
+            hooks += [(name, put(pos, clean[name][0, pos])) for name in names(site, layers)]
+            frozen = names(f"{module}_out", range(layers[-1] + 1, 4))
+            hooks += [(name, put(pos, corrupted[name][0, pos])) for name in frozen]
+            logits = deep.run_with_hooks(q.tokens[None], fwd_hooks=hooks)
+            expected[center, pos] += (value(q, logits)[0].item() - q.p_corrupted) / K
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    whole = loc_edit.trace(
+        deep, q.prompt, facts[0].target_true, noise=q.noise, site=site, window=window, metric="log_probability"
+    )
+    whole = whole.effect
+    torch.testing.assert_close(found[3].float(), whole[3], rtol=0, atol=2e-5)  # nothing is left to sever
+    assert (found[:3].float() - whole[:3]).abs().max() > 1e-4
+
+
+def test_without_noise_nothing_is_found_by_those_that_compare_runs(deep, facts):
+    prompt, noise = case(deep, facts[0], scale=0.0)
+    for name in ("attribution", "integrated_gradients", "severed_mlp", "random"):
+        found = loc_edit.localize(deep, prompt, "Paris", noise=noise, localizer=name, window=2)
+        assert found.effect.abs().max() < 1e-6, name
+
+
+def test_the_random_control_is_of_seed_and_fact(deep, facts):
+    prompt, noise = case(deep, facts[0])
+
+    def grid(seed, p=prompt, n=noise):
+        return loc_edit.localize(deep, p, "Paris", noise=n, localizer="random", seed=seed)
+
+    assert torch.equal(grid(0).p_restored, grid(0).p_restored)
+    assert not torch.equal(grid(0).p_restored, grid(1).p_restored)
+    shares = grid(0).fraction[:, prompt.subject.start :]
+    assert (shares.min() >= -1e-5, shares.max() <= 1 + 1e-5) == (True, True)
+    assert 0.3 < shares.mean() < 0.7
+
+
+def test_refusals_name_what_is_wanted(deep, facts):
+    prompt, noise = case(deep, facts[0])
+    with pytest.raises(ValueError, match=r"localizer 'guess': one of causal_tracing, attribution, .* is wanted"):
+        loc_edit.localize(deep, prompt, "Paris", noise=noise, localizer="guess")
+    with pytest.raises(ValueError, match="direct logit attribution is of metric='logit_difference'"):
+        loc_edit.localize(deep, prompt, "Paris", noise=noise, localizer="direct")
+    common = {"metric": "logit_difference", "foil": "Rome", "site": "resid_post"}
+    with pytest.raises(ValueError, match="site 'resid_post'"):
+        loc_edit.localize(deep, prompt, "Paris", noise=noise, localizer="direct", **common)
+    with pytest.raises(ValueError, match="noise of shape"):
+        loc_edit.localize(deep, prompt, "Paris", noise=noise[:, :1], localizer="random")
