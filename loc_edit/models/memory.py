@@ -1,4 +1,4 @@
-"""Batch sizes that fit the memory: the one place that halves a batch when memory runs out."""
+"""Batch sizes that fit into memory: the one place that halves a batch when memory runs out."""
 
 import logging
 from collections.abc import Callable
@@ -10,17 +10,17 @@ from loc_edit.models.model import Model
 log = logging.getLogger(__name__)
 
 POSITIONS = 1024
-"""Token positions in one call of a layer on the CPU: more do not stay in its cache."""
+"""Token positions in one call of a layer on the CPU: more of them do not stay in its cache."""
 POSITIONS_ON_DEVICE = 2**15
 KEPT_WIDTHS, KEPT_MLPS = 24, 8
-"""What a layer keeps for its backward pass, a position, about: so many times d_model and d_mlp."""
+"""What a layer keeps per position for its backward pass: about so many times d_model and d_mlp numbers."""
 
 
 class Budget:
-    """How many token positions a layer is given in one call; halved where memory does not suffice.
+    """How many token positions a layer computes in one call: a limit that is lowered when memory runs out.
 
     Attributes:
-        positions: rows times their length.
+        positions: the limit on the number of rows times their length.
     """
 
     def __init__(self, model: Model, positions: int | None = None, *, backward: bool = False) -> None:
@@ -32,40 +32,62 @@ class Budget:
         elif backward:
             self.positions *= 2
 
-    def spend(self, n: int, cost: int, work: Callable[[slice], None], most: int | None = None) -> None:
+    def spend(self, n: int, cost: int, work: Callable[[slice], object], most: int | None = None) -> None:
         """Call `work` on slices that make up `range(n)`, each as long as the budget allows, at least 1.
 
         Args:
-            n: number of items.
-            cost: token positions that one of them takes.
-            work: what to do with some; done again with fewer where memory does not suffice.
-            most: the most items in one slice, whatever the budget.
+            n: the number of items.
+            cost: the number of token positions that one item takes.
+            work: computes a slice of the items; it is called again with fewer items when memory runs out.
+            most: the largest number of items in one slice, whatever the budget.
 
         Raises:
             RuntimeError: memory does not suffice for one item.
         """
-        done = 0
-        while done < n:
-            some = min(max(1, self.positions // cost), most or n)
-            try:
-                work(slice(done, min(n, done + some)))
-            except (RuntimeError, MemoryError) as error:
-                if some == 1 or not out_of_memory(error):
-                    raise
-                refused = str(error).partition("\n")[0]
-            else:
-                done += some
-                continue
-            # Not in the `except` clause: the error holds on to the memory of the frames that it came through.
-            self.positions = min(self.positions, some // 2 * cost)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            log.warning("out of memory: going on with %d token positions at a time (%s)", self.positions, refused)
+        size = min(max(1, self.positions // cost), most or n)
+        fitting = halving(n, size, work, unit=f"rows of {cost} token positions")
+        if fitting < size:
+            self.positions = min(self.positions, fitting * cost)
+
+
+def halving(n: int, size: int, work: Callable[[slice], object], *, unit: str = "rows") -> int:
+    """Call `work` on slices that make up `range(n)`, in order; each time memory runs out, go on with half the size.
+
+    Args:
+        n: the number of items.
+        size: the number of items in a slice, at least 1.
+        work: computes a slice of the items; it is called again with fewer items when memory runs out.
+        unit: what the items are, for the warning in the log.
+
+    Returns:
+        The size that fits: `size`, or what was left of it; the caller's next batch can start from there.
+
+    Raises:
+        RuntimeError: memory does not suffice for one item.
+    """
+    done = 0
+    while done < n:
+        end = min(n, done + size)
+        try:
+            work(slice(done, end))
+        except (RuntimeError, MemoryError) as error:
+            if end - done == 1 or not out_of_memory(error):
+                raise
+            reason = str(error).partition("\n")[0]
+        else:
+            done = end
+            continue
+        # Not in the `except` clause, where the error holds on to the memory of the frames that it came through.
+        size = (end - done) // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        log.warning("out of memory: going on with %d %s at a time (%s)", size, unit, reason)
+    return size
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory does not suffice; only CUDA's has a class of its own."""
-    said = str(error).lower()
+    """Whether an error says that memory does not suffice; only CUDA has an error class for this."""
+    text = str(error).lower()
     return (
-        isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in said or "allocate memory" in said
+        isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text or "allocate memory" in text
     )
