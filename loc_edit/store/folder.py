@@ -9,7 +9,6 @@ from typing import Any
 
 import tomli_w
 
-from loc_edit.experiment.run_log import LOG
 from loc_edit.files import disk_errors, sync_folder, write_atomic
 from loc_edit.store.rows import SCHEMA_VERSION
 from loc_edit.store.selection import HISTORY, SELECTION, Selection
@@ -19,10 +18,12 @@ from loc_edit.store.shards import shard_names
 log = logging.getLogger(__name__)
 
 CONFIG = "config.toml"
+LOG = "log.jsonl"
+CONTEXTS = "contexts.json"
 PROVENANCE = "provenance.json"
 FINGERPRINT = "model_fingerprint"
 VERSION = "schema_version"
-_OF_A_RUN = {PROVENANCE, SELECTION, LOG, HISTORY, "contexts.json", "traces", "edits", "tables", "figures", "report"}
+_OF_A_RUN = {PROVENANCE, SELECTION, LOG, HISTORY, CONTEXTS, "traces", "edits", "tables", "figures", "report"}
 
 
 class BadRun(ValueError):
