@@ -6,7 +6,6 @@ from typing import Any
 from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
-
 from transformer_lens import ActivationCache
 
 from loc_edit.models.model import Hook, Model

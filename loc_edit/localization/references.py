@@ -13,9 +13,7 @@ FEWEST = 5
 """Other subjects of the relation, below which prompts of all relations are drawn."""
 
 
-def references(
-    model: Model, fact: Fact, facts: Sequence[Fact], most: int = 20, seed: int = 0
-) -> list[Prompt]:
+def references(model: Model, fact: Fact, facts: Sequence[Fact], most: int = 20, seed: int = 0) -> list[Prompt]:
     """Prompts of other subjects, drawn per (seed, fact): of the fact's relation, or of any where it has too few.
 
     Args:

@@ -1,16 +1,18 @@
 """The localisers by name, and `localize`, which asks any of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
+from loc_edit.facts.fact import Fact
 from loc_edit.localization.ablation import mean_ablation, resample_ablation, severed, zero_ablation
 from loc_edit.localization.direct import direct, random
 from loc_edit.localization.gradients import attribution, integrated_gradients
 from loc_edit.localization.question import ask
+from loc_edit.localization.references import references
 from loc_edit.localization.trace import Trace
 from loc_edit.localization.tracing import trace
 from loc_edit.models.model import Model
@@ -70,3 +72,27 @@ def localize(
         raise ValueError(f"localizer {localizer!r}: {nearest(localizer, LOCALIZERS)}")
     question = ask(model, prompt, target, noise, site, window, metric, foil)
     return question.trace(EFFECTS[localizer](question, **options), localizer)
+
+
+def grid_options(localizer: str, model: Model, fact: Fact, facts: Sequence[Fact] = (), seed: int = 0) -> dict[str, Any]:
+    """What `localize` is given of a localiser in a grid, and by `loc-edit trace`: metric, foil, prompts, its options.
+
+    The reference prompts of a fact are drawn per (seed, fact) among `facts`; so they depend on the data set and on
+    nothing else.
+
+    Args:
+        localizer: `causal_tracing`, or one of `LOCALIZERS`.
+        model: whose tokens the reference prompts are.
+        fact: the fact that is localised.
+        facts: the whole data set, for localisers with reference prompts.
+        seed: start of the draws.
+    """
+    if localizer == TRACING:
+        return {}
+    about = LOCALIZERS[localizer]
+    found: dict[str, Any] = {**about.options, "metric": about.metric}
+    if about.metric == "logit_difference":
+        found["foil"] = fact.target_new
+    if about.references:
+        found["reference"] = references(model, fact, facts, about.references, seed)
+    return found | ({"seed": seed} if about.seeded else {})

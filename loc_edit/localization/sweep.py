@@ -303,9 +303,7 @@ def _patches(base: Base, steps: Sequence[Step], units: Units, site: str) -> list
     return [(site_name(site, step.layer), restore(step)) for step in steps if step.n_restored]
 
 
-def _block(
-    model: Model, residual: Tensor, layer: int, past: _Past | None, mask: Tensor | None = None
-) -> Tensor:
+def _block(model: Model, residual: Tensor, layer: int, past: _Past | None, mask: Tensor | None = None) -> Tensor:
     """One layer, its hook points included."""
     entries = None if past is None else {layer: past}
     return run_layers(model, residual, start=layer, stop=layer + 1, past=entries, mask=mask)

@@ -20,6 +20,7 @@ from loc_edit.effects import (
     fractional_effect,
     positions_that_count,
 )
+from loc_edit.models.model import Model, token_texts
 from loc_edit.prompts.encoding import Prompt
 from loc_edit.views.heatmap import heatmap
 from loc_edit.views.tokens import colored_tokens
@@ -27,6 +28,7 @@ from loc_edit.views.tokens import colored_tokens
 if TYPE_CHECKING:
     from circuitsvis.utils.render import RenderedHTML
     from matplotlib.figure import Figure
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -160,3 +162,13 @@ class Trace:
         out = BytesIO()
         self.plot().savefig(out, format="png", dpi=100, bbox_inches="tight")
         return out.getvalue()
+
+
+def empty_trace(
+    model: Model, prompt: Prompt, target: str, *, localizer: str, window: int, site: str, metric: str
+) -> Trace:
+    """The trace of a fact about which a localizer can say nothing: every number is NaN, so that none can be used."""
+    restored = torch.full((model.cfg.n_layers, len(prompt)), torch.nan)
+    window, nan = 1 if site == "resid_post" else window, float("nan")
+    texts = token_texts(model, prompt.tokens)
+    return Trace(prompt, target, nan, nan, restored, window, site, metric, texts, localizer)
