@@ -1,1 +1,1 @@
-"""Facts: what one is, where they come from, and which of them a study takes. No torch in this room."""
+"""Facts: their form, the files and data sets that they are read from, and the choice of those that a study edits."""

@@ -1,4 +1,4 @@
-"""The built-in facts: a readable table of true statements, made into CounterFact-style records."""
+"""The built-in facts: a readable table of true statements, turned into facts in the style of CounterFact."""
 
 import csv
 from collections import defaultdict
@@ -16,7 +16,7 @@ MAX_NEIGHBORS = 8
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: `subject` stands in `relation` to `object`."""
+    """A line of the table: `subject` stands in `relation` to `object`."""
 
     relation: str
     subject: str
@@ -34,7 +34,7 @@ def builtin_facts(seed: int = 0) -> list[Fact]:
     """The built-in facts, in file order; `fact_id` is the row's index, from 0.
 
     Args:
-        seed: with `fact_id`, decides the false object and the wording of the paraphrases.
+        seed: decides, together with `fact_id`, the false object and the wording of the paraphrases.
     """
     by_relation: dict[str, list[Row]] = defaultdict(list)
     for row in builtin_rows():
@@ -45,9 +45,9 @@ def builtin_facts(seed: int = 0) -> list[Fact]:
 def _fact(fact_id: int, row: Row, relatives: list[Row], seed: int) -> Fact:
     template = relations()[row.relation].edit_template
     rng = Random(f"fact|{seed}|{fact_id}")
-    true = {other.object for other in relatives if other.subject == row.subject}
-    target_new = rng.choice(sorted({other.object for other in relatives} - true))
-    neighbors = [o for o in relatives if o.object == row.object and o.subject != row.subject]
+    true_objects = {other.object for other in relatives if other.subject == row.subject}
+    target_new = rng.choice(sorted({other.object for other in relatives} - true_objects))
+    neighbors = [other for other in relatives if other.object == row.object and other.subject != row.subject]
     return Fact(
         fact_id=fact_id,
         relation=row.relation,
@@ -61,10 +61,8 @@ def _fact(fact_id: int, row: Row, relatives: list[Row], seed: int) -> Fact:
 
 
 def _paraphrases(row: Row, rng: Random) -> tuple[str, ...]:
-    """Four prompts: wording seen and not seen with this subject, alone and after an unrelated sentence."""
+    """Four prompts: templates that the corpus uses with the subject and held-out ones, half of them after a filler."""
     seen = rng.sample(seen_templates(row.relation, row.subject)[1:], 2)
     unseen = rng.sample(held_out_templates(row.relation, row.subject), 2)
     prompts = [template.replace("{}", row.subject) for template in (seen[0], unseen[0], seen[1], unseen[1])]
     return (*prompts[:2], *(f"{filler_sentence(rng)} {prompt}" for prompt in prompts[2:]))
-
-

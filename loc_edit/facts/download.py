@@ -1,45 +1,40 @@
-"""Public data sets of facts: fetched once, checked, kept in the cache folder."""
+"""Public data sets of facts: downloaded once, checked against a digest, and kept in the cache folder."""
 
 import codecs
 import logging
-import os
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import file_digest
+from hashlib import sha256 as sha256_of
 from pathlib import Path
 
-from loc_edit.files import cache_folder
+from loc_edit.files import cache_folder, write_atomic
 
 log = logging.getLogger(__name__)
 HOSTS = ("https://rome.baulab.info/data/dsets", "https://memit.baulab.info/data/dsets")
-"""Where the authors of ROME and MEMIT serve the files; the second is asked where the first does not answer."""
+"""The servers of the authors of ROME and MEMIT; the second is asked when the first fails."""
 
 
 class DownloadFailed(OSError):
-    """A public file that could not be fetched, or is not what was wanted; the message names it."""
+    """A public file that could not be downloaded, or that is not the expected file; the message names it."""
 
 
 class NotAList(ValueError):
-    """What a server sent is no JSON list, or not the whole of one."""
+    """A server sent something else than a whole JSON list."""
 
 
 @dataclass(frozen=True)
 class PublicFile:
-    """A file of facts on the authors' servers.
+    """A file of facts on the authors' servers.  Nobody has published the digests of these files.
 
     Attributes:
-        file: its name there and in the cache.
-        format: one of `loc_edit.facts.FORMATS`.
-        sha256: its digest, in hexadecimal; `None` where nobody has published one.  The digest of the first
-            download is then logged, kept beside the file, and asked of the file ever after.
-        size: its size in bytes, where that is known; another size is warned of.
+        file: its name on the servers and in the cache.
+        format: one of `loc_edit.facts.formats.FORMATS`.
+        size: its size in bytes, if known; a warning names any other size.
     """
 
     file: str
     format: str
-    sha256: str | None = None
     size: int | None = None
 
 
@@ -62,96 +57,85 @@ def fetch(
 ) -> Path:
     """The local file of a public data set, downloaded if it is not in the cache or was damaged there.
 
-    The file is written under a temporary name in the cache folder and takes its own only when it is whole, a JSON
-    list from its first character to its last, and its digest is right.
+    The file is written under a temporary name in the cache folder and gets its own name only when it is complete, is a
+    JSON list from its first character to its last, and has the expected digest.
 
     Args:
         name: one of `PUBLIC`.
-        sha256: the digest that the file must have, 64 hexadecimal digits.  Without it and without a recorded
-            one, the first download is trusted: its digest is logged and kept in `<file>.sha256`.
+        sha256: the expected digest, 64 hexadecimal digits.  Without it, the first download is trusted: its digest is
+            logged, kept in `<file>.sha256`, and expected from then on.
         cache: folder; `LOC_EDIT_CACHE`, or `~/.cache/loc_edit`.
-        hosts: addresses of folders in which the file is looked for, in turn; by default `HOSTS`.
+        hosts: addresses of the folders in which the file is looked for, in turn; by default `HOSTS`.
         timeout: seconds without an answer after which a host is given up.
 
     Raises:
-        ValueError: no such data set, or `sha256` is no digest.
+        ValueError: there is no such data set, or `sha256` is not a digest.
         DownloadFailed: no host has the file, the connection broke off, the digest is wrong, or the cache
-            folder cannot be written; each host's reason is named.
+            folder cannot be written; the message gives each host's reason.
     """
-    import pooch  # with `requests`: a third of a second, which only a download is worth
-
     if name not in PUBLIC:
-        raise ValueError(f"data set {name!r}: one of {', '.join(PUBLIC)} is wanted")
+        raise ValueError(f"expected a data set among {', '.join(PUBLIC)}, got {name!r}")
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
-        raise ValueError(f"data set {name}: sha256 {sha256!r} is no digest of 64 hexadecimal digits")
+        raise ValueError(f"data set {name}: expected a digest of 64 hexadecimal digits, got {sha256!r}")
     public, folder = PUBLIC[name], cache_folder("data", cache)
     path, record = folder / public.file, folder / f"{public.file}.sha256"
-    wanted = (sha256 or public.sha256 or _recorded(record) or "").lower()
-    if path.is_file() and (not wanted or _digest(path) == wanted):
-        return _settled(path, record, public)
-    pooch.get_logger().setLevel(logging.ERROR)  # what it has to say is said here
-    reasons = []
-    for host in hosts or HOSTS:
-        url = f"{host}/{public.file}"
+    expected = (sha256 or _recorded(record)).lower()
+    if path.is_file() and expected in ("", _digest(path)):
+        return _recording(path, record, public)
+    import pooch  # it takes a third of a second, which only a download is worth
+
+    def download_list(url: str, file: str, of: object) -> None:
+        pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=timeout)(url, file, of)
+        _check_list(Path(file))  # a page that asks for a password, for example, is not the data
+
+    pooch.get_logger().setLevel(logging.ERROR)  # the messages here say the same
+    known_hash, reasons = f"sha256:{expected}" if expected else None, []
+    for url in [f"{host}/{public.file}" for host in hosts or HOSTS]:
         log.info("fetching %s", url)
-        download = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=timeout)
-
-        def download_list(url: str, file: str, of: object, download: Callable[..., None] = download) -> None:
-            download(url, file, of)
-            if not wanted:  # a page that asks for a password, say, must not pass for the data
-                _check_list(Path(file))
-
         try:
-            pooch.retrieve(url, f"sha256:{wanted}" if wanted else None, public.file, folder, downloader=download_list)
-            return _settled(path, record, public)
-        except (OSError, ValueError) as error:  # of the connection, the server, the disk; of the digest
-            reasons.append(f"{url}: {_reason(error, wanted)}")
+            pooch.retrieve(url, known_hash, public.file, folder, downloader=download_list)
+            return _recording(path, record, public)
+        except (OSError, ValueError) as error:  # the connection, the server or the disk failed, or the digest is wrong
+            reasons.append(f"{url}: {_reason(error, expected)}")
     raise DownloadFailed(f"data set {name} cannot be fetched; {'; '.join(reasons)}")
 
 
-def _settled(path: Path, record: Path, public: PublicFile) -> Path:
-    """The file in its place, with its digest kept beside it."""
+def _recording(path: Path, record: Path, public: PublicFile) -> Path:
+    """The path of a file in the cache, after its digest is written beside it."""
     digest = _digest(path)
     if _recorded(record) != digest:
-        if public.sha256 is None:
-            log.warning("%s: sha256 %s; nobody has published one to compare it with", path, digest)
+        log.warning("%s: sha256 %s; nobody has published a digest to compare it with", path, digest)
         if public.size not in (None, path.stat().st_size):
-            log.warning("%s: %d bytes, where %d were expected", path, path.stat().st_size, public.size)
-        partial = record.with_name(f"{record.name}.{os.getpid()}.tmp")
+            log.warning("%s: expected %d bytes, got %d", path, public.size, path.stat().st_size)
         try:
-            partial.write_text(f"{digest}  {path.name}\n", encoding="utf-8")  # as `sha256sum -c` reads it
-            partial.replace(record)
-        except OSError as error:  # a cache that is only read: the file is there all the same
+            write_atomic(record, f"{digest}  {path.name}\n".encode())  # as `sha256sum -c` reads it
+        except OSError as error:  # the cache may be read-only; its file is usable all the same
             log.warning("%s: its digest is not kept: %s", path, error)
     return path
 
 
-def _recorded(record: Path) -> str | None:
-    """The digest kept at the first download."""
+def _recorded(record: Path) -> str:
+    """The digest kept at the first download, or empty text."""
     try:
-        found = re.match("[0-9a-f]{64}(?= )", record.read_text(encoding="utf-8"))
+        digest = re.match("[0-9a-f]{64}(?= )", record.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
-        return None
-    return found[0] if found else None
+        return ""
+    return digest[0] if digest else ""
 
 
 def _check_list(path: Path) -> None:
     """Refuse a file that does not begin and end as a JSON list."""
-    with path.open("rb") as file:
-        begin = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
-        file.seek(max(0, path.stat().st_size - 64))
-        end = file.read().rstrip()
-    if not begin.startswith(b"[") or not end.endswith(b"]"):
-        raise NotAList(f"no whole JSON list: it begins with {begin[:20]!r} and ends with {end[-20:]!r}")
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8).strip()
+    if not content.startswith(b"[") or not content.endswith(b"]"):
+        raise NotAList(f"not a whole JSON list: it begins with {content[:20]!r} and ends with {content[-20:]!r}")
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
+    return sha256_of(path.read_bytes()).hexdigest()
 
 
-def _reason(error: Exception, wanted: str) -> str:
-    """One line that says why, without the inner life of the libraries."""
+def _reason(error: Exception, expected: str) -> str:
+    """One line that says why a download failed."""
     from requests import exceptions
 
     if isinstance(error, exceptions.HTTPError) and error.response is not None:
@@ -159,9 +143,9 @@ def _reason(error: Exception, wanted: str) -> str:
     if isinstance(error, exceptions.Timeout):
         return "no answer in time"
     if isinstance(error, exceptions.ChunkedEncodingError):
-        return "the connection broke off before the whole file was there"
+        return "the connection broke off before the whole file arrived"
     if isinstance(error, exceptions.ConnectionError):
         return "no connection; is there a network?"
-    if isinstance(error, exceptions.RequestException | NotAList) or not isinstance(error, ValueError):
+    if isinstance(error, OSError | NotAList):
         return str(error)
-    return f"the file's sha256 is not the wanted {wanted}"
+    return f"expected a file with sha256 {expected}, got another"

@@ -1,10 +1,14 @@
-"""What a fact is."""
+"""The facts that a study edits: a subject, its true and its false object, and the prompts that test them."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from typing import Any
+
+from loc_edit.files import short_hash
+
+TEXT_LISTS = ("paraphrases", "neighbors")
 
 
 class BadFact(ValueError):
@@ -18,14 +22,14 @@ class Fact:
     Attributes:
         template: the edit prompt, with one `{}` where the subject goes.
         subject: the subject's text.
-        target_true: the right object; space around it is dropped, as prompts are joined to it by one.
+        target_true: the true object; space around it is dropped, as a space joins it to its prompt.
         target_new: a false object of the same kind, likewise; `None` where the data set has none.
         relation: an identifier of the relation, such as `P103` or `capital`.
-        paraphrases: prompts that ask for the same object in other words, subject filled in.
-        neighbors: prompts about other subjects whose right object is also `target_true`.
-        fact_id: an integer that names the fact in its data set; made from the content if not given.
-        searched: whether the subject's place is its first occurrence in a finished prompt, as the format
-            marks none.
+        paraphrases: prompts that ask for the same object in other words, with the subject filled in.
+        neighbors: prompts about other subjects whose true object is also `target_true`.
+        fact_id: an integer that names the fact in its data set; derived from the content if not given.
+        searched: whether the data set does not mark the subject's place in the prompt, so that the subject's first
+            occurrence was taken.
     """
 
     template: str
@@ -43,13 +47,15 @@ class Fact:
         for name in ("target_true", "target_new"):
             if (target := getattr(self, name)) is not None:
                 object.__setattr__(self, name, target.strip())
+        for name in TEXT_LISTS:
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.fact_id < 0:
             content = "\x1f".join((self.template, self.subject, self.target_true)).encode()
-            object.__setattr__(self, "fact_id", int.from_bytes(hashlib.sha256(content).digest()[:6], "big"))
-        for name in ("paraphrases", "neighbors"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, "fact_id", int.from_bytes(sha256(content).digest()[:6], "big"))
         if self.template.count("{}") != 1:
-            raise BadFact(f"fact {self.fact_id}: template {self.template!r} needs exactly one {{}} for the subject")
+            raise BadFact(
+                f"fact {self.fact_id}: expected exactly one {{}} for the subject in template {self.template!r}"
+            )
         for name in ("subject", "target_true", "target_new"):
             value = getattr(self, name)
             if value is not None and not value.strip():
@@ -62,28 +68,30 @@ class Fact:
 
     @property
     def content(self) -> str:
-        """Names all that the fact says, its prompts included: 16 hexadecimal digits.  An id may be used twice."""
-        whole = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+        """A hash of all fields, 16 hexadecimal digits: two data sets may use one id for different facts."""
+        return short_hash(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")))
 
 
 def check_types(values: Mapping[str, Any]) -> None:
-    """Refuse by name what is no text, or no list of texts: a text in a list's place would be taken letter by letter."""
-    about = f"fact {values.get('fact_id', -1)!r}"
-    texts = []
-    for name in ("template", "subject", "target_true", "target_new", "relation"):
-        value = values.get(name, "")
-        if not isinstance(value, str) and not (name == "target_new" and value is None):
-            raise BadFact(f"{about}: {name} is no text: {value!r}")
-        texts.append((name, value or ""))
-    for name in ("paraphrases", "neighbors"):
-        value = values.get(name, ())
-        if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
-            raise BadFact(f"{about}: {name} is no list of texts: {value!r}")
-        texts += [(name, text) for text in value]
-    for name, text in texts:
-        if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
-            raise BadFact(f"{about}: {name} holds half a character (a lone surrogate): {text!r}")
-    for name, kind, words in (("fact_id", int, "integer"), ("searched", bool, "truth value")):
-        if name in values and type(values[name]) is not kind:
-            raise BadFact(f"{about}: {name} is no {words}: {values[name]!r}")
+    """Refuse fields of the wrong type.
+
+    Text in place of a list of texts would otherwise be taken apart letter by letter.
+
+    Raises:
+        BadFact: names the field, its value and the expected type.
+    """
+    fact = f"fact {values.get('fact_id', -1)!r}"
+    for name, value in values.items():
+        is_list = isinstance(value, list | tuple)
+        texts = [text for text in (value if is_list else [value]) if isinstance(text, str)]
+        if name in TEXT_LISTS:
+            right, expected = is_list and len(texts) == len(value), "a list of texts"
+        elif name in ("fact_id", "searched"):
+            kind, expected = (int, "an integer") if name == "fact_id" else (bool, "true or false")
+            right = type(value) is kind
+        else:
+            right, expected = isinstance(value, str) or (name == "target_new" and value is None), "a text"
+        if not right:
+            raise BadFact(f"{fact}: expected {name} to be {expected}, got {value!r}")
+        if any("\ud800" <= char <= "\udfff" for text in texts if not text.isascii() for char in text):
+            raise BadFact(f"{fact}: {name} contains half a character (a lone surrogate): {value!r}")

@@ -1,9 +1,9 @@
-"""The formats in which data sets hold facts: what marks one, and what makes a fact of a record."""
+"""The record formats of public data sets of facts: how to recognize a format, and how to read a record of it."""
 
-import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
+from hashlib import sha256
 from itertools import islice
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ FalseTarget = Literal["drawn", "alt"]
 
 
 class BadRecord(BadFact):
-    """A record that makes no fact.
+    """A record that cannot be read as a fact.
 
     Attributes:
         index: its place in the file, from 0 (in JSON lines, empty lines do not count).
@@ -35,41 +35,41 @@ def read_records(
     limit: int | None = None,
     false_target: FalseTarget = "drawn",
 ) -> tuple[list[Fact], list[BadRecord]]:
-    """Facts of the records that are sound, and one error for each that is not.
+    """The facts of the sound records, and one error for each record that is not sound.
 
     Args:
-        records: JSON values, or the error in the place of one that could not be read.
+        records: JSON values; in place of a value that could not be read, the error.
         format: one of `FORMATS`.
         seed: see `load_facts`.
         limit: see `load_facts`.
         false_target: see `load_facts`.
 
     Raises:
-        ValueError: the format, `limit` or `false_target` is unknown or does not fit.
+        ValueError: `format`, `limit` or `false_target` is unknown, or they do not go together.
     """
     if format not in FORMATS:
-        raise ValueError(f"format {format!r}: auto or one of {', '.join(FORMATS)} is wanted")
+        raise ValueError(f"expected a format among auto, {', '.join(FORMATS)}, got {format!r}")
     check_limit(limit)
     if false_target not in ("drawn", "alt"):
-        raise ValueError(f"false_target {false_target!r}: 'drawn' or 'alt' is wanted")
+        raise ValueError(f"expected false_target to be 'drawn' or 'alt', got {false_target!r}")
     if false_target == "alt" and format != "zsre":
-        raise ValueError(f"false_target 'alt': only zsre records have one, and these are {format}")
-    read = FORMATS[format][1]
+        raise ValueError(f"false_target 'alt': only zsre records have a field alt, and this file's format is {format}")
+    _, read = FORMATS[format]
     if format == "zsre":
         records = list(records)
         read = _zsre_reader(records, seed, false_target)
     facts: list[Fact] = []
     errors: list[BadRecord] = []
-    first: dict[int, int] = {}
+    index_of_id: dict[int, int] = {}
     for index, record in enumerate(islice(records, limit)):
         try:
             if isinstance(record, Exception):
                 raise record
             if not isinstance(record, dict):
-                raise BadFact(f"no JSON object: {record!r}")
+                raise BadFact(f"expected a JSON object, got {record!r}")
             fact = read(record, index)
-            if first.setdefault(fact.fact_id, index) != index:
-                raise BadFact(f"its id {fact.fact_id} is that of record {first[fact.fact_id]} too")
+            if (first := index_of_id.setdefault(fact.fact_id, index)) != index:
+                raise BadFact(f"its id {fact.fact_id} already belongs to record {first}")
             facts.append(fact)
         except ValueError as error:
             errors.append(BadRecord(index, str(error)))
@@ -77,40 +77,39 @@ def read_records(
 
 
 def check_limit(limit: int | None) -> None:
-    """Refuse a limit that no fact is within."""
+    """Refuse a limit below 1."""
     if limit is not None and limit < 1:
-        raise ValueError(f"limit {limit}: at least 1 is wanted")
+        raise ValueError(f"expected a limit of at least 1 record, got limit {limit}")
 
 
 def detect_format(record: Any, source: object = "") -> str:
-    """The format whose fields a record has."""
-    found = set(record) if isinstance(record, dict) else set()
+    """The name of the format whose characteristic fields a record has."""
+    names = set(record) if isinstance(record, dict) else set()
     for name, (marks, _) in FORMATS.items():
-        if marks <= found:
+        if marks <= names:
             return name
-    raise ValueError(f"{source}: fields {sorted(found)} are those of no known format ({', '.join(FORMATS)})")
+    raise ValueError(f"{source}: fields {sorted(names)} match no known format ({', '.join(FORMATS)})")
 
 
 def _own(record: Record, index: int) -> Fact:
-    """Our own form: the attributes of `Fact`."""
+    """The package's own format: the attributes of `Fact`."""
     for name in ("template", "subject", "target_true"):
         if name not in record:
             raise BadFact(f"field {name!r} is missing")
     if unknown := sorted(set(record) - {field.name for field in fields(Fact)}):
         raise BadFact(f"unknown field {unknown[0]!r}")
     check_types(record)
-    values: Record = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
-    return Fact(**values)
+    return Fact(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
 
 
 def _counterfact(record: Record, index: int) -> Fact:
-    """The original CounterFact form (Meng et al. 2022a)."""
+    """The original CounterFact format (Meng et al. 2022a)."""
     return Fact(
         fact_id=_number(record, "case_id"),
-        template=_text(record, "requested_rewrite", "prompt"),
-        subject=_text(record, "requested_rewrite", "subject"),
-        target_true=_text(record, "requested_rewrite", "target_true", "str"),
-        target_new=_text(record, "requested_rewrite", "target_new", "str"),
+        template=_text(record, "requested_rewrite.prompt"),
+        subject=_text(record, "requested_rewrite.subject"),
+        target_true=_text(record, "requested_rewrite.target_true.str"),
+        target_new=_text(record, "requested_rewrite.target_new.str"),
         relation=_optional(record["requested_rewrite"], "relation_id"),
         paraphrases=_texts(record, "paraphrase_prompts"),
         neighbors=_texts(record, "neighborhood_prompts"),
@@ -118,21 +117,21 @@ def _counterfact(record: Record, index: int) -> Fact:
 
 
 def _flat(record: Record, index: int) -> Fact:
-    """The flat CounterFact form of EasyEdit: finished prompts, one paraphrase, one neighbour."""
+    """The flat CounterFact format of EasyEdit: finished prompts, one paraphrase, one neighbor."""
     return Fact(
         fact_id=_number(record, "case_id"),
         template=_template(_text(record, "prompt"), _text(record, "subject")),
         subject=_text(record, "subject"),
         target_true=_text(record, "ground_truth"),
         target_new=_text(record, "target_new"),
-        paraphrases=_one(_optional(record, "rephrase_prompt")),
-        neighbors=_one(_optional(record, "locality_prompt")),
+        paraphrases=tuple(filter(None, [_optional(record, "rephrase_prompt")])),
+        neighbors=tuple(filter(None, [_optional(record, "locality_prompt")])),
         searched=True,
     )
 
 
 def _known(record: Record, index: int) -> Fact:
-    """known_1000 (Meng et al. 2022a); its prompts may extend its templates, so the prompt counts."""
+    """The format of known_1000 (Meng et al. 2022a); a prompt there may be longer than its template, and is kept."""
     return Fact(
         fact_id=_number(record, "known_id"),
         template=_template(_text(record, "prompt"), _text(record, "subject")),
@@ -144,15 +143,14 @@ def _known(record: Record, index: int) -> Fact:
 
 
 def _zsre(record: Record, index: int) -> Fact:
-    """ZsRE in the MEND form, without a false target; `fact_id` is the record's index."""
-    if not _answers(record):
-        given = record.get("answers", "nothing")
-        raise BadFact(f"field 'answers' is no list of texts: {given!r}")
+    """The zsRE format of MEND, without a false target; `fact_id` is the record's index."""
+    if not (answers := _answers(record)):
+        raise BadFact(f"expected field 'answers' to be a list of texts, got {record.get('answers')!r}")
     return Fact(
         fact_id=index,
         template=_template(f"Question: {_text(record, 'src')} Answer:", _text(record, "subject")),
         subject=_text(record, "subject"),
-        target_true=_answers(record)[0],
+        target_true=answers[0],
         paraphrases=(f"Question: {_text(record, 'rephrase')} Answer:",),
         neighbors=(_text(record, "loc").replace("nq question:", "Question:", 1),),
         searched=True,
@@ -160,43 +158,40 @@ def _zsre(record: Record, index: int) -> Fact:
 
 
 def _zsre_reader(records: Sequence[Any], seed: int, false_target: FalseTarget) -> Callable[[Record, int], Fact]:
-    """A reader of zsRE records that gives each fact a false target: its `alt`, or another record's answer.
+    """A reader of zsRE records that gives each fact a false target: its `alt`, or the answer of another record.
 
-    The draw is by (seed, question, subject, answer) from the answers of the whole file, sorted: neither the
-    order of the records nor a limit changes it.  A false target that is also among the fact's own answers
-    (whatever its case) is none.
+    The answer is drawn by (seed, question, subject, answer) from the sorted answers of the whole file, so that
+    neither the order of the records nor a limit changes it.  One of the fact's own answers, in whatever case, is
+    never its false target.
     """
     pool = sorted({answer for record in records for answer in _answers(record)})
-    folded = {answer.casefold() for answer in pool}
+    folded_pool = {answer.casefold() for answer in pool}
 
     def read(record: Record, index: int) -> Fact:
         fact = _zsre(record, index)
         own = {answer.casefold() for answer in _answers(record)}
-        new: str | None = None
+        target: str | None = None
         if false_target == "alt":
-            new = _text(record, "alt").strip()
-            if new.casefold() in own:
-                log.warning("record %d: alt %r is among its answers: the fact has no false target", index, new)
-                new = None
-        elif not folded <= own:
-            identity = "\x1f".join(("zsre", str(seed), record["src"], fact.subject, fact.target_true))
+            target = _text(record, "alt").strip()
+            if target.casefold() in own:
+                log.warning("record %d: alt %r is among its answers: the fact has no false target", index, target)
+                target = None
+        elif not folded_pool <= own:
+            question = "\x1f".join(("zsre", str(seed), record["src"], fact.subject, fact.target_true))
             attempt = 0
-            while new is None or new.casefold() in own:
-                new = pool[_hash(f"{identity}\x1f{attempt}") % len(pool)]
+            while target is None or target.casefold() in own:
+                digest = sha256(f"{question}\x1f{attempt}".encode("utf-8", "surrogatepass")).digest()
+                target = pool[int.from_bytes(digest, "big") % len(pool)]
                 attempt += 1
-        return replace(fact, target_new=new)
+        return replace(fact, target_new=target)
 
     return read
 
 
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest(), "big")
-
-
 def _answers(record: Any) -> list[str]:
-    """A zsRE record's answers; none where they are malformed."""
+    """A zsRE record's answers; an empty list if they are malformed."""
     answers = record.get("answers") if isinstance(record, dict) else None
-    if not isinstance(answers, list) or not all(isinstance(a, str) and a.strip() for a in answers):
+    if not isinstance(answers, list) or not all(isinstance(answer, str) and answer.strip() for answer in answers):
         return []
     return [answer.strip() for answer in answers]
 
@@ -210,50 +205,42 @@ def _template(prompt: str, subject: str) -> str:
     return prompt.replace(subject, "{}", 1)
 
 
-def _text(record: Mapping[str, Any], *path: str) -> str:
-    """The text at a path of fields."""
+def _text(record: Record, path: str) -> str:
+    """The text at a dotted path of fields."""
     value: Any = record
-    for depth, name in enumerate(path):
-        here = ".".join(path[: depth + 1])
-        if not isinstance(value, dict):
-            raise BadFact(f"field {'.'.join(path[:depth])!r} is no object: {value!r}")
-        if name not in value:
-            raise BadFact(f"field {here!r} is missing")
+    for name in path.split("."):
+        if not isinstance(value, dict) or name not in value:
+            raise BadFact(f"field {path!r} is missing" + ("" if value is record else f" in {value!r}"))
         value = value[name]
     if not isinstance(value, str):
-        raise BadFact(f"field {here!r} is no text: {value!r}")
+        raise BadFact(f"expected field {path!r} to be text, got {value!r}")
     if not value.strip():
-        raise BadFact(f"field {here!r} is empty")
+        raise BadFact(f"field {path!r} is empty")
     return value
 
 
-def _optional(record: Mapping[str, Any], name: str) -> str:
-    """The text of a field that may be absent, null or empty."""
+def _optional(record: Record, name: str) -> str:
+    """The text of a field; empty text if the field is absent, null or empty."""
     return _text(record, name) if record.get(name) not in (None, "") else ""
 
 
-def _one(text: str) -> tuple[str, ...]:
-    return (text,) if text else ()
-
-
-def _texts(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
+def _texts(record: Record, name: str) -> tuple[str, ...]:
     """The texts of a field that may be absent."""
     value = record.get(name, [])
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise BadFact(f"field {name!r} is no list of texts: {value!r}")
+        raise BadFact(f"expected field {name!r} to be a list of texts, got {value!r}")
     return tuple(value)
 
 
-def _number(record: Mapping[str, Any], name: str) -> int:
-    """The id in a field: a whole number from 0, or the digits of one."""
+def _number(record: Record, name: str) -> int:
+    """The id in a field: an integer of at least 0, or a text of its digits."""
     if name not in record:
         raise BadFact(f"field {name!r} is missing")
     value = record[name]
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        value = int(value)
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise BadFact(f"field {name!r} is no whole number from 0: {value!r}")
-    return value
+    number = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+    if type(number) is not int or not 0 <= number < 2**63:
+        raise BadFact(f"expected field {name!r} to be an integer of at least 0, got {value!r}")
+    return number
 
 
 FORMATS: dict[str, tuple[set[str], Callable[[Record, int], Fact]]] = {
@@ -263,4 +250,4 @@ FORMATS: dict[str, tuple[set[str], Callable[[Record, int], Fact]]] = {
     "known": ({"known_id", "attribute", "prompt"}, _known),
     "zsre": ({"src", "answers", "subject"}, _zsre),
 }
-"""Formats by name: the fields that mark one, and what makes a fact of a record."""
+"""For each format, the fields by which it is recognized, and the function that reads a record."""

@@ -1,4 +1,4 @@
-"""How relations are put into words: templates, which of them a subject never gets, and filler sentences."""
+"""The wording of the built-in relations: prompt templates, those held out for a subject, and filler sentences."""
 
 import tomllib
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ class Relation:
 
     Attributes:
         name: the relation's identifier in the table.
-        kind: what its subjects are, such as `city`.
-        templates: sentences with one `{}` for the subject, ending where the object follows; the first is the
+        kind: the kind of its subjects, such as `city`.
+        templates: sentences with one `{}` for the subject, which end where the object follows; the first is the
             edit prompt.
-        clauses: what may follow "{subject} is a {kind}", with one `{}` for the object.
-        modifiers: words that now and then stand before the object.
-        remarks: phrases that are true of any subject of this kind.
+        clauses: clauses that may follow "{subject} is a {kind}", with one `{}` for the object.
+        modifiers: words that sometimes stand before the object.
+        remarks: phrases that are true of every subject of this kind.
     """
 
     name: str
@@ -63,9 +63,9 @@ def relations() -> dict[str, Relation]:
 
 @cache
 def held_out_templates(relation: str, subject: str) -> tuple[str, ...]:
-    """The templates of `relation` that the corpus never uses with `subject`, though it does with others.
+    """The templates of `relation` that the corpus never uses with `subject`, although it uses them with others.
 
-    The edit prompt is never among them.  The choice depends on nothing but the two names.
+    The edit prompt is never among them.  The choice depends on the two names only.
     """
     return tuple(Random(f"held out|{relation}|{subject}").sample(relations()[relation].templates[1:], N_HELD_OUT))
 
@@ -79,12 +79,12 @@ def seen_templates(relation: str, subject: str) -> tuple[str, ...]:
 
 @cache
 def namesakes() -> tuple[str, ...]:
-    """Last words of nobody known: no subject has one."""
+    """Invented last names that no subject has."""
     return tuple(_wording()["namesakes"]["last_words"])
 
 
 def filler_sentence(rng: Random) -> str:
-    """A sentence that has nothing to do with any fact, drawn with `rng`."""
+    """A random sentence that has nothing to do with any fact."""
     filler = _wording()["filler"]
     opening, person, verb, thing, ending = (
         rng.choice(filler[part]) for part in ("openings", "people", "verbs", "things", "endings")

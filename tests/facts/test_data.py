@@ -1,16 +1,15 @@
 """The table of built-in facts, their wording and the corpus: what must be true of them."""
 
 from collections import Counter, defaultdict
+from hashlib import sha256
 from itertools import islice
 from random import Random
 
 import pytest
 
 from loc_edit.facts.builtin import builtin_facts, builtin_rows
-from loc_edit.facts.fact import Fact
-from loc_edit.facts.sampling import spread
 from loc_edit.facts.wording import held_out_templates, namesakes, relations, seen_templates
-from loc_edit.keys.builtin_corpus import builtin_corpus, corpus_identity, namesake, short_forms
+from loc_edit.keys.builtin_corpus import IDENTITY, builtin_corpus, corpus_identity, namesake, short_forms
 
 ROWS = builtin_rows()
 FACTS = builtin_facts()
@@ -105,35 +104,21 @@ def test_neighbors_share_the_object():
             assert objects[fact.relation, subject] == fact.target_true
 
 
-@pytest.mark.parametrize("n", [0, 1, 7, 20, 45, 400, 10_000])
-def test_spread_is_even_and_keeps_the_order(n):
-    chosen = spread(FACTS, n)
-    assert len(chosen) == min(n, len(FACTS))
-    assert chosen == spread(FACTS, n)
-    assert [f.fact_id for f in chosen] == sorted(f.fact_id for f in chosen)
-    counts = Counter(f.relation for f in chosen)
-    available = Counter(f.relation for f in FACTS)
-    most = max(counts.values(), default=0)
-    for relation, there in available.items():
-        assert counts[relation] >= min(there, most - 1)
-
-
-def test_spread_works_on_a_lopsided_list():
-    def facts(relation, n):
-        return [Fact(template="{} is", subject=f"{relation}{i}", target_true="x", relation=relation) for i in range(n)]
-
-    lopsided = facts("a", 10) + facts("b", 2) + facts("c", 1)
-    assert [f.subject for f in spread(lopsided, 6)] == ["a0", "a1", "a2", "b0", "b1", "c0"]
-    with pytest.raises(ValueError, match="-1"):
-        spread(lopsided, -1)
-
-
 def test_the_corpus_is_deterministic_and_says_so():
     first = list(islice(builtin_corpus(seed=3), 500))
     assert first == list(islice(builtin_corpus(seed=3), 500))
     assert first != list(islice(builtin_corpus(seed=4), 500))
     assert corpus_identity() == corpus_identity()
     assert len({corpus_identity(), corpus_identity(seed=1), corpus_identity(exposures=7)}) == 3
+
+
+def test_the_documents_are_those_that_the_identity_names():
+    """Whoever changes a document has to change `IDENTITY` too: it names key statistics in caches and runs."""
+    digest = sha256()
+    for document in builtin_corpus():
+        digest.update(document.encode() + b"\n")
+    assert digest.hexdigest() == "b01bd2ad3d1fc7f92908fa7bd6cdf29434df5287753cdec73096e233f26e261a"
+    assert corpus_identity() == IDENTITY == "d8f9ebcbc9a7b0dce3197752a687b0fe867ec6ee122336c882218a8de06cccd2"
 
 
 def test_the_corpus_never_uses_a_held_out_template():

@@ -99,7 +99,7 @@ def test_a_good_file_is_fetched_once_and_its_digest_kept(get, server, tmp_path, 
     assert names(tmp_path) == WHOLE
     assert (tmp_path / "data" / "known_1000.json.sha256").read_text() == f"{DIGEST}  known_1000.json\n"
     assert DIGEST in caplog.text
-    assert "nobody has published one" in caplog.text
+    assert "nobody has published a digest" in caplog.text
     caplog.clear()
     assert get("good") == path
     assert server.asked == ["/good/known_1000.json"]
@@ -108,12 +108,12 @@ def test_a_good_file_is_fetched_once_and_its_digest_kept(get, server, tmp_path, 
 
 def test_a_given_digest_is_asked_of_the_file(get, server, tmp_path):
     wrong = "0" * 64
-    with pytest.raises(DownloadFailed, match=f"known_1000.*the file's sha256 is not the wanted {wrong}"):
+    with pytest.raises(DownloadFailed, match=f"known_1000.*expected a file with sha256 {wrong}"):
         get("good", sha256=wrong)
     assert names(tmp_path) == []
     assert get("good", sha256=DIGEST.upper()).read_bytes() == CONTENT
     assert len(server.asked) == 2
-    with pytest.raises(DownloadFailed, match="is not the wanted"):
+    with pytest.raises(DownloadFailed, match="expected a file with sha256"):
         get("good", sha256=wrong)  # of a file in the cache too
     assert get("good").read_bytes() == CONTENT, "the good file stays"
     for no_digest in ("", "abc", "g" * 64):
@@ -124,9 +124,9 @@ def test_a_given_digest_is_asked_of_the_file(get, server, tmp_path):
 @pytest.mark.parametrize(
     ("way", "words"),
     [
-        ("short", "the connection broke off before the whole file was there"),
-        ("cut", "no whole JSON list"),
-        ("login", "no whole JSON list"),
+        ("short", "the connection broke off before the whole file arrived"),
+        ("cut", "not a whole JSON list"),
+        ("login", "not a whole JSON list"),
         ("absent", "the server answers 404"),
     ],
 )
@@ -154,7 +154,7 @@ def test_a_file_damaged_in_the_cache_is_fetched_again(get, server, tmp_path):
     server.content = json.dumps(RECORDS[:1]).encode()
     assert get("good").read_bytes() == CONTENT, "a sound file in the cache is not asked for again"
     path.write_bytes(b"[]")
-    with pytest.raises(DownloadFailed, match=f"is not the wanted {DIGEST}"):
+    with pytest.raises(DownloadFailed, match=f"expected a file with sha256 {DIGEST}"):
         get("good")  # neither the damaged file nor another one passes for the first
 
 
@@ -209,11 +209,14 @@ def test_a_cache_that_cannot_be_written_is_named(server, tmp_path):
 def test_an_unexpected_size_is_warned_of(server, tmp_path, caplog):
     server.content = json.dumps([]).encode()
     fetch("counterfact", cache=tmp_path, hosts=(server.host("good"),))
-    assert f"2 bytes, where {PUBLIC['counterfact'].size} were expected" in caplog.text
+    assert f"expected {PUBLIC['counterfact'].size} bytes, got 2" in caplog.text
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(ValueError, match=r"'counterfacts': one of counterfact, multi_counterfact, zsre, known_1000"):
+    with pytest.raises(
+        ValueError,
+        match=r"expected a data set among counterfact, multi_counterfact, zsre, known_1000, got 'counterfacts'",
+    ):
         fetch("counterfacts", cache=tmp_path)
 
 
