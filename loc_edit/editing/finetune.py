@@ -2,22 +2,22 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
-from typing import Any, overload
+from dataclasses import replace
+from functools import partial
+from itertools import zip_longest
 
 import torch
 from einops import rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from loc_edit.editing.editor import EditJob, one_or_many
+from loc_edit.editing.grouping import group_by_length
 from loc_edit.editing.problems import EditRequest
-from loc_edit.editing.rome import describe
 from loc_edit.editing.rows import draw_noise
 from loc_edit.editing.settings import FinetuneSettings
-from loc_edit.editing.update import Edit, WeightUpdate
-from loc_edit.editing.value import EditFailed, share
-from loc_edit.models.checks import check_editable, check_layers
-from loc_edit.models.identity import fingerprint
+from loc_edit.editing.update import Edit, WeightUpdate, mlp_hooks
+from loc_edit.editing.value import EditFailed
 from loc_edit.models.model import Hook, Model, W_out, has_output_bias
 from loc_edit.models.passes import answers_alone, run_answers
 from loc_edit.prompts.batches import embed_noise, make_batch, run, target_log_probs
@@ -31,98 +31,75 @@ CALL = 30
 """What calling a layer once costs, in positions computed in it (measured with the built-in model on the CPU)."""
 
 
-@overload
-def finetune(
-    model: Model,
-    request: EditRequest,
-    layers: Sequence[int],
-    *,
-    settings: FinetuneSettings | None = ...,
-) -> Edit: ...
-@overload
-def finetune(
-    model: Model,
-    request: Sequence[EditRequest],
-    layers: Sequence[int],
-    *,
-    settings: FinetuneSettings | None = ...,
-) -> list[Edit]: ...
-def finetune(
-    model: Model,
-    request: EditRequest | Sequence[EditRequest],
-    layers: Sequence[int],
-    *,
-    settings: FinetuneSettings | None = None,
-) -> Edit | list[Edit]:
-    """One edit a request; many requests are batched, each with its own weights and Adam state.
+@one_or_many
+def finetune(  # noqa: D417 (the decorator names `request`)
+    model: Model, requests: list[EditRequest], layers: Sequence[int], *, settings: FinetuneSettings | None = None
+) -> list[Edit]:
+    """An edit of each request; many requests are computed together, each with its own weights and Adam state.
 
     Args:
         model: pre-norm.
-        request: from `pose`; or several.
+        request: from `pose`; one, or several.
         layers: whose `W_out` (and `b_out`) are trained.
         settings: see `FinetuneSettings`.
 
     Returns:
-        Edits with whole updates, every entry within `eps`.
+        An edit with whole updates, every entry within `eps`; for several requests, a list of edits.
 
     Raises:
         BadModel, ValueError: the model or a layer cannot be edited.
         EditFailed: a loss is not finite; names the fact.
     """
-    requests = [request] if isinstance(request, EditRequest) else list(request)
-    if not requests:
-        return []
-    settings, layers = settings or FinetuneSettings(), sorted(layers)
-    check_editable(model)
-    check_layers(model, layers)
-    updates: dict[int, tuple[WeightUpdate, ...]] = {}
-    for group in _groups(model, requests, layers):
-        training = _Training(model, [requests[i] for i in group], layers, settings)
+    job = EditJob("finetune", model, requests, sorted(layers), settings or FinetuneSettings())
+    updates: dict[int, list[WeightUpdate]] = {}
+    for group in _groups(model, requests, job.layers):
+        training = _Training(model, [requests[i] for i in group], job.layers, job.settings)
         with model.hooks(fwd_hooks=training.hooks()):
-            _train(training, training.requests, settings.steps)
+            _train(training, job.settings.steps)
         updates |= zip(group, training.updates(), strict=True)
-    about = {
-        "method": "finetune",
-        "settings": asdict(settings),
-        "model": fingerprint(model),
-        "layers": list(layers),
-    }
-    edits = [Edit(updates[i], {**about, **describe(r)}) for i, r in enumerate(requests)]
-    return edits[0] if isinstance(request, EditRequest) else edits
+    return job.edits(updates[i] for i in range(len(requests)))
 
 
 def _groups(model: Model, requests: Sequence[EditRequest], layers: Sequence[int]) -> list[list[int]]:
-    """Requests of like length, such that padding and calls together cost least; those with noise by themselves.
+    """Requests of similar length, such that padding and calls together cost least; noised requests by themselves.
 
-    No more in a group than there is memory for: each has weights, gradients and Adam's two moments of its own.
+    No more in a group than memory suffices for: each has weights, gradients and Adam's two moments of its own.
     """
-    each = 4 * 4 * sum(W_out(model, layer).numel() for layer in layers)
+    bytes_per_request = 4 * 4 * sum(W_out(model, layer).numel() for layer in layers)
     device, groups = model.W_E.device, []
     free = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else STATE_BYTES
-    most = max(1, free // each)
+    most = max(1, free // bytes_per_request)
     for noised in (False, True):
-        mine = [i for i, r in enumerate(requests) if (r.noise is not None) == noised]
-        copies = max([1, *(len(r.noise) for r in requests if noised and r.noise is not None)])
-        lengths = [len(requests[i].prompt) + len(requests[i].target_tokens) - 1 for i in mine]
-        for some in share(lengths, copies, CALL):
-            groups += [[mine[i] for i in some[k : k + most]] for k in range(0, len(some), most)]
+        numbers = [i for i, request in enumerate(requests) if (request.noise is not None) == noised]
+        copies = max((_copies(requests[i]) for i in numbers), default=1)
+        lengths = [len(requests[i].prompt) + len(requests[i].target_tokens) - 1 for i in numbers]
+        for group in group_by_length(lengths, copies, CALL):
+            groups += [[numbers[i] for i in group[k : k + most]] for k in range(0, len(group), most)]
     return groups
 
 
-def _train(training: "_Training", requests: Sequence[EditRequest], steps: int) -> int:
+def _copies(request: EditRequest) -> int:
+    """How many rows a request is trained on: one for each sample of its noise."""
+    return 1 if request.noise is None else len(request.noise)
+
+
+def _train(training: "_Training", steps: int) -> int:
     """Up to `steps` updates of each request, with the training's hooks on the model; how many steps were computed."""
-    small = torch.zeros(len(requests), dtype=torch.long)
+    requests = training.requests
+    small_losses = torch.zeros(len(requests), dtype=torch.long)
+    lower = torch.tensor([request.objective == "lower" for request in requests])
     for step in range(steps):
-        active = [bool(small[f] < PATIENCE) or r.objective == "lower" for f, r in enumerate(requests)]
-        if not any(active):
+        active = (small_losses < PATIENCE) | lower
+        if not active.any():
             return step
         loss = training.loss()
-        if not torch.isfinite(loss).all():
-            bad = [r.fact_id for r, one in zip(requests, loss, strict=True) if not torch.isfinite(one)]
-            raise EditFailed(f"fact {', '.join(map(str, bad))}: the loss of fine-tuning is not finite")
-        large = (loss.detach() >= SMALL_LOSS).cpu()
-        small = torch.where(large & torch.tensor(active), 0, small + 1)  # what has stopped stays stopped
-        training.step(loss, large & torch.tensor(active))
+        finite = torch.isfinite(loss).tolist()
+        if not all(finite):
+            facts = ", ".join(str(r.fact_id) for r, good in zip(requests, finite, strict=True) if not good)
+            raise EditFailed(f"fact {facts}: the loss of fine-tuning is not finite")
+        updating = (loss.detach() >= SMALL_LOSS).cpu() & active
+        small_losses = torch.where(updating, 0, small_losses + 1)  # a request that has stopped stays stopped
+        training.step(loss, updating)
     return steps
 
 
@@ -135,30 +112,23 @@ class _Training:
     """
 
     def __init__(
-        self,
-        model: Model,
-        requests: list[EditRequest],
-        layers: list[int],
-        settings: FinetuneSettings,
+        self, model: Model, requests: list[EditRequest], layers: list[int], settings: FinetuneSettings
     ) -> None:
         self.model, self.requests, self.layers, self.settings = model, requests, layers, settings
         self.bias = settings.bias and has_output_bias(model)
-        copies = [1 if r.noise is None else len(r.noise) for r in requests]
+        copies = [_copies(request) for request in requests]
         self.copies = max(copies)
-        self.batch = make_batch(
-            model,
-            [r.prompt for r in requests for _ in range(self.copies)],
-            [r.target_tokens for r in requests for _ in range(self.copies)],
-        )
-        own = torch.arange(self.copies) < torch.tensor(copies)[:, None]
-        self.weight = own.to(model.cfg.device, torch.float32)  # 0 for rows that only fill the batch
+        rows = [request for request in requests for _ in range(self.copies)]
+        self.batch = make_batch(model, [row.prompt for row in rows], [row.target_tokens for row in rows])
+        is_own = torch.arange(self.copies) < torch.tensor(copies)[:, None]
+        self.weight = is_own.to(model.cfg.device, torch.float32)  # 0 for rows that only fill the batch
         self.lower = torch.tensor([r.objective == "lower" for r in requests], device=model.cfg.device)
         self.draws = [generator("fresh", r.seed, r.fact_id, "finetune", layers) for r in requests]
-        # One row a request: Adam leaves alone what has no gradient, and counts each row's steps apart.
+        # One row for each request: Adam leaves rows without a gradient alone, and counts each row's steps apart.
         shapes = [W_out(model, layer).shape for layer in layers] + [(model.cfg.d_model,)] * len(layers) * self.bias
         size = sum(map(math.prod, shapes))
         self.rows, self.slopes = (torch.zeros(len(requests), size, device=model.cfg.device) for _ in range(2))
-        self.changes, self.gradients = (_parts(rows, shapes) for rows in (self.rows, self.slopes))
+        self.changes, self.gradients = _parts(self.rows, shapes), _parts(self.slopes, shapes)
         self.params = list(self.rows)
         decay = 2 * settings.weight_decay
         self.adam = torch.optim.Adam(self.params, lr=settings.lr, weight_decay=decay, fused=True)
@@ -192,7 +162,7 @@ class _Training:
         return reduce(self.weight * loss, "request copy -> request", "sum")
 
     def _added(self, i: int, key: Float[Tensor, "row pos d_mlp"]) -> Float[Tensor, "row pos d_model"]:
-        """What the changes add to the MLP's output in the i-th trained layer; kept for `step`."""
+        """What the changes add to the MLP's output in the i-th trained layer, recorded for `step`."""
         key = rearrange(key.float(), "(request copy) pos d -> request (copy pos) d", copy=self.copies)
         out = key @ self.changes[i]
         if self.bias:
@@ -203,21 +173,12 @@ class _Training:
         return rearrange(out, "request (copy pos) d -> (request copy) pos d", copy=self.copies)
 
     def hooks(self) -> list[Hook]:
-        """What makes every row run with its request's changed weights, in the layers after the first trained one."""
-        return [hook for i in range(1, len(self.layers)) for hook in self._layer_hooks(i)]
+        """Hooks that let every row run with its request's changed weights, above the first trained layer."""
 
-    def _layer_hooks(self, i: int) -> list[Hook]:
-        layer = self.layers[i]
-        held: list[Tensor] = []
+        def add(i: int, key: Tensor, output: Tensor) -> Tensor:
+            return output + self._added(i, key).to(output)
 
-        def hold(key: Tensor, hook: Any) -> Tensor:
-            held[:] = [key]
-            return key
-
-        def add(value: Tensor, hook: Any) -> Tensor:
-            return value + self._added(i, held.pop()).to(value)
-
-        return [(f"blocks.{layer}.mlp.hook_post", hold), (f"blocks.{layer}.hook_mlp_out", add)]
+        return [hook for i, layer in enumerate(self.layers) if i > 0 for hook in mlp_hooks(layer, partial(add, i))]
 
     @torch.no_grad()
     def step(self, loss: Float[Tensor, " request"], updating: Bool[Tensor, " request"]) -> None:
@@ -234,13 +195,15 @@ class _Training:
         self.adam.step()
         self.rows.clamp_(-self.settings.eps, self.settings.eps)
 
-    def updates(self) -> Iterator[tuple[WeightUpdate, ...]]:
+    def updates(self) -> Iterator[list[WeightUpdate]]:
         """The finished changes of each request."""
         n = len(self.layers)
-        for f in range(len(self.requests)):
-            whole = [change[f].clone() for change in self.changes]
-            found = zip(self.layers, whole[:n], whole[n:] if self.bias else [None] * n, strict=True)
-            yield tuple(WeightUpdate(layer, full=full, bias=bias) for layer, full, bias in found)
+        for request in range(len(self.requests)):
+            weights, biases = (
+                [change[request].clone() for change in part] for part in (self.changes[:n], self.changes[n:])
+            )
+            parts = zip_longest(self.layers, weights, biases)
+            yield [WeightUpdate(layer, full=full, bias=bias) for layer, full, bias in parts]
 
 
 def _parts(rows: Float[Tensor, "request number"], shapes: Sequence[Sequence[int]]) -> list[Float[Tensor, "request *_"]]:

@@ -1,116 +1,57 @@
 """MEMIT: one change spread over a window of layers, for one fact or for many at once (Meng et al. 2022b)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from typing import overload
 
 import torch
 from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from loc_edit.editing.editor import EditJob, describe, one_or_many
 from loc_edit.editing.problems import EditRequest
-from loc_edit.editing.rome import describe
 from loc_edit.editing.rows import Prefix, make_rows, run_prefix
 from loc_edit.editing.settings import MemitSettings, ValueSettings
 from loc_edit.editing.update import Edit, WeightUpdate, change
 from loc_edit.editing.value import optimize_values
 from loc_edit.keys.moments import KeyStats
-from loc_edit.models.checks import check_editable, check_layers
-from loc_edit.models.identity import fingerprint
 from loc_edit.models.model import Model
 from loc_edit.models.passes import run_layers
 
 Keys = Float[Tensor, "request d_mlp"]
+Residuals = Float[Tensor, "request d_model"]
 
 
-@overload
-def memit(
+@one_or_many
+def memit(  # noqa: D417 (the decorator names `request`)
     model: Model,
-    request: EditRequest,
-    layers: Sequence[int],
-    *,
-    stats: KeyStats,
-    contexts: Sequence[str],
-    settings: MemitSettings | None = ...,
-) -> Edit: ...
-@overload
-def memit(
-    model: Model,
-    request: Sequence[EditRequest],
-    layers: Sequence[int],
-    *,
-    stats: KeyStats,
-    contexts: Sequence[str],
-    settings: MemitSettings | None = ...,
-) -> list[Edit]: ...
-def memit(
-    model: Model,
-    request: EditRequest | Sequence[EditRequest],
+    requests: list[EditRequest],
     layers: Sequence[int],
     *,
     stats: KeyStats,
     contexts: Sequence[str],
     settings: MemitSettings | None = None,
-) -> Edit | list[Edit]:
-    """One edit of several layers a request; many requests are batched and stay independent.
+) -> list[Edit]:
+    """An edit of several layers for each request; many requests are computed together and stay independent.
 
     Args:
         model: pre-norm.
-        request: from `pose`; or several.
+        request: from `pose`; one, or several.
         layers: the window, as `window_layers` gives it.
         stats: second moments of the keys at those layers.
         contexts: texts with one `{}` at their end, the bare `"{}"` first; it weighs one half in the keys.
         settings: see `MemitSettings`.
+
+    Returns:
+        An edit; for several requests, a list of edits.
 
     Raises:
         BadModel, ValueError: the model or a layer cannot be edited.
         BadKeyStats: no solvable statistics for a layer.
         EditFailed: a number is not finite; names the fact.
     """
-    requests = [request] if isinstance(request, EditRequest) else list(request)
     settings = settings or MemitSettings()
-
-    def factor(layer: int, key: Keys) -> tuple[Keys, Float[Tensor, " request"]]:
-        left = stats.solve(layer, key)
-        return left, settings.moment_weight + einsum(key, left, "request d_mlp, request d_mlp -> request")
-
-    edits = spread_edits(model, requests, sorted(layers), contexts, settings, "memit", factor)
-    return edits[0] if isinstance(request, EditRequest) else edits
-
-
-def spread_edits(
-    model: Model,
-    requests: list[EditRequest],
-    layers: list[int],
-    contexts: Sequence[str],
-    settings: ValueSettings,
-    method: str,
-    factor: Callable[[int, Keys], tuple[Keys, Float[Tensor, " request"]]],
-) -> list[Edit]:
-    """An edit a request that brings z about layer by layer, each taking its share of what is still missing.
-
-    Args:
-        model: pre-norm.
-        requests: any number.
-        layers: ascending.
-        contexts: the bare `"{}"` first.
-        settings: of the value.
-        method: seeds the noise of noised requests; recorded.
-        factor: (layer, keys) -> the left factor of each request's update, and what its share is divided by.
-    """
-    if not requests:
-        return []
-    window, target = _values(model, requests, layers, contexts, settings, method)
-    updates: list[list[WeightUpdate]] = []
-    for i, layer in enumerate(layers):
-        key, residual = window.keys_and_residual()
-        left, weight = factor(layer, key)
-        right = (target - residual) / (len(layers) - i) / weight[:, None]
-        updates.append([WeightUpdate(layer, left[f][:, None], right[f][None]) for f in range(len(requests))])
-        window.update(updates[-1])
-    about = {"method": method, "settings": asdict(settings), "model": fingerprint(model), "layers": layers}
-    return [Edit(mine, {**about, **describe(r)}) for mine, r in zip(zip(*updates, strict=True), requests, strict=True)]
+    job = EditJob("memit", model, requests, sorted(layers), settings, contexts)
+    return independent_edits(job, stats.solve, settings.moment_weight)
 
 
 def memit_joint(
@@ -124,28 +65,43 @@ def memit_joint(
 ) -> Edit:
     """Many facts in one edit: delta W = (lambda C + K^T K)^-1 K^T R (Meng et al. 2022b, eq. 14).
 
-    Arguments and errors are those of `memit`.  The residual is spread over the layers with the keys of all
+    The arguments and errors are the same as in `memit`.  The residual is spread over the layers with the keys of all
     requests read from the same, partly edited model.
     """
-    settings, layers = settings or MemitSettings(), sorted(layers)
-    window, target = _values(model, list(requests), layers, contexts, settings, "memit")
-    edit = Edit(())
-    for i, layer in enumerate(layers):
-        key, residual = window.keys_and_residual()
-        left, right = joint_factors(stats, layer, key, (target - residual) / (len(layers) - i), settings.moment_weight)
-        edit = Edit((*edit.updates, WeightUpdate(layer, left, right)))
-        window.update([edit.updates[-1]] * len(requests))
-    about = {"method": "memit_joint", "settings": asdict(settings), "model": fingerprint(model)}
-    return Edit(edit.updates, {**about, "layers": list(layers), "requests": [describe(r) for r in requests]})
+    settings = settings or MemitSettings()
+    job = EditJob("memit", model, requests, sorted(layers), settings, contexts)
+
+    def make_updates(layer: int, keys: Keys, residuals: Residuals) -> list[WeightUpdate]:
+        factors = joint_factors(stats, layer, keys, residuals, settings.moment_weight)
+        return [WeightUpdate(layer, *factors)] * len(requests)
+
+    updates = tuple(of_layer[0] for of_layer in _spread(job, make_updates))
+    about = {**job.about, "method": "memit_joint", "requests": [describe(request) for request in requests]}
+    return Edit(updates, about)
+
+
+def independent_edits(
+    job: EditJob[ValueSettings], left_factor: Callable[[int, Keys], Keys], constant: float
+) -> list[Edit]:
+    """An edit of each request, whose update at a layer is outer(left, r) / (constant + k left).
+
+    Args:
+        job: of any number of layers.
+        left_factor: (layer, keys) -> the left factor of each request's update.
+        constant: what the keys that the layer knew already weigh against the new key.
+    """
+
+    def make_updates(layer: int, keys: Keys, residuals: Residuals) -> list[WeightUpdate]:
+        left = left_factor(layer, keys)
+        right = residuals / (constant + einsum(keys, left, "request d_mlp, request d_mlp -> request"))[:, None]
+        return [WeightUpdate(layer, *factors) for factors in zip(left[:, :, None], right[:, None], strict=True)]
+
+    return job.edits(zip(*_spread(job, make_updates), strict=True))
 
 
 def joint_factors(
-    stats: KeyStats,
-    layer: int,
-    keys: Float[Tensor, "request d_mlp"],
-    residuals: Float[Tensor, "request d_model"],
-    moment_weight: float,
-) -> tuple[Float[Tensor, "d_mlp request"], Float[Tensor, "request d_model"]]:
+    stats: KeyStats, layer: int, keys: Keys, residuals: Residuals, moment_weight: float
+) -> tuple[Float[Tensor, "d_mlp request"], Residuals]:
     """Factors of (lambda C + K^T K)^-1 K^T R, as C^-1 K^T and (lambda I + K C^-1 K^T)^-1 R.
 
     The second form solves a system of one row per request (Woodbury), in float64.
@@ -157,31 +113,38 @@ def joint_factors(
     return solved.T.to(keys), right.to(keys)
 
 
-def _values(
-    model: Model,
-    requests: list[EditRequest],
-    layers: list[int],
-    contexts: Sequence[str],
-    settings: ValueSettings,
-    method: str,
-) -> tuple["_Window", Float[Tensor, "request d_model"]]:
-    """The rows at the first layer, and z: the residual stream wanted after the last layer at the subject."""
-    check_editable(model)
-    check_layers(model, layers)
-    rows = make_rows(model, requests, contexts, method)
+def _spread(
+    job: EditJob[ValueSettings], make_updates: Callable[[int, Keys, Residuals], list[WeightUpdate]]
+) -> list[list[WeightUpdate]]:
+    """Bring z about layer by layer, each layer taking its share of the residual that is still missing.
+
+    Args:
+        job: its layers, ascending.
+        make_updates: (layer, keys, the layer's share of the residuals) -> the update of each request.
+
+    Returns:
+        By layer, the update of each request.
+    """
+    model, layers = job.model, job.layers
+    rows = make_rows(model, job.requests, job.contexts, job.method)
     below = run_prefix(model, rows, layers[0])
     name = f"blocks.{layers[-1]}.hook_resid_post"
     prefix = run_prefix(model, rows, layers[-1] + 1, [name], below)
-    start = prefix.found[name][:, 0]
-    delta = optimize_values(model, prefix, start, settings, method=method, last_updates_when_lowering=False)
-    return _Window(model, below, layers[-1]), start + delta
+    start = prefix.activations[name][:, 0]
+    z = start + optimize_values(job, prefix, start, last_updates_when_lowering=False)
+    window, updates = _Window(model, below, layers[-1]), []
+    for i, layer in enumerate(layers):
+        keys, residual = window.keys_and_residual()
+        updates.append(make_updates(layer, keys, (z - residual) / (len(layers) - i)))
+        window.update(updates[-1])
+    return updates
 
 
 class _Window:
     """The context rows on their way through the edited layers, up to the subject's last token.
 
-    What an edit changes is added behind its layer, so that each layer is computed once for all rows, and once more
-    for the bare prompts, whose residual stream after the last layer is wanted at every layer.
+    What an edit changes is added behind its layer.  So each layer is computed once for all rows, and once more for
+    the bare prompts, whose residual stream after the last layer is needed at every layer.
 
     Attributes:
         layer: the next layer.
@@ -189,15 +152,15 @@ class _Window:
     """
 
     def __init__(self, model: Model, below: Prefix, last: int) -> None:
-        each, batch = below.rows.contexts + 1, below.batch
-        rows = torch.arange(len(batch), device=batch.tokens.device).view(-1, each)[:, :-1]
-        self.model, self.layer, self.last, self.contexts = model, below.layer, last, each - 1
-        self.at = batch.last_subject[rows.flatten()]
-        self.stream = below.residual[rows.flatten(), : int(self.at.max()) + 1]
+        rows_per_request, batch = below.rows.contexts + 1, below.batch
+        context_rows = torch.arange(len(batch), device=batch.tokens.device).view(-1, rows_per_request)[:, :-1].flatten()
+        self.model, self.layer, self.last, self.contexts = model, below.layer, last, below.rows.contexts
+        self.at = batch.last_subject[context_rows]
+        self.stream = below.residual[context_rows, : int(self.at.max()) + 1]
         self.keys = self.stream[:0]
 
     @torch.inference_mode()
-    def keys_and_residual(self) -> tuple[Float[Tensor, "request d_mlp"], Float[Tensor, "request d_model"]]:
+    def keys_and_residual(self) -> tuple[Keys, Residuals]:
         """k_bar at the next layer, which is run, and the bare prompt's residual after the last, not yet updated."""
 
         def keep(value: Tensor, hook: object) -> None:
@@ -214,9 +177,6 @@ class _Window:
 
     @torch.inference_mode()
     def update(self, updates: Sequence[WeightUpdate]) -> None:
-        """Update the layer that was run, with one update a request."""
-        changes = [
-            change(keys, update)
-            for keys, update in zip(self.keys.unflatten(0, (-1, self.contexts)), updates, strict=True)
-        ]
-        self.stream = self.stream + torch.cat(changes).to(self.stream)
+        """Update the layer that was run, with one update for each request."""
+        pairs = zip(self.keys.unflatten(0, (-1, self.contexts)), updates, strict=True)
+        self.stream = self.stream + torch.cat([change(keys, update) for keys, update in pairs]).to(self.stream)

@@ -1,8 +1,8 @@
-"""R-ROME: ROME with one key wherever the closed form has k* (Gupta et al. 2024a, "Rebuilding ROME")."""
+"""R-ROME: ROME with the same key everywhere in the closed form (Gupta et al. 2024a, "Rebuilding ROME")."""
 
 from collections.abc import Sequence
-from typing import overload
 
+from loc_edit.editing.editor import EditJob, one_or_many
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.rome import rank_one_edits
 from loc_edit.editing.settings import RRomeSettings
@@ -11,55 +11,26 @@ from loc_edit.keys.moments import KeyStats
 from loc_edit.models.model import Model
 
 
-@overload
+@one_or_many
 def r_rome(
     model: Model,
-    request: EditRequest,
-    layer: int,
-    *,
-    stats: KeyStats,
-    contexts: Sequence[str],
-    settings: RRomeSettings | None = ...,
-) -> Edit: ...
-@overload
-def r_rome(
-    model: Model,
-    request: Sequence[EditRequest],
-    layer: int,
-    *,
-    stats: KeyStats,
-    contexts: Sequence[str],
-    settings: RRomeSettings | None = ...,
-) -> list[Edit]: ...
-def r_rome(
-    model: Model,
-    request: EditRequest | Sequence[EditRequest],
+    requests: list[EditRequest],
     layer: int,
     *,
     stats: KeyStats,
     contexts: Sequence[str],
     settings: RRomeSettings | None = None,
-) -> Edit | list[Edit]:
-    """One rank-one edit a request; many requests are batched and stay independent.
+) -> list[Edit]:
+    """A rank-one edit of each request; many requests are computed together and stay independent.
 
     ROME takes the direction of its update from the key's mean over contexts, and scales it by the bare prompt's key;
     where the two differ much the scale explodes, and the model with it.  Here one key serves both, so that the update
     is the least change, in the norm of C, after which that key reads out v*.
 
-    Args and errors are those of `rome`.
+    The arguments and errors are the same as in `rome`.
     """
-    requests = [request] if isinstance(request, EditRequest) else list(request)
     settings = settings or RRomeSettings()
     if settings.key not in ("bare", "mean"):
-        raise ValueError(f"r_rome: key {settings.key!r}; 'bare' or 'mean' is wanted")
-    edits = rank_one_edits(
-        model,
-        requests,
-        layer,
-        stats=stats,
-        contexts=contexts,
-        settings=settings,
-        method="r_rome",
-        keys_of=lambda keys: (keys[:, 0],) * 2 if settings.key == "bare" else (keys.mean(1),) * 2,
-    )
-    return edits[0] if isinstance(request, EditRequest) else edits
+        raise ValueError(f"r_rome: expected key 'bare' or 'mean', got {settings.key!r}")
+    job = EditJob("r_rome", model, requests, [layer], settings, contexts)
+    return rank_one_edits(job, stats, lambda keys: (keys[:, 0] if settings.key == "bare" else keys.mean(1),) * 2)

@@ -1,143 +1,85 @@
 """ROME: a rank-one change of one layer's `W_out` (Meng et al. 2022a)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from typing import overload
 
 from jaxtyping import Float
 from torch import Tensor
 
+from loc_edit.editing.editor import EditJob, one_or_many
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.rows import make_rows, run_prefix
-from loc_edit.editing.settings import RomeSettings
+from loc_edit.editing.settings import RomeSettings, ValueSettings
 from loc_edit.editing.update import Edit, WeightUpdate
 from loc_edit.editing.value import optimize_values
 from loc_edit.keys.moments import KeyStats
-from loc_edit.models.checks import check_editable, check_layers
-from loc_edit.models.identity import fingerprint
 from loc_edit.models.model import Model, W_out, b_out
 
+Keys = Float[Tensor, "request d_mlp"]
 
-@overload
-def rome(
+
+@one_or_many
+def rome(  # noqa: D417 (the decorator names `request`)
     model: Model,
-    request: EditRequest,
-    layer: int,
-    *,
-    stats: KeyStats,
-    contexts: Sequence[str],
-    settings: RomeSettings | None = ...,
-) -> Edit: ...
-@overload
-def rome(
-    model: Model,
-    request: Sequence[EditRequest],
-    layer: int,
-    *,
-    stats: KeyStats,
-    contexts: Sequence[str],
-    settings: RomeSettings | None = ...,
-) -> list[Edit]: ...
-def rome(
-    model: Model,
-    request: EditRequest | Sequence[EditRequest],
+    requests: list[EditRequest],
     layer: int,
     *,
     stats: KeyStats,
     contexts: Sequence[str],
     settings: RomeSettings | None = None,
-) -> Edit | list[Edit]:
-    """One rank-one edit a request; many requests are batched and stay independent.
+) -> list[Edit]:
+    """A rank-one edit of each request; many requests are computed together and stay independent.
 
     Args:
         model: pre-norm.
-        request: from `pose`; or several.
+        request: from `pose`; one, or several.
         layer: where `W_out` changes.
         stats: second moments of the keys at that layer.
         contexts: texts with one `{}` at their end, the bare `"{}"` first.
         settings: see `RomeSettings`.
 
     Returns:
-        An edit whose one update has rank 1 and after which k* reads out v*.
+        An edit whose only update has rank 1 and after which k* reads out v*; for several requests, a list of edits.
 
     Raises:
         BadModel, ValueError: the model or the layer cannot be edited.
         BadKeyStats: no solvable statistics for the layer.
         EditFailed: a number is not finite; names the fact.
     """
-    requests = [request] if isinstance(request, EditRequest) else list(request)
-    edits = rank_one_edits(
-        model,
-        requests,
-        layer,
-        stats=stats,
-        contexts=contexts,
-        settings=settings or RomeSettings(),
-        method="rome",
-        keys_of=lambda keys: (keys.mean(1), keys[:, 0]),
-    )
-    return edits[0] if isinstance(request, EditRequest) else edits
-
-
-Keys = Float[Tensor, "request d_mlp"]
+    job = EditJob("rome", model, requests, [layer], settings or RomeSettings(), contexts)
+    return rank_one_edits(job, stats, lambda keys: (keys.mean(1), keys[:, 0]))
 
 
 def rank_one_edits(
-    model: Model,
-    requests: Sequence[EditRequest],
-    layer: int,
-    *,
+    job: EditJob[ValueSettings],
     stats: KeyStats,
-    contexts: Sequence[str],
-    settings: RomeSettings,
-    method: str,
-    keys_of: Callable[[Float[Tensor, "request context d_mlp"]], tuple[Keys, Keys]],
+    choose_keys: Callable[[Float[Tensor, "request context d_mlp"]], tuple[Keys, Keys]],
 ) -> list[Edit]:
-    """A rank-one edit a request, after which its key reads out v*.
+    """A rank-one edit of each request, after which its key reads out v*.
 
     Args:
-        model: pre-norm.
-        requests: any number.
-        layer: where `W_out` changes.
+        job: of one layer.
         stats: second moments of the keys at that layer.
-        contexts: texts with one `{}` at their end, the bare `"{}"` first.
-        settings: of the value.
-        method: seeds the noise of noised requests; recorded.
-        keys_of: the keys in every context -> the key that gives the direction, and the one that reads out v*.
+        choose_keys: the keys in every context -> the key that gives the direction, and the one that reads out v*.
     """
-    if not requests:
-        return []
-    keys, start, delta = keys_and_value(model, requests, layer, contexts, settings, method)
-    direction_key, key = keys_of(keys)
-    direction = stats.solve(layer, direction_key)
-    about = {"method": method, "settings": asdict(settings), "model": fingerprint(model)}
-    edits = []
-    for i, one in enumerate(requests):
-        left, right = rank_one_factors(
-            W_out(model, layer).float(), b_out(model, layer).float(), key[i], start[i] + delta[i], direction[i]
-        )
-        update = WeightUpdate(layer, left[:, None], right[None])
-        edits.append(Edit((update,), {**about, **describe(one), "layer": layer}))
-    return edits
+    (layer,) = job.layers
+    keys_in_contexts, values = keys_and_values(job)
+    direction_keys, keys = choose_keys(keys_in_contexts)
+    directions = stats.solve(layer, direction_keys)
+    W, bias = W_out(job.model, layer).float(), b_out(job.model, layer).float()
+    factors = [rank_one_factors(W, bias, *vectors) for vectors in zip(keys, values, directions, strict=True)]
+    return job.edits([WeightUpdate(layer, left[:, None], right[None])] for left, right in factors)
 
 
-def keys_and_value(
-    model: Model,
-    requests: Sequence[EditRequest],
-    layer: int,
-    contexts: Sequence[str],
-    settings: RomeSettings,
-    method: str,
-) -> tuple[Float[Tensor, "request context d_mlp"], Float[Tensor, "request d_model"], Float[Tensor, "request d_model"]]:
-    """The keys at the subject in every context, the bare prompt's MLP output there, and what v* adds to it."""
-    check_editable(model)
-    check_layers(model, [layer])
-    rows = make_rows(model, requests, contexts, method)
+def keys_and_values(
+    job: EditJob[ValueSettings],
+) -> tuple[Float[Tensor, "request context d_mlp"], Float[Tensor, "request d_model"]]:
+    """The keys at the subject in every context, and v*: the MLP output that the bare prompt is to have there."""
+    (layer,) = job.layers
     key_name, value_name = f"blocks.{layer}.mlp.hook_post", f"blocks.{layer}.hook_mlp_out"
-    prefix = run_prefix(model, rows, layer + 1, [key_name, value_name])
-    start = prefix.found[value_name][:, 0]
-    delta = optimize_values(model, prefix, start, settings, method=method, last_updates_when_lowering=True)
-    return prefix.found[key_name], start, delta
+    rows = make_rows(job.model, job.requests, job.contexts, job.method)
+    prefix = run_prefix(job.model, rows, layer + 1, [key_name, value_name])
+    start = prefix.activations[value_name][:, 0]
+    return prefix.activations[key_name], start + optimize_values(job, prefix, start, last_updates_when_lowering=True)
 
 
 def rank_one_factors(
@@ -154,16 +96,3 @@ def rank_one_factors(
     right = (value - (key @ W + bias)) / (key @ direction)
     scale = direction.norm()
     return direction / scale, right * scale
-
-
-def describe(request: EditRequest) -> dict[str, object]:
-    """The request in plain values, to be kept with the edit."""
-    return {
-        "fact_id": request.fact_id,
-        "prompt": request.prompt.text,
-        "subject": request.prompt.subject_text,
-        "target": request.target,
-        "objective": request.objective,
-        "noise_scale": request.noise_scale,
-        "seed": request.seed,
-    }

@@ -1,4 +1,4 @@
-"""The rows that an editor computes a request on: its prompt in every context, the essence row, and their noise."""
+"""The prompts that an editor computes for a request: in every context, and for its subject's essence; with noise."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,14 +19,14 @@ ESSENCE = "{} is a"
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The rows of many requests that the value is optimised on, and their fixed noise.
+class PromptRows:
+    """The rows of many requests that values are optimized on: one prompt in each row, and its fixed noise.
 
     Attributes:
         requests: the requests.
         contexts: number of contexts; the first is the bare prompt.
-        prompts: request by request, that of every context and at last the essence row.
-        noise: one fixed draw per prompt, `None` for clean requests.
+        prompts: for each request in turn, its prompt in every context, then the essence row.
+        noise: one fixed draw for each prompt, `None` for clean requests.
     """
 
     requests: tuple[EditRequest, ...]
@@ -36,53 +36,56 @@ class Rows:
 
     @property
     def targets(self) -> list[Int[Tensor, " _"]]:
-        """What follows each prompt: the request's target, and nothing in the essence row."""
-        each = (r.target_tokens for r in self.requests)
-        return [ids for one in each for ids in (*[one] * self.contexts, one[:0])]
+        """The token ids after each prompt: the request's target, and none in the essence row."""
+        tokens = [request.target_tokens for request in self.requests]
+        return [ids for target in tokens for ids in (*[target] * self.contexts, target[:0])]
 
     @property
     def owner(self) -> Int[Tensor, " row"]:
         """The request that each row belongs to."""
         return torch.arange(len(self.requests)).repeat_interleave(self.contexts + 1)
 
-    def select(self, some: Sequence[int]) -> "Rows":
-        """The rows of some requests."""
-        members = self.members(some)
-        requests = tuple(self.requests[i] for i in some)
-        return Rows(
-            requests, self.contexts, tuple(self.prompts[i] for i in members), tuple(self.noise[i] for i in members)
-        )
+    def select(self, chosen: Sequence[int]) -> "PromptRows":
+        """The rows of the chosen requests."""
+        rows, requests = self.rows_of(chosen), tuple(self.requests[i] for i in chosen)
+        prompts, noise = tuple(self.prompts[row] for row in rows), tuple(self.noise[row] for row in rows)
+        return PromptRows(requests, self.contexts, prompts, noise)
 
-    def members(self, some: Sequence[int]) -> list[int]:
-        """Which rows belong to some requests."""
-        each = self.contexts + 1
-        return [i * each + row for i in some for row in range(each)]
+    def rows_of(self, chosen: Sequence[int]) -> list[int]:
+        """The numbers of the rows of the chosen requests."""
+        rows_per_request = self.contexts + 1
+        return [i * rows_per_request + row for i in chosen for row in range(rows_per_request)]
 
 
-def make_rows(model: Model, requests: Sequence[EditRequest], contexts: Sequence[str], method: str) -> Rows:
-    """Every request in every context.
+def make_rows(model: Model, requests: Sequence[EditRequest], contexts: Sequence[str], method: str) -> PromptRows:
+    """Every request in every context, and its essence row.
+
+    Args:
+        model: tokenizes the prompts.
+        requests: any number.
+        contexts: texts with one `{}` at their end, the bare `"{}"` first.
+        method: seeds the noise of noised requests.
 
     Raises:
         BadPrompt: the first context is not the bare `{}`, or a row is too long.
     """
     if not contexts or contexts[0] != "{}":
-        raise BadPrompt(f"contexts {list(contexts[:2])!r}: the first must be the bare '{{}}'")
+        raise BadPrompt(f"contexts: expected the bare '{{}}' first, got {list(contexts[:2])!r}")
     prompts: list[Prompt] = []
     noise: list[Tensor | None] = []
     for request in requests:
-        mine = [encode_context(model, context, request.prompt) for context in contexts]
-        last = encode_template(model, ESSENCE, request.prompt.subject_text, fact_id=request.fact_id)
-        last = replace(last, tokens=last.tokens[: last.subject.stop])  # what follows the subject cannot matter
+        essence = encode_template(model, ESSENCE, request.prompt.subject_text, fact_id=request.fact_id)
+        essence = replace(essence, tokens=essence.tokens[: essence.subject.stop])  # the rest is not read
+        rows = [*(encode_context(model, context, request.prompt) for context in contexts), essence]
         draws = generator("fixed", request.seed, request.fact_id, method)
-        bare = [] if request.noise is None else [request.noise[0]]
-        mine.append(last)
-        noise += bare + [draw_noise(request, prompt, draws) for prompt in mine[len(bare) :]]
-        prompts += mine
-    return Rows(tuple(requests), len(contexts), tuple(prompts), tuple(noise))
+        first = [] if request.noise is None else [request.noise[0]]
+        noise += first + [draw_noise(request, prompt, draws) for prompt in rows[len(first) :]]
+        prompts += rows
+    return PromptRows(tuple(requests), len(contexts), tuple(prompts), tuple(noise))
 
 
 def draw_noise(request: EditRequest, prompt: Prompt, draws: torch.Generator) -> Float[Tensor, "subject d_model"] | None:
-    """One draw of the request's noise for a row, at the length of that row's own subject."""
+    """One draw of the request's noise for a row, as long as that row's own subject."""
     if request.noise is None or request.noise_scale is None:
         return None
     size = (prompt.subject.stop - prompt.subject.start, request.noise.shape[-1])
@@ -94,61 +97,59 @@ class Prefix:
     """All rows below a layer: what no edit from that layer on can change.
 
     Attributes:
-        rows: what is computed.
+        rows: the rows.
         batch: the rows with their targets.
         layer: the layer.
         residual: the residual stream before it; 0 at padding.
-        found: by hook point, the activation at each row's last subject token, in float32; essence rows left out.
+        activations: by hook point, the activation at each row's last subject token, in float32; without essence rows.
     """
 
-    rows: Rows
+    rows: PromptRows
     batch: Batch
     layer: int
     residual: Float[Tensor, "row pos d_model"]
-    found: dict[str, Float[Tensor, "request context width"]]
+    activations: dict[str, Float[Tensor, "request context width"]]
 
-    def select(self, some: Sequence[int]) -> "Prefix":
-        """That of some requests."""
-        rows = torch.tensor(self.rows.members(some), device=self.residual.device)
+    def select(self, chosen: Sequence[int]) -> "Prefix":
+        """The rows of the chosen requests, without activations."""
+        rows = torch.tensor(self.rows.rows_of(chosen), device=self.residual.device)
         batch = self.batch.select(rows)
-        return Prefix(self.rows.select(some), batch, self.layer, self.residual[rows, : batch.tokens.shape[1]], {})
+        return Prefix(self.rows.select(chosen), batch, self.layer, self.residual[rows, : batch.tokens.shape[1]], {})
 
 
 @torch.no_grad()
 def run_prefix(
-    model: Model, rows: Rows, layer: int, names: Sequence[str] = (), below: Prefix | None = None
+    model: Model, rows: PromptRows, layer: int, names: Sequence[str] = (), below: Prefix | None = None
 ) -> Prefix:
-    """The rows below `layer`, and the activations of hook points `names` on the way; from `below` on, if given.
+    """The rows below `layer`, with the activations at hook points `names` on the way; starts at `below` if given.
 
-    Rows of like length go together, as many at a time as stay in the cache.
+    Rows of similar length are computed together, as many at a time as stay in the cache.
     """
     batch = below.batch if below else make_batch(model, rows.prompts, rows.targets, rows.noise)
-    lengths = batch.lengths
-    order = lengths.argsort()
-    residual = torch.zeros(*batch.tokens.shape, model.cfg.d_model, device=lengths.device, dtype=model.cfg.dtype)
-    found: dict[str, Tensor] = {}
+    order = batch.lengths.argsort()
+    residual = torch.zeros(*batch.tokens.shape, model.cfg.d_model, device=order.device, dtype=model.cfg.dtype)
+    activations: dict[str, Tensor] = {}
 
-    def work(some: slice) -> None:
-        which = order[some]
-        part = batch.select(which)
-        n_pos, at = part.tokens.shape[1], torch.arange(len(which), device=which.device)
+    def work(part: slice) -> None:
+        chosen = order[part]
+        batch_part = batch.select(chosen)
+        n_pos, numbers = batch_part.tokens.shape[1], torch.arange(len(chosen), device=chosen.device)
 
         def keep(name: str) -> Hook:
             def hook_fn(value: Tensor, hook: object) -> None:
-                mine = value[at, part.last_subject].float()
-                found.setdefault(name, mine.new_empty(len(batch), mine.shape[1]))[which] = mine
+                at_subject = value[numbers, batch_part.last_subject].float()
+                activations.setdefault(name, at_subject.new_empty(len(batch), at_subject.shape[1]))[chosen] = at_subject
 
             return (name, hook_fn)
 
         hooks = [keep(name) for name in names]
         if below is None:
-            residual[which, :n_pos] = run(model, part, stop_at_layer=layer, hooks=hooks)
+            residual[chosen, :n_pos] = run(model, batch_part, stop_at_layer=layer, hooks=hooks)
         else:
             with model.hooks(fwd_hooks=hooks):
-                residual[which, :n_pos] = run_layers(
-                    model, below.residual[which, :n_pos], start=below.layer, stop=layer
-                )
+                stream = below.residual[chosen, :n_pos]
+                residual[chosen, :n_pos] = run_layers(model, stream, start=below.layer, stop=layer)
 
     Budget(model).spend(len(batch), batch.tokens.shape[1], work)
-    each = {name: value.unflatten(0, (-1, rows.contexts + 1))[:, :-1] for name, value in found.items()}
-    return Prefix(rows, batch, layer, residual, each)
+    by_request = {name: value.unflatten(0, (-1, rows.contexts + 1))[:, :-1] for name, value in activations.items()}
+    return Prefix(rows, batch, layer, residual, by_request)

@@ -1,9 +1,10 @@
-"""What an edit is: changes of `W_out` (and `b_out`), low-rank where the method has factors; applied and undone."""
+"""An edit: changes of `W_out` (and `b_out`), in factors if they are low-rank; written, undone, saved, or hooked in."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from einops import einsum
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from loc_edit.files import write_atomic
 from loc_edit.models.checkpoints import hf_state_dict
 from loc_edit.models.checks import check_layers
 from loc_edit.models.identity import fingerprint
@@ -23,12 +25,12 @@ FORMAT = "loc_edit.edit/1"
 
 
 class EditMismatch(ValueError):
-    """An edit that does not belong to the model it is given."""
+    """An edit that was made for another model."""
 
 
 @dataclass(frozen=True, eq=False)
 class WeightUpdate:
-    """The change of one layer's `W_out`, as factors `left @ right` or whole, and of its bias if trained.
+    """The change of one layer's `W_out`, whole or as factors `left @ right`, and of its bias if that was trained.
 
     Attributes:
         layer: 0-based.
@@ -60,9 +62,8 @@ class WeightUpdate:
         return self.left, self.right
 
     def tensors(self) -> dict[str, Tensor]:
-        """What there is, by name."""
-        parts = {"left": self.left, "right": self.right, "full": self.full, "bias": self.bias}
-        return {name: value for name, value in parts.items() if value is not None}
+        """The tensors that the update has, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +71,8 @@ class Edit:
     """A change of a model's weights: the result of an editing method.
 
     Attributes:
-        updates: one or several a layer; several add up.
-        about: method, layers, request, settings, the model's fingerprint: plain values, saved with the edit.
+        updates: one or several for each layer; several add up.
+        about: method, layers, request, settings and the model's fingerprint, as plain values that are saved with it.
     """
 
     updates: tuple[WeightUpdate, ...]
@@ -92,7 +93,7 @@ class Edit:
         return torch.stack([update.delta for update in self.updates if update.layer == layer]).sum(0)
 
     def __add__(self, other: "Edit") -> "Edit":
-        """Both edits, this one first; made for one model if both were."""
+        """Both edits, this one first; made for the same model if both parts were."""
         about: dict[str, Any] = {"parts": [dict(self.about), dict(other.about)]}
         if self.about.get("model") == other.about.get("model") is not None:
             about["model"] = self.about["model"]
@@ -106,7 +107,7 @@ class Edit:
             EditMismatch: the edit was made for weights of another shape.
         """
         self.check_shapes(model)
-        saved = [(p, p.detach().clone()) for p in self._parameters(model)]
+        saved = [(parameter, parameter.detach().clone()) for parameter in self.parameters(model).values()]
         try:
             self.write(model)
             yield model
@@ -125,10 +126,15 @@ class Edit:
             if update.bias is not None:
                 bias.copy_(bias + update.bias.to(bias.device))
 
-    def _parameters(self, model: Model) -> list[Tensor]:
-        weights = [W_out(model, layer) for layer in self.layers]
-        biased = sorted({update.layer for update in self.updates if update.bias is not None})
-        return weights + [b_out(model, layer) for layer in biased]
+    def parameters(self, model: Model) -> dict[tuple[str, int], Tensor]:
+        """The model's parameters that the edit changes, by `("W_out", layer)` and `("b_out", layer)`."""
+        weights = {("W_out", layer): W_out(model, layer) for layer in self.layers}
+        return weights | {("b_out", layer): b_out(model, layer) for layer in self._biased_layers}
+
+    @property
+    def _biased_layers(self) -> list[int]:
+        """The layers whose bias the edit changes, ascending."""
+        return sorted({update.layer for update in self.updates if update.bias is not None})
 
     def check_shapes(self, model: Model) -> None:
         """Refuse a model whose layers or widths are not the edit's."""
@@ -136,9 +142,9 @@ class Edit:
             return
         check_layers(model, list(self.layers))
         for update in self.updates:
-            got, want = tuple(update.delta.shape), tuple(W_out(model, update.layer).shape)
-            if got != want:
-                raise EditMismatch(f"edit of layer {update.layer}: shape {got}, and the model's W_out is {want}")
+            shape, expected = tuple(update.delta.shape), tuple(W_out(model, update.layer).shape)
+            if shape != expected:
+                raise EditMismatch(f"edit of layer {update.layer}: expected shape {expected} of W_out, got {shape}")
 
     def to_state_dict(self, model: Model) -> dict[str, Tensor]:
         """The edited tensors under the names and in the orientation of the model's Hugging Face checkpoint.
@@ -149,22 +155,26 @@ class Edit:
             BadModel: the model comes from no checkpoint with known names.
             EditMismatch: the edit was made for weights of another shape.
         """
-        biases = sorted({update.layer for update in self.updates if update.bias is not None})
         with self.applied(model):
-            return hf_state_dict(model, self.layers, biases)
+            return hf_state_dict(model, self.layers, self._biased_layers)
 
     def save(self, path: str | Path) -> None:
-        """Write the factors and all that is known about the edit to a safetensors file."""
+        """Write the tensors and `about` to a safetensors file, which is whole or not there at all.
+
+        Raises:
+            StoreError: the disk refused.
+        """
         tensors = {
             f"{i}.{update.layer}.{name}": value.detach().cpu().contiguous()
             for i, update in enumerate(self.updates)
             for name, value in update.tensors().items()
         }
-        save_file(tensors, path, metadata={"format": FORMAT, "about": json.dumps(dict(self.about))})
+        metadata = {"format": FORMAT, "about": json.dumps(dict(self.about))}
+        write_atomic(Path(path), save(tensors, metadata=metadata))
 
     @classmethod
     def load(cls, path: str | Path, model: Model | None = None) -> "Edit":
-        """Read an edit; with `model`, refuse it where it was made for another one.
+        """Read an edit; with `model`, refuse it if it was made for another one.
 
         Raises:
             ValueError: the file is no saved edit.
@@ -175,40 +185,40 @@ class Edit:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: no readable safetensors file ({error})") from error
+            raise ValueError(f"{path}: expected a saved edit, got no readable safetensors file ({error})") from error
         if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path}: format {metadata.get('format')!r}, and {FORMAT!r} is wanted")
+            raise ValueError(f"{path}: expected format {FORMAT!r}, got {metadata.get('format')!r}")
         parts: dict[tuple[int, int], dict[str, Tensor]] = {}
         for name, value in tensors.items():
             i, layer, part = name.split(".")
             parts.setdefault((int(i), int(layer)), {})[part] = value
         updates = tuple(WeightUpdate(layer, **parts[i, layer]) for i, layer in sorted(parts))
         edit = cls(updates, json.loads(metadata["about"]))
-        if model is not None:
-            edit = edit.to(model)
-        return edit
+        return edit if model is None else edit.to(model)
 
     def to(self, model: Model) -> "Edit":
-        """The edit on the model's device; refused where it was made for another model."""
-        made_for, is_for = self.about.get("model"), fingerprint(model)
-        if made_for is not None and made_for != is_for:
-            raise EditMismatch(f"the edit was made for model {made_for}, and this one is {is_for}")
+        """The edit on the model's device.
+
+        Raises:
+            EditMismatch: the edit was made for another model.
+        """
+        made_for, given = self.about.get("model"), fingerprint(model)
+        if made_for not in (None, given):
+            raise EditMismatch(f"the edit was made for model {made_for}, got model {given}")
         self.check_shapes(model)
         device = model.cfg.device
-        moved = (
-            WeightUpdate(u.layer, **{name: value.to(device) for name, value in u.tensors().items()})
-            for u in self.updates
-        )
-        return Edit(tuple(moved), self.about)
+        moved = [
+            WeightUpdate(update.layer, **{name: value.to(device) for name, value in update.tensors().items()})
+            for update in self.updates
+        ]
+        return replace(self, updates=tuple(moved))
 
     def __repr__(self) -> str:
-        about = {k: self.about[k] for k in ("method", "target", "objective", "fact_id") if k in self.about}
-        words = ", ".join(f"{k}={v!r}" for k, v in about.items())
-        return f"Edit({words}{', ' if words else ''}layers={list(self.layers)}, norm={self.norm:.4g})"
+        names = [name for name in ("method", "target", "objective", "fact_id") if name in self.about]
+        words = [*(f"{name}={self.about[name]!r}" for name in names), f"layers={list(self.layers)}"]
+        return f"Edit({', '.join(words)}, norm={self.norm:.4g})"
 
     def _repr_html_(self) -> str:
-        from html import escape
-
         rows = {**self.about, "layers": list(self.layers), "norm": f"{self.norm:.4g}"}
         cells = "".join(f"<tr><th>{escape(str(k))}</th><td>{escape(str(v))}</td></tr>" for k, v in rows.items())
         return f"<table>{cells}</table>"
@@ -220,20 +230,16 @@ def edit_hooks(edits: Sequence[Edit | None], owner: Int[Tensor, " row"]) -> list
     What an edit changes is `key @ delta + bias` at `hook_mlp_out`, so many edits share one batch and no weight
     is written.
     """
-    layers = sorted({update.layer for edit in edits if edit for update in edit.updates})
-    return [hook for layer in layers for hook in _layer_hooks(edits, owner, layer)]
+    layers = sorted({layer for edit in edits if edit for layer in edit.layers})
+    return [hook for layer in layers for hook in mlp_hooks(layer, changes_at(edits, owner, layer))]
 
 
-def _layer_hooks(edits: Sequence[Edit | None], owner: Int[Tensor, " row"], layer: int) -> list[Hook]:
-    add, held = changes_at(edits, owner, layer), []
-
-    def hold(key: Tensor, hook: Any) -> Tensor:
-        held.append(key)
-        return key
-
+def mlp_hooks(layer: int, replace_output: Callable[[Tensor, Tensor], Tensor]) -> list[Hook]:
+    """Hooks that put `replace_output(key, output)` in the place of a layer's MLP output."""
+    keys: list[Tensor] = []
     return [
-        (f"blocks.{layer}.mlp.hook_post", hold),
-        (f"blocks.{layer}.hook_mlp_out", lambda value, hook: add(held.pop(), value)),
+        (f"blocks.{layer}.mlp.hook_post", lambda key, hook: keys.append(key)),
+        (f"blocks.{layer}.hook_mlp_out", lambda output, hook: replace_output(keys.pop(), output)),
     ]
 
 
@@ -242,18 +248,17 @@ def changes_at(
 ) -> Callable[[Float[Tensor, "row pos d_mlp"], Float[Tensor, "row pos d_model"]], Float[Tensor, "row pos d_model"]]:
     """The function (keys, values) -> values, an MLP's output or the stream after it, changed by each row's own edit.
 
-    Rows of one owner that stand together are one product.
+    Neighboring rows of one owner are multiplied together.
     """
-    updates = [[update for update in edit.updates if update.layer == layer] if edit else [] for edit in edits]
-    stands = torch.unique_consecutive(owner, return_counts=True)
-    mine, end = [], 0
-    for i, n in zip(*(found.tolist() for found in stands), strict=True):
-        end += n
-        mine += [(slice(end - n, end), update) for update in updates[i]]
+    owners, counts = (numbers.tolist() for numbers in torch.unique_consecutive(owner, return_counts=True))
+    changes, end = [], 0
+    for i, n_rows in zip(owners, counts, strict=True):
+        start, end, edit = end, end + n_rows, edits[i]
+        changes += [(slice(start, end), update) for update in edit.updates if update.layer == layer] if edit else []
 
     def add(key: Tensor, value: Tensor) -> Tensor:
         value = value.clone()
-        for rows, update in mine:
+        for rows, update in changes:
             value[rows] += change(key[rows], update).to(value)
         return value
 

@@ -1,32 +1,34 @@
 """v*: the change of the residual stream at the subject that brings the target about (Meng et al. 2022a, eq. 4).
 
 ROME adds it to the MLP output of its layer, MEMIT to the residual stream after its last layer.  On pre-norm
-blocks these are the same place, so one optimiser serves both.
+blocks these are the same place, so one optimizer serves both.
 
-What is computed at each step is what the change reaches: the layers above, from the subject's last token on (`Tails`),
-the context rows and the essence rows of many requests in one batch, and logits where a target or the essence is read.
-Of the last layer, these positions are computed, and keys and values of the others (`run_answers`).
+Each step computes only what the change reaches: the layers above, from the subject's last token on (`Tails`), the
+context rows and the essence rows of many requests in one batch, and logits where a target or the essence is read.
+In the last layer, only these positions get an output; the others give their keys and values (`run_answers`).
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loc_edit.editing.editor import EditJob
+from loc_edit.editing.grouping import group_by_length
 from loc_edit.editing.rows import Prefix, draw_noise
 from loc_edit.editing.settings import ValueSettings
 from loc_edit.editing.tails import Tails, make_tails, resume_tails
 from loc_edit.models.memory import Budget
-from loc_edit.models.model import Model, logits_at
+from loc_edit.models.model import logits_at
 from loc_edit.models.passes import answers_alone, run_layers
 from loc_edit.prompts.batches import NO_TARGET, embed_noise, run
 from loc_edit.prompts.randomness import generator
 
 CALL = 128
-"""What calling a layer once costs, forward and backward, in positions computed in it: so many of padding are worth one
+"""What calling a layer once costs, forward and backward, in positions computed in it: so much padding is worth one
 call less.  (Measured on the CPU with the built-in model; more on a GPU.)"""
 
 
@@ -35,90 +37,49 @@ class EditFailed(RuntimeError):
 
 
 def optimize_values(
-    model: Model,
+    job: EditJob[ValueSettings],
     prefix: Prefix,
     reference: Float[Tensor, "request d_model"],
-    settings: ValueSettings,
     *,
-    method: str,
     last_updates_when_lowering: bool,
 ) -> Float[Tensor, "request d_model"]:
     """The delta of each request: what to add to the residual stream before `prefix.layer` at the subject's last token.
 
-    Requests with tails of like length (from the subject's last token to the target) share a batch.  Nothing mixes
+    Requests with tails of similar length (from the subject's last token to the target) share a batch.  Nothing mixes
     them, as the sum of their losses has separate gradients and Adam works entry by entry.
 
     Args:
-        model: parameters without gradients.
+        job: its settings give steps, lr, kl, decay and clamp; its method seeds the fresh noise of noised requests.
         prefix: from `run_prefix`, of the layer after the one that is changed.
         reference: v0 (ROME) or z0 (MEMIT): clamp and decay are relative to its norm.
-        settings: steps, lr, kl, decay, clamp.
-        method: seeds the fresh noise of noised requests.
         last_updates_when_lowering: whether the last forward pass also updates, for objective `lower`.
 
     Raises:
         EditFailed: a loss is not finite.
     """
-    rows, delta, budget = prefix.rows, torch.zeros_like(reference), Budget(model, backward=True)
+    rows, delta, budget = prefix.rows, torch.zeros_like(reference), Budget(job.model, backward=True)
     lengths = (prefix.batch.lengths - prefix.batch.last_subject).view(len(rows.requests), -1).amax(1).tolist()
-    for group in share(lengths, rows.contexts + 1, CALL):
+    for group in group_by_length(lengths, rows.contexts + 1, CALL):
 
-        def work(some: slice, group: list[int] = group) -> None:
-            few = group[some]
-            delta[few] = _optimize(
-                model, prefix.select(few), reference[few], settings, method, last_updates_when_lowering
-            )
+        def work(part: slice, group: list[int] = group) -> None:
+            chosen = group[part]
+            objective = _Objective(job, prefix.select(chosen), reference[chosen])
+            delta[chosen] = _optimize(objective, last_updates_when_lowering)
 
         budget.spend(len(group), (rows.contexts + 1) * lengths[group[-1]], work)
-    if not torch.isfinite(delta).all():
-        bad = [r.fact_id for r, d in zip(rows.requests, delta, strict=True) if not torch.isfinite(d).all()]
-        raise EditFailed(f"fact {', '.join(map(str, bad))}: the value below layer {prefix.layer} is not finite")
+    finite = torch.isfinite(delta).all(-1).tolist()
+    if not all(finite):
+        facts = ", ".join(str(request.fact_id) for request, good in zip(rows.requests, finite, strict=True) if not good)
+        raise EditFailed(f"fact {facts}: the value below layer {prefix.layer} is not finite")
     return delta
 
 
-def share(lengths: Sequence[int], rows: int, call: int) -> list[list[int]]:
-    """Requests in groups that are padded to one length, such that padding and calls together cost least.
-
-    Args:
-        lengths: of each request's rows, as far as they are computed.
-        rows: of each request.
-        call: what calling a layer once costs, in positions computed in it.
-
-    Returns:
-        Groups of indices; lengths ascend.
-    """
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-
-    @cache
-    def best(n: int) -> tuple[float, int]:
-        """Cost of the `n` shortest, and where their last group begins."""
-        costs = ((best(i)[0] + call + rows * (n - i) * lengths[order[n - 1]], i) for i in range(n))
-        return min(costs, default=(0.0, 0))
-
-    groups, n = [], len(order)
-    for end in range(n):  # from the bottom: no deep recursion
-        best(end)
-    while n:
-        start = best(n)[1]
-        groups.append(order[start:n])
-        n = start
-    return groups[::-1]
-
-
-def _optimize(
-    model: Model,
-    prefix: Prefix,
-    reference: Float[Tensor, "request d_model"],
-    settings: ValueSettings,
-    method: str,
-    last_updates_when_lowering: bool,
-) -> Float[Tensor, "request d_model"]:
+def _optimize(objective: "_Objective", last_updates_when_lowering: bool) -> Float[Tensor, "request d_model"]:
     """Adam with a projection after each step, all requests at once; a request that has stopped stays as it is."""
-    objective = _Objective(model, prefix, settings, reference, method)
+    settings, reference, lower = objective.settings, objective.reference, objective.lower[:, None]
     delta = torch.zeros_like(reference).requires_grad_()
     adam = torch.optim.Adam([delta], lr=settings.lr)
     limit = settings.clamp * reference.norm(dim=-1, keepdim=True)
-    lower = torch.tensor([r.objective == "lower" for r in prefix.rows.requests], device=reference.device)[:, None]
     stopped = torch.zeros_like(lower)
     for step in range(settings.steps):
         last = step == settings.steps - 1
@@ -129,7 +90,7 @@ def _optimize(
         stopped |= loss.detach()[:, None] < settings.early_stop
         if stopped.all():
             break
-        (delta.grad,) = torch.autograd.grad(loss.sum(), delta)  # and no weight's, whatever the model says
+        (delta.grad,) = torch.autograd.grad(loss.sum(), delta)  # no weight gets a gradient, even if it asks for one
         adam.step()
         with torch.no_grad():
             norm = delta.norm(dim=-1, keepdim=True)
@@ -140,44 +101,41 @@ def _optimize(
 
 
 class _Objective:
-    """delta -> loss of each request; what does not depend on delta is computed once."""
+    """delta -> the loss of each request; what does not depend on delta is computed once."""
 
     def __init__(
-        self,
-        model: Model,
-        prefix: Prefix,
-        settings: ValueSettings,
-        reference: Float[Tensor, "request d_model"],
-        method: str,
+        self, job: EditJob[ValueSettings], prefix: Prefix, reference: Float[Tensor, "request d_model"]
     ) -> None:
-        self.model, self.prefix, self.settings = model, prefix, settings
+        self.model, self.settings, self.prefix, self.reference = job.model, job.settings, prefix, reference
         rows, batch, device = prefix.rows, prefix.batch, reference.device
         self.owner = rows.owner.to(device)
-        self.lower = torch.tensor([r.objective == "lower" for r in rows.requests], device=device)
-        self.decay = settings.decay / reference.norm(dim=-1) ** 2
-        # What is unembedded: the positions that predict a target's tokens, and then the essence rows' last ones.
-        real = batch.targets != NO_TARGET
+        self.lower = torch.tensor([request.objective == "lower" for request in rows.requests], device=device)
+        self.decay = job.settings.decay / reference.norm(dim=-1) ** 2
+        # Logits are read at the positions that predict a target's tokens, and after those at the essence rows' last.
+        is_target = batch.targets != NO_TARGET
         essence = torch.arange(rows.contexts, len(batch), rows.contexts + 1, device=device)
-        self.row, self.column = torch.cat([real.nonzero(), torch.stack([essence, torch.zeros_like(essence)], 1)]).T
-        self.alone, self.at, self.lengths = answers_alone(model), batch.answers_at, batch.lengths
-        self.answers = batch.targets[real]
-        share = 1 / (real.sum(1) * rows.contexts)
-        self.weight = share[self.row[: len(self.answers)]]
-        self.noisy = any(request.noise is not None for request in rows.requests)
-        self.draws = [generator("fresh", r.seed, r.fact_id, method, prefix.layer - 1) for r in rows.requests]
+        essence_at = torch.stack([essence, torch.zeros_like(essence)], 1)
+        self.row, self.column = torch.cat([is_target.nonzero(), essence_at]).T
+        self.alone, self.at, self.lengths = answers_alone(self.model), batch.answers_at, batch.lengths
+        self.targets = batch.targets[is_target]
+        self.target_row = self.row[: len(self.targets)]
+        self.weight = (1 / (is_target.sum(1) * rows.contexts))[self.target_row]
+        requests, layer = rows.requests, prefix.layer
+        self.draws = [generator("fresh", r.seed, r.fact_id, job.method, layer - 1) for r in requests]
+        noised = any(request.noise is not None for request in requests)
         with torch.no_grad():
             fixed = (
                 self._tails_under(rows.noise)
-                if self.noisy
-                else make_tails(model, prefix.residual, prefix.layer, batch.last_subject, batch.lengths)
+                if noised
+                else make_tails(self.model, prefix.residual, layer, batch.last_subject, batch.lengths)
             )
-            self.tails = None if self.noisy else fixed
+            self.tails = None if noised else fixed
             _, self.initial = self._log_probs(fixed, torch.zeros_like(reference))
 
     def __call__(self, delta: Float[Tensor, "request d_model"]) -> Float[Tensor, " request"]:
-        answers, now = self._log_probs(self._fresh_tails() if self.tails is None else self.tails, delta)
-        owner = self.owner[self.row[: len(answers)]]
-        nll = torch.zeros_like(self.decay).index_add(0, owner, -answers * self.weight)
+        targets, now = self._log_probs(self._fresh_tails() if self.tails is None else self.tails, delta)
+        owner = self.owner[self.target_row]
+        nll = torch.zeros_like(self.decay).index_add(0, owner, -targets * self.weight)
         # The gradient of KL is p (log p - log q) but for a term that the softmax takes away.  Without that term it is
         # exactly 0 where nothing has changed, as above the last layer, and Adam has no rounding to follow.
         slope = (now.exp() * (now - self.initial)).detach()
@@ -187,14 +145,13 @@ class _Objective:
 
     def _log_probs(
         self, tails: Tails, delta: Float[Tensor, "request d_model"]
-    ) -> tuple[Float[Tensor, " answer"], Float[Tensor, "request d_vocab"]]:
-        """Of each token of the targets, and of every next token after the subject in the essence rows."""
+    ) -> tuple[Float[Tensor, " target"], Float[Tensor, "request d_vocab"]]:
+        """For each token of the targets, and for every next token after the subject in the essence rows."""
         residual = tails.add(delta[self.owner])
         final = resume_tails(self.model, tails, residual, self.at, self.lengths, alone=self.alone)
-        logits = logits_at(self.model, final[self.row, self.column][None])[0]
-        log_p = logits.float().log_softmax(-1)
-        n = len(self.answers)
-        return log_p[:n].gather(-1, self.answers[:, None])[:, 0], log_p[n:]
+        log_p = logits_at(self.model, final[self.row, self.column][None])[0].float().log_softmax(-1)
+        n = len(self.targets)
+        return log_p[:n].gather(-1, self.targets[:, None])[:, 0], log_p[n:]
 
     @torch.no_grad()
     def _fresh_tails(self) -> Tails:
@@ -208,20 +165,19 @@ class _Objective:
         return self._tails_under(noise)
 
     def _tails_under(self, noise: Sequence[Tensor | None]) -> Tails:
-        """The rows under some noise each."""
-        rows, batch = self.prefix.rows, self.prefix.batch
+        """The rows, each under its own noise."""
+        rows, batch, layer = self.prefix.rows, self.prefix.batch, self.prefix.layer
         fresh = replace(batch, noise=embed_noise(self.model, rows.prompts, batch.tokens.shape[1], noise))
         embedded = run(self.model, fresh, stop_at_layer=0)
         noised = self._noised
         at = noised.start[:, None] + torch.arange(noised.residual.shape[1], device=embedded.device)
         tails = embedded[torch.arange(len(at), device=at.device)[:, None], at.clamp(max=embedded.shape[1] - 1)]
-        layer = self.prefix.layer
         stream = run_layers(self.model, tails, start=0, stop=layer, past=noised.past, mask=noised.mask)
         return make_tails(self.model, stream, layer, batch.last_subject, batch.lengths, noised)
 
     @cached_property
     def _noised(self) -> Tails:
-        """The rows from their subject's first token on: noise changes nothing before."""
+        """The rows from their subject's first token on: noise changes nothing before it."""
         batch = self.prefix.batch
         start = torch.tensor([prompt.subject.start for prompt in self.prefix.rows.prompts], device=batch.tokens.device)
         clean = run(self.model, replace(batch, noise=None), stop_at_layer=0)

@@ -174,7 +174,7 @@ def steps_taken(model: HookedTransformer, request: EditRequest, layers: list[int
     """How many forward passes fine-tuning takes for one request by itself."""
     training = _Training(model, [request], layers, settings)
     with model.hooks(fwd_hooks=training.hooks()):
-        return _train(training, [request], settings.steps)
+        return _train(training, settings.steps)
 
 
 def growth(model: HookedTransformer, shape: str, args: Namespace, clock: Clock) -> dict[str, Any]:

@@ -3,12 +3,11 @@
 import math
 from dataclasses import asdict
 
-import loc_edit
 import oracles
 import pytest
 import torch
+from edit_requests import ask, at_last_subject, relative
 from runs import edited
-from test_rome import ask, at_last_subject, relative
 
 import loc_edit
 from loc_edit import (
@@ -20,8 +19,9 @@ from loc_edit import (
     RomeSettings,
     RRomeSettings,
 )
-from loc_edit.editing.settings import ONE_LAYER, SETTINGS
-from loc_edit.names import METHODS, parse_method
+from loc_edit.editing.registry import EDITORS
+from loc_edit.editing.settings import SETTINGS
+from loc_edit.names import METHODS, method_label, parse_method
 
 STEPS = 5
 
@@ -86,7 +86,7 @@ def test_with_the_bare_prompt_alone_rome_and_r_rome_agree(deep, facts, stats_of,
     rome = loc_edit.rome(deep, request, 1, **full, settings=RomeSettings(**settings))
     other = loc_edit.r_rome(deep, request, 1, **full, settings=RRomeSettings(**settings))
     assert relative(other.delta(1), rome.delta(1)) > 1e-2
-    with pytest.raises(ValueError, match="r_rome: key 'first'"):
+    with pytest.raises(ValueError, match="r_rome: expected key 'bare' or 'mean', got 'first'"):
         loc_edit.r_rome(deep, request, 1, **full, settings=RRomeSettings(key="first"))
 
 
@@ -184,25 +184,25 @@ def test_decay_holds_the_weights_back(deep, facts):
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_edits_many_as_one_at_a_time(deep, facts, stats_of, contexts, name):
     requests = [ask(deep, fact) for fact in facts]
-    layers = [1] if name in ONE_LAYER else [1, 2]
-    more = given(deep, stats_of, contexts) if METHODS[name].texts else {}
+    layers = [1] if METHODS[name].one_layer else [1, 2]
+    more = given(deep, stats_of, contexts) if METHODS[name].contexts else {}
     settings = SETTINGS[name](steps=3, **({"null_space": 1.0} if name == "alphaedit" else {}))
-    edits = METHODS[name].edit(deep, requests, layers, settings=settings, **more)
+    edits = EDITORS[name](deep, requests, layers, settings=settings, **more)
     for request, edit in zip(requests, edits, strict=True):
-        (alone,) = METHODS[name].edit(deep, [request], layers, settings=settings, **more)
+        (alone,) = EDITORS[name](deep, [request], layers, settings=settings, **more)
         assert edit.layers == tuple(layers)
         assert edit.norm > 0
         for layer in layers:
             assert relative(edit.delta(layer), alone.delta(layer)) < 1e-3
-    assert METHODS[name].edit(deep, [], layers, settings=settings, **more) == []
+    assert EDITORS[name](deep, [], layers, settings=settings, **more) == []
 
 
 def test_methods_and_settings_have_the_same_names():
-    assert set(METHODS) == set(SETTINGS)
+    assert set(METHODS) == set(SETTINGS) == set(EDITORS)
     assert parse_method("alphaedit") == ("alphaedit", 5)
     assert parse_method("alphaedit-3") == ("alphaedit", 3)
     assert parse_method("finetune_free-5") == ("finetune_free", 5)
-    with pytest.raises(ValueError, match="emmet edits 1"):
+    with pytest.raises(ValueError, match=r"method 'emmet-3': expected a window of exactly 1 layer"):
         parse_method("emmet-3")
     assert asdict(FreeFinetuneSettings())["eps"] == math.inf
 

@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import loc_edit
-from loc_edit import BadModel, EditMismatch, models
-from loc_edit.cli import main
+from loc_edit import BadModel, EditMismatch
+from loc_edit.cli.main import main
 from loc_edit.editing import export as exporting
+from loc_edit.models.checkpoints import hf_state_dict
+from loc_edit.models.model import W_out, has_output_bias
 
 WEIGHTS = {
     "gpt2": "transformer.h.{}.mlp.c_proj.weight",
@@ -75,7 +77,7 @@ def test_logits_are_the_edited_models_and_nothing_else_is_touched(sources, ids, 
     source, out = sources(name, shard), tmp_path / "new" / "edited"
     assert (len(list(source.glob("*.safetensors"))) > 1) == (shard == "8KB")
     model = loc_edit.load_model(source, device="cpu")
-    bias = models.has_output_bias(model)
+    bias = has_output_bias(model)
     edit = make_edit(model, (0, 2), bias=bias)
     assert loc_edit.export(edit, source, out) == out
     with torch.inference_mode(), edit.applied(model):
@@ -98,15 +100,15 @@ def test_logits_are_the_edited_models_and_nothing_else_is_touched(sources, ids, 
     again = loc_edit.load_model(out, device="cpu")
     for layer in (0, 2):
         with edit.applied(model):
-            assert torch.equal(models.W_out(again, layer), models.W_out(model, layer))
+            assert torch.equal(W_out(again, layer), W_out(model, layer))
 
 
 def test_hugging_face_names_fit_a_hugging_face_model(sources, ids):
     for name in CONFIGS:
         model = loc_edit.load_model(sources(name), device="cpu")
-        edit, bias = make_edit(model, bias=models.has_output_bias(model)), models.has_output_bias(model)
+        edit, bias = make_edit(model, bias=has_output_bias(model)), has_output_bias(model)
         with edit.applied(model), torch.inference_mode():
-            found, wanted = models.hf_state_dict(model, [1], [1] if bias else []), model(ids)
+            found, wanted = hf_state_dict(model, [1], [1] if bias else []), model(ids)
         assert WEIGHTS[name].format(1) in found
         assert len(found) == 1 + bias
         hf_model = AutoModelForCausalLM.from_pretrained(sources(name), attn_implementation="eager")
@@ -117,10 +119,10 @@ def test_hugging_face_names_fit_a_hugging_face_model(sources, ids):
 
 def test_hugging_face_names_are_refused_where_there_are_none(sources, tiny):
     with pytest.raises(BadModel, match="tiny: Hugging Face names are known for GPT2LMHeadModel"):
-        models.hf_state_dict(tiny, [0])
+        hf_state_dict(tiny, [0])
     llama = loc_edit.load_model(sources("llama"), device="cpu")
     with pytest.raises(BadModel, match="its checkpoint has no MLP output bias"):
-        models.hf_state_dict(llama, [0], [0])
+        hf_state_dict(llama, [0], [0])
 
 
 def test_several_edits_are_applied_in_order(sources, ids, tmp_path):
@@ -284,6 +286,6 @@ def test_the_command_line(sources, ids, tmp_path, capsys):
     assert main(command) == 1
     assert "is there already" in capsys.readouterr().err
     assert main(["export", "--model", str(source), "--out", str(tmp_path / "other")]) == 1
-    assert "which edits?" in capsys.readouterr().err
+    assert "expected at least one file" in capsys.readouterr().err
     assert main(["export", os.devnull, "--model", str(source), "--out", str(tmp_path / "other")]) == 1
-    assert "no readable safetensors file" in capsys.readouterr().err
+    assert "expected a saved edit, got no readable safetensors file" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 import oracles
 import pytest
 import torch
-from test_rome import ask, likely, mixed, p, relative
+from edit_requests import ask, likely, mixed, p, relative
 
 import loc_edit
 from loc_edit import MemitSettings

@@ -62,10 +62,10 @@ def test_erasure_takes_known_facts_only(tiny, facts, monkeypatch):
     assert (request.target, request.objective, request.noise) == (fact.target_true, "lower", None)
     with pytest.raises(NotEligible, match=r"fact 2: p\('Switzerland'\) = 0.0000 < 0.02"):
         loc_edit.pose(facts[2], "fact_erasure", tiny)
-    monkeypatch.setattr("loc_edit.problems.MIN_ERASURE", p * 1.01)
+    monkeypatch.setattr("loc_edit.editing.problems.MIN_ERASURE", p * 1.01)
     with pytest.raises(NotEligible, match="nothing to erase"):
         loc_edit.pose(fact, "fact_erasure", tiny)
-    monkeypatch.setattr("loc_edit.problems.MIN_ERASURE", p * 0.99)
+    monkeypatch.setattr("loc_edit.editing.problems.MIN_ERASURE", p * 0.99)
     loc_edit.pose(fact, "fact_erasure", tiny)
 
 

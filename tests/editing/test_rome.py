@@ -5,35 +5,13 @@ from dataclasses import replace
 import oracles
 import pytest
 import torch
+from edit_requests import ask, at_last_subject, likely, mixed, p, relative
 
 import loc_edit
 from loc_edit import RomeSettings
 from loc_edit.prompts.randomness import generator
 
 SETTINGS = RomeSettings(steps=5)
-
-
-def relative(got, wanted):
-    return ((got - wanted).norm() / wanted.norm()).item()
-
-
-def ask(model, fact, objective="raise", **changes):
-    """A request for `target_new`, or to make it less likely."""
-    prompt = loc_edit.encode(model, fact)
-    tokens = loc_edit.target_tokens(model, prompt.text, fact.target_new)
-    return replace(loc_edit.EditRequest(prompt, fact.target_new, tokens, objective), **changes)
-
-
-def p(model, request):
-    """The target's probability, by one forward pass of the whole model."""
-    row = torch.cat([request.prompt.tokens, request.target_tokens[:-1]])[None]
-    hooks = [] if request.noise is None else oracles.add_noise(request.noise[0], request.prompt.subject)
-    logits = model.run_with_hooks(row, fwd_hooks=hooks)[0]
-    return oracles.probability(logits, len(request.prompt.tokens), request.target_tokens).item()
-
-
-def at_last_subject(model, request, name):
-    return model.run_with_cache(request.prompt.tokens[None])[1][name][0, request.prompt.last_subject]
 
 
 def test_k_star_reads_out_v_star_by_a_change_of_rank_1(editable, facts, stats_of, contexts):
@@ -125,24 +103,6 @@ def test_probability_moves_the_way_that_was_asked(deep, facts, stats_of):
         with fall.applied(deep):
             assert p(deep, down) < 0.7 * low
         assert (p(deep, up), p(deep, down)) == (high, low)
-
-
-def likely(model, fact):
-    """A request to make the likeliest next token less likely."""
-    request = ask(model, fact, "lower")
-    return replace(request, target_tokens=model(request.prompt.tokens[None])[0, -1].argmax()[None])
-
-
-def mixed(model, facts):
-    """Requests of several lengths and both objectives, one with noise, one with a target of several tokens."""
-    noise = loc_edit.subject_noise(model, loc_edit.encode(model, facts[1]), scale=0.5, samples=3)
-    return [
-        ask(model, facts[0]),
-        likely(model, facts[2]),
-        ask(model, facts[1], noise=noise, noise_scale=0.5),
-        ask(model, facts[2]),
-        ask(model, facts[3]),
-    ]
 
 
 def test_a_value_that_nothing_reads_stays_as_it_is(editable, facts, stats_of, contexts):
