@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 # The colours of Okabe and Ito, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
-SKY, GREY, BLACK = "#56B4E9", "#999999", "#000000"
+SKY, GRAY, BLACK = "#56B4E9", "#999999", "#000000"
 METHOD_COLORS = {"ROME": BLUE, "MEMIT": ORANGE, "FT-1": GREEN, "FT-5": PURPLE}
-METHOD_COLORS |= {"R-ROME": SKY, "EMMET": BLACK, "AlphaEdit": RED, "FT-1 free": GREY, "FT-1 decay": "#F0E442"}
+METHOD_COLORS |= {"R-ROME": SKY, "EMMET": BLACK, "AlphaEdit": RED, "FT-1 free": GRAY, "FT-1 decay": "#F0E442"}
 METHOD_MARKERS = {"ROME": "o", "MEMIT": "s", "FT-1": "^", "FT-5": "D"}
 METHOD_MARKERS |= {"R-ROME": "P", "EMMET": "X", "AlphaEdit": "p", "FT-1 free": "v", "FT-1 decay": "<"}
 

@@ -4,13 +4,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from loc_edit.names import method_label, problem_label
-from loc_edit.views.style import BLACK, BLUE, GREY, ORANGE, panels, styled
+from loc_edit.views.style import BLACK, BLUE, GRAY, ORANGE, panels, styled
 
 MARKS = {
     "oracle": (BLACK, "D", "best layer of each fact (oracle)"),
     "one layer": (BLUE, "s", "one layer for all facts"),
     "tracing peak": (ORANGE, "o", "layer where tracing peaks"),
-    "any layer": (GREY, "v", "any layer"),
+    "any layer": (GRAY, "v", "any layer"),
 }
 
 
@@ -37,7 +37,7 @@ def layer_choice(data: pd.DataFrame) -> Figure:
             ax.set_yticks(range(len(methods)), [method_label(method, window) for method, window in methods])
             ax.set_ylim(len(methods) - 0.5, -0.5)
             ax.set_xlim(-0.03, 1.03)
-            ax.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
+            ax.grid(axis="y", color=GRAY, alpha=0.25, linewidth=0.6)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=2)
         figure.supxlabel(f"mean {data['outcome'].iloc[0]} score", fontsize=8.5)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from loc_edit.analysis.tables.rows import is_control, require, without_controls
 from loc_edit.names import SCORES, method_label, problem_label
-from loc_edit.views.style import BLUE, GREY, METHOD_COLORS, METHOD_MARKERS, RED, layer_ticks, panels, styled
+from loc_edit.views.style import BLUE, GRAY, METHOD_COLORS, METHOD_MARKERS, RED, layer_ticks, panels, styled
 
 AXIS_NAMES = {
     "trace": "tracing effect (fraction restored)",
@@ -97,7 +97,7 @@ def _score_lines(ax: Axes, cell: pd.DataFrame) -> None:
     for key, line in cell.groupby(["method", "window"], sort=False):
         name = _label(*key)
         line = line.sort_values("layer")
-        color = METHOD_COLORS.get(name, GREY)
+        color = METHOD_COLORS.get(name, GRAY)
         ax.plot(line["layer"], line["mean"], marker=METHOD_MARKERS.get(name, "x"), color=color, label=name)
         ax.fill_between(line["layer"], line["low"], line["high"], color=color, alpha=0.15, linewidth=0)
 
@@ -105,11 +105,11 @@ def _score_lines(ax: Axes, cell: pd.DataFrame) -> None:
 def _control_lines(ax: Axes, cell: pd.DataFrame) -> None:
     for row in cell.to_dict("records"):
         if row["method"] == "none":
-            ax.axhline(row["mean"], color=GREY, linestyle=":", label="no edit")
+            ax.axhline(row["mean"], color=GRAY, linestyle=":", label="no edit")
             continue
         name = _label(row["method"].removeprefix("random_layer_"), row["window"])
-        ax.axhline(row["mean"], color=METHOD_COLORS.get(name, GREY), linestyle="--", linewidth=0.7)
-        ax.plot([], [], color=GREY, linestyle="--", linewidth=0.7, label="random layer")
+        ax.axhline(row["mean"], color=METHOD_COLORS.get(name, GRAY), linestyle="--", linewidth=0.7)
+        ax.plot([], [], color=GRAY, linestyle="--", linewidth=0.7, label="random layer")
 
 
 def _one_legend(figure: Figure, axes: list[Axes]) -> None:

@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 
 from loc_edit.analysis.tables.rows import require
 from loc_edit.names import method_label, problem_label
-from loc_edit.views.style import GREY, METHOD_COLORS, panels, styled
+from loc_edit.views.style import GRAY, METHOD_COLORS, panels, styled
 
 
 def r2_bars(data: pd.DataFrame) -> Figure:
@@ -31,14 +31,14 @@ def r2_bars(data: pd.DataFrame) -> Figure:
         for row in data.to_dict("records"):
             label = str(row["label"])
             place = problems.index(row["problem"]) + _offset(methods.index(label), len(methods))
-            _pair(ax, place, row, METHOD_COLORS.get(label, GREY), 0.95 * _slot(len(methods)))
+            _pair(ax, place, row, METHOD_COLORS.get(label, GRAY), 0.95 * _slot(len(methods)))
         ax.set_xticks(range(len(problems)), [problem_label(name) for name in problems])
         ax.tick_params(axis="x", length=0)
         ax.set_xlim(-0.5, len(problems) - 0.5)
         ax.set_ylim(0, 1.08)
         ax.set_yticks(np.linspace(0, 1, 6))
         ax.set_ylabel("$R^2$ of the " + (str(data["outcome"].iloc[0]) if "outcome" in data else "") + " score")
-        colors = [Patch(color=METHOD_COLORS.get(name, GREY), label=name) for name in methods]
+        colors = [Patch(color=METHOD_COLORS.get(name, GRAY), label=name) for name in methods]
         meaning = [
             Patch(facecolor="0.8", label="layer"),
             Patch(facecolor="0.55", edgecolor="1", hatch="////", label="layer + tracing effect"),

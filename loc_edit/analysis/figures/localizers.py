@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from loc_edit.analysis.tables.rows import require
 from loc_edit.names import LOCALIZERS, TRACING, method_label, problem_label
-from loc_edit.views.style import BLACK, BLUE, GREY, ORANGE, styled
+from loc_edit.views.style import BLACK, BLUE, GRAY, ORANGE, styled
 
 COLORS = "Blues"
 CERTAIN = 0.05
@@ -77,7 +77,7 @@ def localizer_choice(data: pd.DataFrame) -> Figure:
             Line2D([], [], color=ORANGE, marker="o", label="layer where the localiser peaks"),
             Line2D([], [], color=BLUE, label="one layer for all facts"),
             Line2D([], [], color=BLACK, linestyle="--", label="best layer of each fact (oracle)"),
-            Line2D([], [], color=GREY, linestyle=":", label="any layer"),
+            Line2D([], [], color=GRAY, linestyle=":", label="any layer"),
         ]
         figure.legend(handles=lines, loc="outside upper center", ncols=2 if len(methods) > 1 else 1)
         outcome = data["outcome"].iloc[0] if "outcome" in data else ""
@@ -98,7 +98,7 @@ def _choices(ax: Axes, rows: pd.DataFrame, names: list[str]) -> None:
     """One problem and method: the peaks' differences, and the other choices as lines."""
     peaks = rows[rows["choice"] == "peak"]
     places = [names.index(name) for name in peaks["localizer"]]
-    for choice, style in {"oracle": (BLACK, "--"), "any layer": (GREY, ":"), "one layer": (BLUE, "-")}.items():
+    for choice, style in {"oracle": (BLACK, "--"), "any layer": (GRAY, ":"), "one layer": (BLUE, "-")}.items():
         found = rows.loc[rows["choice"] == choice, "difference"]
         if len(found):
             ax.axvline(found.iloc[0], color=style[0], linestyle=style[1], linewidth=1.0, zorder=1)
@@ -109,13 +109,13 @@ def _choices(ax: Axes, rows: pd.DataFrame, names: list[str]) -> None:
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0, labelsize=6.5)
     ax.tick_params(axis="x", labelsize=6.5)
-    ax.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
+    ax.grid(axis="y", color=GRAY, alpha=0.25, linewidth=0.6)
 
 
 def _write(ax: Axes, row: int, column: int, added: float, p: float, scale: Normalize) -> None:
     """A cell's number, dark on light or light on dark."""
     if np.isnan(added):
-        ax.text(column, row, "?", ha="center", va="center", fontsize=6.5, color=GREY)
+        ax.text(column, row, "?", ha="center", va="center", fontsize=6.5, color=GRAY)
         return
     r, g, b, _ = colormaps[COLORS](scale(added))
     dark = 0.299 * r + 0.587 * g + 0.114 * b < 0.55
