@@ -1,4 +1,4 @@
-"""Progress and log events: whoever works emits them, and a progress bar or a run's log listens."""
+"""Events of progress and of a run's log: the code that works emits them; progress bars and the log listen."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FIRST_PAUSE = 2.0
-"""Seconds until the first line of progress; each pause is twice the one before."""
+"""Seconds before the first line about a task; each further pause is twice as long as the one before."""
 LONGEST_PAUSE = 60.0
 """Seconds of the longest pause between two lines."""
 
@@ -18,7 +18,7 @@ class Event:
 
     Attributes:
         name: `progress`, or an event of a run's log such as `start`, `shard` and `end`.
-        fields: what is known about it, as plain values.
+        fields: its properties, as plain values.
     """
 
     name: str
@@ -31,29 +31,29 @@ _listeners: list[Listener] = []
 
 
 def emit(name: str, **fields: Any) -> None:
-    """Tell everybody who listens; nothing happens if nobody does."""
+    """Calls every listener with an event; without listeners nothing happens."""
     for listener in list(_listeners):
         listener(Event(name, fields))
 
 
 def progress(task: str, done: int, total: int, *, found: int = 0, detail: str = "") -> None:
-    """Tell how far a task is.
+    """Reports the progress of a task to every listener.
 
     Args:
-        task: what is counted, such as `answers`, `tokens` or `cells`.
-        done: how many are done, those found included.
-        total: how many there are.
-        found: how many were there before the task began, so that a listener can tell the speed.
-        detail: what the last one was.
+        task: the name of the things counted, such as `answers`, `tokens` or `cells`.
+        done: how many are done, including those that were found.
+        total: how many there are in all.
+        found: how many were done before the task began, for example on disk; a listener needs it for the speed.
+        detail: a description of the one that was done last.
     """
     emit("progress", task=task, done=done, total=total, found=found, detail=detail)
 
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Inside the block, `listener` is called with every event.
+    """Calls `listener` with every event that is emitted inside the block.
 
-    `with loc_edit.listening(loc_edit.ProgressLines()): experiment.run()`.
+    `with loc_edit.listening(loc_edit.ProgressLines()): experiment.run()` prints lines of progress.
     """
     _listeners.append(listener)
     try:
@@ -62,36 +62,46 @@ def listening(listener: Listener) -> Iterator[None]:
         _listeners.remove(listener)
 
 
+@dataclass
+class _Clock:
+    """The times of a task that is running: how much was done at its start, its start, its last line, the next pause."""
+
+    first: int
+    start: float
+    last: float
+    pause: float = FIRST_PAUSE
+
+
 class ProgressLines:
-    """Prints a line of progress now and then: for logs, notebooks and whatever else is no terminal.
+    """Prints a line of progress now and then: for logs, notebooks and everything else that is not a terminal.
 
     Args:
-        say: takes a line.
+        say: a function that prints one line.
     """
 
     def __init__(self, say: Callable[[str], object] = print) -> None:
         self.say = say
-        self._task = ""
-        self._start = self._last = self._pause = 0.0
+        self._clocks: dict[str, _Clock] = {}
 
     def __call__(self, event: Event) -> None:
-        """Print how much is done, how fast it goes and how long it will take, if it is time for a line."""
+        """Prints how much is done, how fast it goes and how long the rest will take, if it is time for a line."""
         if event.name != "progress":
             return
         task, done, total = event.fields["task"], event.fields["done"], event.fields["total"]
-        found, detail, now = event.fields["found"], event.fields["detail"], time.monotonic()
-        if task != self._task:
-            self._task, self._start, self._last, self._pause = task, now, now, FIRST_PAUSE
-            if done and done == found:
-                self.say(f"{done:,} of {total:,} {task} found on disk")
-                return
-        if done < total and now - self._last < self._pause:
+        now, begins = time.monotonic(), task not in self._clocks
+        clock = self._clocks.setdefault(task, _Clock(done, now, now))
+        if done >= total:
+            del self._clocks[task]
+        if begins and done and done == event.fields["found"]:
+            self.say(f"{done:,} of {total:,} {task} found on disk")
             return
-        self._pause, self._last = min(2 * self._pause, LONGEST_PAUSE), now
-        rate = (done - found) / max(now - self._start, 1e-9)
+        if done < total and now - clock.last < clock.pause:
+            return
+        clock.last, clock.pause = now, min(2 * clock.pause, LONGEST_PAUSE)
+        rate = (done - clock.first) / max(now - clock.start, 1e-9)
         pace = f", {rate:.2g} a second, {duration((total - done) / rate)} to go" if rate > 0 and done < total else ""
-        last = f": {detail}" if detail else ""
-        self.say(f"{done:,} of {total:,} {task} after {duration(now - self._start)}{pace}{last}")
+        detail = f": {event.fields['detail']}" if event.fields["detail"] else ""
+        self.say(f"{done:,} of {total:,} {task} after {duration(now - clock.start)}{pace}{detail}")
 
 
 def duration(seconds: float) -> str:

@@ -106,7 +106,7 @@ def test_the_version_is_the_package_s():
         "import loc_edit; dir(loc_edit)",
         "import loc_edit; loc_edit.load_facts('builtin')",
         "import loc_edit; loc_edit.load_run, loc_edit.fit, loc_edit.layer_correlations, loc_edit.ExperimentConfig()",
-        "import loc_edit.cli",
+        "import loc_edit.cli.main",
     ],
 )
 def test_reading_a_run_needs_no_torch(lines):

@@ -104,7 +104,8 @@ def test_there_are_no_circles_between_files():
     graph = {dotted(path): set(files_imported(path, known)) for path in MODULES}
     assert circle(graph) is None
     graph["loc_edit.names"].add("loc_edit.experiment.config")  # and with one arrow turned round there is one
-    assert circle(graph)[0] == circle(graph)[-1]
+    turned = circle(graph)
+    assert turned[-1] in turned[:-1]
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if path.name == "__init__.py"], ids=dotted)
@@ -133,7 +134,7 @@ def python(code):
 
 def test_the_paper_wing_and_the_configuration_need_no_torch():
     modules = [dotted(path) for path in MODULES if room(dotted(path)) in WITHOUT_TORCH]
-    modules += ["loc_edit", "loc_edit.experiment.config", "loc_edit.editing.settings", "loc_edit.cli"]
+    modules += ["loc_edit", "loc_edit.experiment.config", "loc_edit.editing.settings", "loc_edit.cli.main"]
     result = python(
         f"import sys, importlib\n"
         f"for name in {modules!r}:\n"

@@ -1,4 +1,4 @@
-"""The command about the facts themselves: list, choose, check, save."""
+"""The command about facts: list them, choose among them, check a file, save them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -7,17 +7,22 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from loc_edit.cli.show import err, out, progress
+import loc_edit
+from loc_edit.cli.options import like_config
+from loc_edit.cli.show import err, numbers, out, progress
 
 if TYPE_CHECKING:
-    from loc_edit.facts.fact import Fact
     from loc_edit.facts.loading import FactFile
+    from loc_edit.models.model import Model
+
+    Facts = list[loc_edit.Fact]
 
 SHOWN = 10
+"""How many malformed records are printed."""
 
 
 def facts(
-    data: str = "builtin",
+    data: Annotated[str, like_config("data")] = "builtin",
     n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None,
     relation: str | None = None,
     known: bool = False,
@@ -31,121 +36,112 @@ def facts(
     skipped: Path | None = None,
     seed: int = 0,
 ) -> None:
-    """List facts, choose those that a model knows, check a file, write the chosen ones as JSON lines.
+    """List facts, choose those that a model knows, check a file, or write the chosen facts as JSON lines.
 
     Args:
-        data: the built-in facts, a public data set (counterfact, multi_counterfact, zsre, known_1000), or a file.
-        n: so many, spread evenly over the relations; all if None.
-        relation: those of one relation only.
-        known: those only whose true object is in the model's greedy answer of 36 tokens.
-        min_probability: those only whose true object has at least this probability.
-        model: the model of these two, the built-in one if None; with --validate, whose tokenizer to check with.
-        validate: read every record, count, name the malformed ones; with --model, find every subject's tokens.
-        save: a file for the chosen facts, instead of the list.
-        format: the file's format: own, counterfact, flat, known, zsre; auto tells by the fields.
-        false_target: zsRE's false object: drawn from the other answers, or the record's alt.
-        skip_invalid: leave malformed records, and facts that the model's tokenizer cannot take, out.
-        skipped: a file for the list of malformed records.
-        seed: of drawn false objects.
+        n: How many facts, spread evenly over the relations; all if None.
+        relation: Only facts of this relation.
+        known: Only facts whose true object is in the model's greedy answer of 36 tokens.
+        min_probability: Only facts whose true object has at least this probability.
+        model: The model of --known and --min-probability, the built-in one if None; with --validate, the model
+            whose tokenizer has to find every subject.
+        validate: Read every record, count them and name the malformed ones.
+        save: A file for the chosen facts, which are then not listed.
+        format: The file's format: own, counterfact, flat, known or zsre; auto recognizes it by the fields.
+        false_target: The false object of a zsRE record: drawn from the other records' answers, or its field alt.
+        skip_invalid: Leave out malformed records, and facts that the model's tokenizer cannot take.
+        skipped: A file for the list of malformed records.
+        seed: The seed for drawing false objects.
     """
-    from loc_edit.facts.loading import load_facts, read_file
-    from loc_edit.facts.sampling import sample_by_relation
+    from loc_edit.facts.loading import read_file
 
     if n is not None and n < 1:
-        raise ValueError(f"--n {n}: at least 1 is wanted")
+        raise ValueError(f"--n {n}: expected at least 1 fact")
     if save is not None and Path(data).is_file() and save.exists() and save.samefile(data):
-        raise ValueError(f"--save {save}: that is the file that is read")
+        raise ValueError(f"--save {save}: expected another file than the one that is read")
     if validate:
         if data == "builtin":
-            raise ValueError("--validate: give the file or public data set to check with --data")
+            raise ValueError("--validate: expected --data with the file or public data set to check")
         _validate(read_file(data, format=format, seed=seed, false_target=false_target), model, skipped)
         return
-    found = load_facts(
+    loaded = loc_edit.load_facts(
         data, format=format, seed=seed, skip_invalid=skip_invalid, skipped=skipped, false_target=false_target
     )
-    all_found = len(found)
-    found = [fact for fact in found if relation in (None, fact.relation)]
-    if not found:
+    chosen = [fact for fact in loaded if relation in (None, fact.relation)]
+    if not chosen:
         raise ValueError(f"{data}: no fact of relation {relation!r}")
     if known or min_probability:
-        found = _known(found, model or "builtin", known, min_probability, skip_invalid)
-        out.print(f"{len(found):,} of {all_found:,} facts are known to {escape(model or 'builtin')}")
-    found = sample_by_relation(found, n)
+        chosen = _known(chosen, model or "builtin", known, min_probability, skip_invalid)
+        out.print(f"{len(chosen):,} of {len(loaded):,} facts are known to {escape(model or 'builtin')}")
+    chosen = loc_edit.sample_by_relation(chosen, n)
     if save:
-        _save(found, save)
-        return
-    table = Table()
-    for name in ("id", "relation", "prompt", "true", "false"):
-        table.add_column(name)
-    for fact in found:
+        _save(chosen, save)
+    else:
+        _print_facts(chosen)
+
+
+def _print_facts(facts: "Facts") -> None:
+    table = Table("id", "relation", "prompt", "true", "false")
+    for fact in facts:
         cells = (str(fact.fact_id), fact.relation, fact.prompt, fact.target_true, fact.target_new or "")
         table.add_row(*map(escape, cells))
     out.print(table)
 
 
-def _save(found: "list[Fact]", path: Path) -> None:
-    from loc_edit.facts.loading import save_facts
-
-    if not found:
-        raise ValueError(f"--save {path}: no fact is left to be saved")
-    save_facts(found, path)
-    out.print(f"saved {len(found):,} facts in {escape(str(path))}")
+def _save(facts: "Facts", path: Path) -> None:
+    if not facts:
+        raise ValueError(f"--save {path}: no fact is left to save")
+    loc_edit.save_facts(facts, path)
+    out.print(f"saved {len(facts):,} facts in {escape(str(path))}")
 
 
-def _known(found: "list[Fact]", model: str, known: bool, min_probability: float, skip_invalid: bool) -> "list[Fact]":
+def _known(facts: "Facts", model: str, known: bool, min_probability: float, skip_invalid: bool) -> "Facts":
     """The facts that the model knows."""
-    from loc_edit.models.loading import load_model
-    from loc_edit.prompts.encoding import encode_all
-    from loc_edit.prompts.recall import known_facts
-
-    net = load_model(model)
+    net = loc_edit.load_model(model)
     if skip_invalid:
-        encoded = encode_all(net, found)
-        refused = [str(one) for one in encoded if isinstance(one, Exception)]
-        found = [fact for fact, one in zip(found, encoded, strict=True) if not isinstance(one, Exception)]
-        _list("facts that the model cannot take are left out", refused)
-    with progress() as advance:
-        return known_facts(net, found, known=known, min_probability=min_probability, progress=advance)
+        facts, refusals = _usable(net, facts)
+        _print_errors("facts that the model cannot take are left out", refusals)
+    with progress():
+        return loc_edit.known_facts(net, facts, known=known, min_probability=min_probability)
 
 
 def _validate(file: "FactFile", model: str | None, skipped: Path | None) -> None:
-    """Print what is in a file of facts; refuse it if a record or a fact of it cannot be used."""
-    from loc_edit.facts.fact import BadFact
+    """Prints the contents of a file of facts; refuses it if a record or fact cannot be used."""
     from loc_edit.facts.loading import save_skipped
 
-    table = Table(title=f"{escape(str(file.path))}, format {file.format}", title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
+    title = f"{escape(str(file.path))}, format {file.format}"
+    table = Table("", *numbers(""), title=title, title_justify="left", show_header=False)
     for words, count in file.counts().items():
         table.add_row(words, f"{count:,}")
-    refused: list[str] = []
+    refusals: list[str] = []
     if model is not None:
-        refused = _refused(file.facts, model)
-        table.add_row(f"usable with {escape(model)}", f"{len(file.facts) - len(refused):,}")
+        usable, refusals = _usable(loc_edit.load_model(model), file.facts)
+        table.add_row(f"usable with {escape(model)}", f"{len(usable):,}")
     out.print(table)
-    _list("malformed", [str(error) for error in file.errors])
-    _list(f"not usable with {model}", refused)
+    _print_errors("malformed", [str(error) for error in file.errors])
+    _print_errors(f"not usable with {model}", refusals)
     if skipped is not None:
         save_skipped(file.errors, skipped)
         out.print(f"saved the list of {len(file.errors):,} malformed records in {escape(str(skipped))}")
-    if file.errors or refused:
-        n = len(file.facts) + len(file.errors)
-        raise BadFact(f"{file.path}: {len(file.errors) + len(refused):,} of {n:,} records cannot be used")
+    if file.errors or refusals:
+        total = len(file.facts) + len(file.errors)
+        raise loc_edit.BadFact(f"{file.path}: {len(file.errors) + len(refusals):,} of {total:,} records cannot be used")
 
 
-def _refused(facts: "list[Fact]", model: str) -> list[str]:
-    """Why the model's tokenizer or context cannot take some of the facts."""
-    from loc_edit.models.loading import load_model
+def _usable(model: "Model", facts: "Facts") -> "tuple[Facts, list[str]]":
+    """The facts that the model's tokenizer and context can take, and why they cannot take the others."""
     from loc_edit.prompts.encoding import encode_all
 
-    return [str(one) for one in encode_all(load_model(model), facts) if isinstance(one, Exception)]
+    prompts = encode_all(model, facts)
+    usable = [fact for fact, prompt in zip(facts, prompts, strict=True) if not isinstance(prompt, Exception)]
+    return usable, [str(prompt) for prompt in prompts if isinstance(prompt, Exception)]
 
 
-def _list(title: str, lines: list[str]) -> None:
-    """The first few of some complaints."""
-    if lines:
-        err.print(f"{escape(title)}: {len(lines):,}")
-        for line in lines[:SHOWN]:
-            err.print(f"  {escape(line)}", soft_wrap=True)
-        if len(lines) > SHOWN:
-            err.print(f"  and {len(lines) - SHOWN:,} more")
+def _print_errors(title: str, errors: list[str]) -> None:
+    """Prints how many errors there are, and the first few of them."""
+    if errors:
+        err.print(f"{escape(title)}: {len(errors):,}")
+        for error in errors[:SHOWN]:
+            err.print(f"  {escape(error)}", soft_wrap=True)
+        if len(errors) > SHOWN:
+            err.print(f"  and {len(errors) - SHOWN:,} more")

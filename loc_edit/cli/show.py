@@ -1,30 +1,30 @@
-"""What the commands print: progress, tables of rows and scores."""
+"""What the commands print: progress bars, and tables of rows and scores."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import Progress, ProgressColumn, Task, TaskID, TimeElapsedColumn
+from rich.table import Column, Table
+from rich.text import Text
 
-from loc_edit.events import ProgressLines
+import loc_edit
+from loc_edit.events import Event, ProgressLines, listening
 from loc_edit.names import method_label, problem_label
 
 if TYPE_CHECKING:
     from loc_edit.analysis.analyze import Analysis
-    from loc_edit.facts.fact import Fact
     from loc_edit.models.model import Model
-    from loc_edit.scoring.scores import EditScore
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
 def size(n: int) -> str:
-    """Bytes in words."""
+    """A number of bytes in words: `3.1 MB`."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if n >= size:
             return f"{n / size:,.1f} {unit}"
@@ -32,37 +32,70 @@ def size(n: int) -> str:
 
 
 @contextmanager
-def progress() -> Iterator[Any]:
-    """What shows progress, told by calls of (words, done, total): a bar on a terminal, else a line now and then."""
+def progress() -> Iterator[None]:
+    """Shows the progress of every task in the block: a bar each on a terminal, elsewhere a line now and then."""
     if not err.is_terminal:
-        yield ProgressLines(lambda line: err.print(line, markup=False, soft_wrap=True))
+        with listening(ProgressLines(lambda line: err.print(line, markup=False, soft_wrap=True))):
+            yield
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err) as bar:
-        task = bar.add_task("preparing", total=None)
-        yield lambda words, done, total: bar.update(task, description=words, completed=done, total=total)
+    columns = (*Progress.get_default_columns(), TimeElapsedColumn(), _Count())
+    with Progress(*columns, console=err, speed_estimate_period=120) as bars, listening(_Bars(bars)):
+        yield
 
 
-def top_tokens(model: "Model", fact: "Fact", n: int = 5) -> str:
+class _Count(ProgressColumn):
+    """How many of how many are done, how many a second, and what the last one was."""
+
+    def render(self, task: Task) -> Text:
+        if task.total is None:
+            return Text()
+        speed = task.speed or 0.0
+        pace = f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.2g}/s" if speed else ""
+        return Text(f"{task.completed:,.0f}/{task.total:,.0f}  {pace}  {task.fields['detail']}")
+
+
+class _Bars:
+    """Listens to events and shows each task as a bar."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars = bars
+        self.preparing = bars.add_task("preparing", total=None)
+        self.running: dict[str, TaskID] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Moves the bar of the event's task forward."""
+        if event.name != "progress":
+            return
+        task, done, total = event.fields["task"], event.fields["done"], event.fields["total"]
+        self.bars.update(self.preparing, visible=False)
+        if task not in self.running:  # starts at what was there before, which is no part of the speed
+            self.running[task] = self.bars.add_task(task, completed=event.fields["found"], detail="")
+        self.bars.update(self.running[task], completed=done, total=total, detail=event.fields["detail"])
+        if done >= total:
+            del self.running[task]
+
+
+def numbers(*names: str) -> list[Column]:
+    """Columns of numbers, which are aligned to the right."""
+    return [Column(name, justify="right") for name in names]
+
+
+def plain_table(*columns: str | Column, title: str | None = None) -> Table:
+    """A table without a frame and with little space between its columns."""
+    return Table(*columns, title=title, title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
+
+
+def top_tokens(model: "Model", fact: "loc_edit.Fact", n: int = 5) -> str:
     """The likeliest next tokens of a fact's edit prompt, with their probabilities."""
-    import loc_edit
     from loc_edit.prompts.recall import next_tokens
 
-    found = next_tokens(model, loc_edit.encode(model, fact), n)
-    return "  ".join(f"{text.strip()!r} {p:.3f}" for text, p in found)
+    tokens = next_tokens(model, loc_edit.encode(model, fact), n)
+    return "  ".join(f"{text.strip()!r} {p:.3f}" for text, p in tokens)
 
 
-def probability_table(fact: "Fact", score: "EditScore") -> Table:
-    """p(target) before and after, prompt by prompt."""
-    table = Table()
-    for name in ("", "prompt", "before", "after"):
-        table.add_column(name)
+def probability_table(fact: "loc_edit.Fact", score: "loc_edit.EditScore") -> Table:
+    """The probability of the target before and after the edit, for each prompt."""
+    table = Table("", "prompt", "before", "after")
     texts = {"rewrite": (fact.prompt,), "paraphrase": fact.paraphrases, "neighborhood": fact.neighbors}
     for kind, prompts in texts.items():
         pair = getattr(score.before, kind), getattr(score.after, kind)
@@ -72,28 +105,31 @@ def probability_table(fact: "Fact", score: "EditScore") -> Table:
     return table
 
 
-def r2_table(found: "Analysis") -> Table:
-    """R^2 of layer, tracing effect and both, a row per problem x method."""
-    table = _plain_table("variance of the rewrite score explained")
-    for name in ("problem", "method", "R² layer", "R² tracing", "R² both", "added", "p (naive)", "n"):
-        table.add_column(name, justify="left" if name in ("problem", "method") else "right")
-    for row in found.fits.to_dict("records"):
-        numbers = (f"{row[k]:.3f}" for k in ("r2_layer", "r2_trace", "r2_both", "r2_added"))
+def print_analysis(analysis: "Analysis") -> None:
+    """Prints the R² and the mean scores of a run."""
+    out.print(_r2_table(analysis))
+    out.print(_score_table(analysis))
+
+
+def _r2_table(analysis: "Analysis") -> Table:
+    """R² of layer, tracing effect and both, with a row for each problem and method."""
+    names = ("R² layer", "R² tracing", "R² both", "added", "p (naive)", "n")
+    table = plain_table("problem", "method", *numbers(*names), title="variance of the rewrite score explained")
+    for row in analysis.fits.to_dict("records"):
+        shares = (f"{row[k]:.3f}" for k in ("r2_layer", "r2_trace", "r2_both", "r2_added"))
         label = method_label(row["method"], row["window"])
-        table.add_row(problem_label(row["problem"]), label, *numbers, f"{row['p']:.2g}", str(row["n"]))
-    if why := [reason for reason in found.fits["reason"].unique() if reason]:
-        table.caption, table.caption_justify = "nan: " + escape("; ".join(why)), "left"
+        table.add_row(problem_label(row["problem"]), label, *shares, f"{row['p']:.2g}", str(row["n"]))
+    if reasons := [reason for reason in analysis.fits["reason"].unique() if reason]:
+        table.caption, table.caption_justify = "nan: " + escape("; ".join(reasons)), "left"
     return table
 
 
-def score_table(found: "Analysis") -> Table:
-    """Mean scores, a column per layer, a section per problem x method."""
-    layers = sorted(found.scores["layer"].unique())
-    table = _plain_table("mean scores by edited layer (0-based)")
-    table.add_column("", no_wrap=True)
-    for layer in layers:
-        table.add_column(str(layer), justify="right", no_wrap=True)
-    for keys, rows in found.scores.groupby(["problem", "method", "window"], sort=False):
+def _score_table(analysis: "Analysis") -> Table:
+    """Mean scores, with a column for each layer and a section for each problem and method."""
+    layers = sorted(analysis.scores["layer"].unique())
+    columns = [Column("", no_wrap=True), *(Column(str(layer), justify="right", no_wrap=True) for layer in layers)]
+    table = plain_table(*columns, title="mean scores by edited layer (0-based)")
+    for keys, rows in analysis.scores.groupby(["problem", "method", "window"], sort=False):
         problem, method, window = str(keys[0]), str(keys[1]), int(str(keys[2]))
         table.add_row(f"{problem_label(problem)}, {method_label(method, window)}", style="bold")
         for outcome, scores in rows.groupby("outcome", sort=False):
@@ -101,8 +137,3 @@ def score_table(found: "Analysis") -> Table:
             table.add_row(f"  {outcome}", *(f"{means[layer]:.2f}" if layer in means else "" for layer in layers))
         table.add_section()
     return table
-
-
-def _plain_table(title: str) -> Table:
-    """A wide table: no frame, little room between columns."""
-    return Table(title=title, title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False)

@@ -1,15 +1,15 @@
-"""The commands about a run's folder: how far it is, and its files put together."""
+"""The commands about a run's folder: report its progress, and merge its files."""
 
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from math import isfinite
+from typing import TYPE_CHECKING
 
-import tyro
-from rich import box
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column
 
-from loc_edit.cli.show import out
+import loc_edit
+from loc_edit.cli.options import RunFolder
+from loc_edit.cli.show import numbers, out, plain_table
 from loc_edit.events import duration
 from loc_edit.names import TRACING, method_label, problem_label
 
@@ -17,78 +17,74 @@ if TYPE_CHECKING:
     from loc_edit.analysis.status import RunProgress
 
 
-def status(run: Annotated[Path, tyro.conf.Positional]) -> None:
-    """Say how far a run is: rows done, skipped, failed and remaining, why, how fast, and who writes to it now.
+def status(run: RunFolder) -> None:
+    """Report the progress of a run: rows done, skipped, failed and remaining, with reasons, speed and current writer.
 
-    Args:
-        run: the run's folder; it may be written to meanwhile.
+    The run may be at work meanwhile.
     """
-    from loc_edit.analysis.run import load_run
     from loc_edit.analysis.status import counted, run_progress
 
-    loaded = load_run(run)
-    found = run_progress(loaded)
-    note = f" ({found.facts_note})" if found.facts_note else ""
-    model, data = loaded.config["model"], loaded.config["data"]
-    out.print(f"[bold]{escape(str(loaded.path))}[/]: {escape(f'{model}, {data}')}, {found.facts:,} facts{escape(note)}")
-    out.print(_table(found))
-    _print_rest(found)
-    for row in found.reasons.to_dict("records"):
-        what = counted(row["facts"], "fact")
+    loaded = loc_edit.load_run(run)
+    progress = run_progress(loaded)
+    note = f" ({progress.facts_note})" if progress.facts_note else ""
+    about = f"{loaded.config['model']}, {loaded.config['data']}"
+    out.print(f"[bold]{escape(str(loaded.path))}[/]: {escape(about)}, {progress.facts:,} facts{escape(note)}")
+    _print_edits(progress)
+    _print_rest(progress)
+    for row in progress.reasons.to_dict("records"):
+        count = counted(row["facts"], "fact")
         if row["status"] == "failed":
-            what = f"{counted(row['rows'], 'edit')} of {what} ({row['methods']})"
-        why = f"{row['problem']}: {what} {row['status']}: {row['reason']} (such as fact {row['example']})"
-        out.print(escape(why), soft_wrap=True)
-    for path in found.damaged:
-        out.print(f"damaged, its rows are computed again by the next run: {escape(str(path))}", soft_wrap=True)
+            count = f"{counted(row['rows'], 'edit')} of {count} ({row['methods']})"
+        reason = f"{row['problem']}: {count} {row['status']}: {row['reason']} (such as fact {row['example']})"
+        out.print(escape(reason), soft_wrap=True)
+    for path in progress.damaged:
+        out.print(f"damaged; the next run computes its rows again: {escape(str(path))}", soft_wrap=True)
 
 
-def compact(run: Annotated[Path, tyro.conf.Positional]) -> None:
-    """Put the many small files of a run together, which makes reading it fast; it can go on and grow as before.
+def compact(run: RunFolder) -> None:
+    """Merge the many small files of a run, so that it is read fast.  The run can continue and grow as before.
 
-    Args:
-        run: the run's folder; nothing may be writing to it.
+    Nothing may be writing to the run.
     """
-    from loc_edit.analysis.run import Run, load_run
-
-    there = load_run(run)
-    with Run.create(there.path, there.config, there.provenance, there.selection) as opened:
+    loaded = loc_edit.load_run(run)
+    with loc_edit.Run.create(loaded.path, loaded.config, loaded.provenance, loaded.selection) as opened:
         saved = opened.compact()
         left = len(opened.shards("traces")) + len(opened.shards("edits"))
-    out.print(f"{escape(str(there.path))}: {saved:,} files fewer, {left:,} left; all rows are there", soft_wrap=True)
+    path = escape(str(loaded.path))
+    out.print(f"{path}: {saved:,} files fewer, {left:,} left, with the same rows", soft_wrap=True)
 
 
-def _table(found: "RunProgress") -> Table:
-    """Rows and units, a line per problem x method."""
-    table = Table(box=box.SIMPLE, collapse_padding=True, pad_edge=False)
-    for name in ("problem", "method", "done", "skipped", "failed", "remaining", "of", "units"):
-        table.add_column(name, justify="left" if name in ("problem", "method") else "right", no_wrap=name == "units")
-    for row in found.edits.to_dict("records"):
-        names = problem_label(row["problem"]), method_label(row["method"], row["window"])
+def _print_edits(progress: "RunProgress") -> None:
+    """Prints the rows and units of each problem and method."""
+    names = ("done", "skipped", "failed", "remaining", "of")
+    table = plain_table("problem", "method", *numbers(*names), Column("units", justify="right", no_wrap=True))
+    for row in progress.edits.to_dict("records"):
+        labels = problem_label(row["problem"]), method_label(row["method"], row["window"])
         counts = (f"{row[name]:,}" for name in ("done", "skipped", "failed", "remaining", "expected"))
-        table.add_row(*names, *counts, f"{row['units']:,}/{row['units_expected']:,}")
-    return table
+        table.add_row(*labels, *counts, f"{row['units']:,}/{row['units_expected']:,}")
+    out.print(table)
 
 
-def _print_rest(found: "RunProgress") -> None:
-    for row in found.traces.to_dict("records"):
-        whose = "" if row["localizer"] == TRACING else f"{row['localizer']}, "
-        out.print(f"traces     {whose}window {row['window']}: {row['done']:,} of {row['expected']:,} facts")
-    rows, expected = found.controls
+def _print_rest(progress: "RunProgress") -> None:
+    """Prints the progress of traces and controls, and the speed."""
+    for row in progress.traces.to_dict("records"):
+        localizer = "" if row["localizer"] == TRACING else f"{row['localizer']}, "
+        out.print(f"traces     {localizer}window {row['window']}: {row['done']:,} of {row['expected']:,} facts")
+    rows, expected = progress.controls
     out.print(f"controls   {rows:,} of {expected:,} rows")
-    if found.kept:
-        out.print(f"kept       {found.kept:,} rows of earlier settings or facts, left out of everything here")
-    if found.seconds == found.seconds:
-        out.print(f"work       {_each(found.seconds)} of one process (mean of the rows' own seconds)")
-    if found.rows_per_second == found.rows_per_second:
-        rate = f"{found.rows_per_second * 60:,.0f} edit rows a minute"
-        out.print(f"rate       {rate} (by the times of the files, pauses left out)")
-    if found.remaining and found.seconds_to_go == found.seconds_to_go:
-        out.print(f"to go      {duration(found.seconds_to_go)}")
-    if found.last == found.last:
-        out.print(f"last rows  {duration(max(0.0, time.time() - found.last))} ago")
-    out.print(f"writer     {escape(found.writer or 'none now')}")
+    if progress.kept:
+        out.print(f"kept       {progress.kept:,} rows of earlier settings or facts, which nothing here counts")
+    if isfinite(progress.seconds):
+        out.print(f"work       {_per_edit(progress.seconds)} of one process (mean of the rows' own seconds)")
+    if isfinite(progress.rows_per_second):
+        rate = f"{progress.rows_per_second * 60:,.0f} edit rows a minute"
+        out.print(f"rate       {rate} (from the times of the files, without pauses)")
+    if progress.remaining and isfinite(progress.seconds_to_go):
+        out.print(f"to go      {duration(progress.seconds_to_go)}")
+    if isfinite(progress.last):
+        out.print(f"last rows  {duration(max(0.0, time.time() - progress.last))} ago")
+    out.print(f"writer     {escape(progress.writer or 'none now')}")
 
 
-def _each(seconds: float) -> str:
+def _per_edit(seconds: float) -> str:
     return f"{seconds:.2f} s an edit" if seconds >= 0.1 else f"{seconds * 1000:.1f} ms an edit"

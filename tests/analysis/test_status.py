@@ -5,18 +5,17 @@ import math
 import os
 import re
 import shutil
-import sys
 
 import pandas as pd
 import pytest
-from rich.console import Console
 
 import loc_edit
-from loc_edit import cli
 from loc_edit.analysis.run import Run, load_run
 from loc_edit.analysis.status import grouped_reasons, reason_lines, run_progress
 from loc_edit.analysis.tables.rows import without_controls
+from loc_edit.cli.main import main
 from loc_edit.experiment.experiment import Experiment
+from loc_edit.experiment.setup import Setup
 from loc_edit.facts.loading import save_facts
 from loc_edit.store import lock
 from loc_edit.store.folder import BadRun
@@ -90,10 +89,8 @@ def say(monkeypatch, capsys):
     """(*arguments) -> exit status and what the command printed."""
 
     def call(*args):
-        for room in (cli, sys.modules["loc_edit.cli.status"]):
-            monkeypatch.setattr(room, "out", Console(width=300, highlight=False))
-        monkeypatch.setattr(cli, "err", Console(width=300, highlight=False, stderr=True))
-        code = cli.main([str(arg) for arg in args])
+        monkeypatch.setenv("COLUMNS", "300")
+        code = main([str(arg) for arg in args])
         said = capsys.readouterr()
         return code, said.out, said.err
 
@@ -336,7 +333,7 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path, say, what):
 @pytest.fixture
 def lab(tmp_path, monkeypatch, tiny, stats_of, facts):
     """(**options) -> an experiment on the tiny model and its four facts."""
-    monkeypatch.setattr(Experiment, "model", tiny)
+    monkeypatch.setattr(Setup, "model", tiny)
     monkeypatch.setattr(Experiment, "stats", stats_of(tiny))
     save_facts(facts, tmp_path / "facts.jsonl")
     common = {
@@ -356,9 +353,8 @@ def lab(tmp_path, monkeypatch, tiny, stats_of, facts):
 
 
 def test_a_run_ends_with_a_line_on_the_skipped_facts(lab, say, tmp_path, monkeypatch):
-    for name in ("r2_table", "score_table"):
-        monkeypatch.setattr(cli, name, lambda found: "")
-    monkeypatch.setattr("loc_edit.analysis.analyze.analyze", lambda run: None)
+    monkeypatch.setattr("loc_edit.cli.run.print_analysis", lambda analysis: None)
+    monkeypatch.setattr(loc_edit, "analyze", lambda run: None)
     (tmp_path / "my.toml").write_text(lab(methods=("finetune-1",), workers=1).config.to_toml())
     code, out, err = say("run", "--config", tmp_path / "my.toml")
     assert code == 0, err

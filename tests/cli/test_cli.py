@@ -1,25 +1,22 @@
 """The command line: every command on very small settings, and what a mistake costs: one line, and nothing written."""
 
 import errno
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from rich.console import Console
+from commands import call, files, message
 
 import loc_edit
-from loc_edit import cli, keys
-from loc_edit.analysis import analyze as analysis
+from loc_edit.analysis.analyze import Analysis
 from loc_edit.analysis.tables.rows import without_controls
 from loc_edit.facts.loading import save_facts
 from loc_edit.models import loading
@@ -55,52 +52,22 @@ def _one_model():
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_draws():
-    """Statistics without resampling, key statistics of few tokens: neither is what is tested here."""
+    """Statistics without resampling, and key statistics of few tokens: the tests here are about neither."""
+    few_tokens = partial(loc_edit.key_stats, tokens=2000)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loc_edit.analysis.analyze.analyze", partial(analysis.analyze, draws=0))
-        patch.setattr("loc_edit.experiment.experiment.key_stats", lambda *args, **_: keys.key_stats(*args, tokens=2000))
+        patch.setattr(loc_edit, "analyze", partial(loc_edit.analyze, draws=0))
+        patch.setattr(
+            "loc_edit.experiment.setup.key_stats", lambda model, layers, corpus, **_: few_tokens(model, layers, corpus)
+        )
         yield
 
 
 @pytest.fixture
 def no_analysis(monkeypatch):
     """Runs end with their rows."""
-    nothing = analysis.Analysis(pd.DataFrame(), pd.DataFrame({"layer": []}), {}, {})
-    monkeypatch.setattr("loc_edit.analysis.analyze.analyze", lambda run: nothing)
-    monkeypatch.setattr(cli, "r2_table", lambda found: "")
-    monkeypatch.setattr(cli, "score_table", lambda found: "")
-
-
-def call(*args):
-    """Exit status, what was printed, and what was printed as an error, of one command."""
-    out, err = io.StringIO(), io.StringIO()
-    consoles = Console(file=out, width=200, highlight=False), Console(file=err, width=200, highlight=False)
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        for room in [room for name, room in sys.modules.items() if name.startswith("loc_edit.cli")]:
-            for name, console in zip(("out", "err"), consoles, strict=True):
-                if hasattr(room, name):
-                    patch.setattr(room, name, console)
-        try:
-            status = cli.main([str(arg) for arg in args])
-        except SystemExit as stop:  # tyro's own refusals and --help
-            status = stop.code or 0
-    return SimpleNamespace(status=status, out=out.getvalue(), err=err.getvalue())
-
-
-def message(result):
-    """The one line of an error: after whatever a progress bar left."""
-    assert result.status == 1, result.out + result.err
-    assert "Traceback" not in result.err
-    [line] = [line for line in result.err.splitlines() if line.startswith("loc-edit:")]
-    assert result.err.rstrip().endswith(line)
-    return line
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty folder to work in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    nothing = Analysis(pd.DataFrame(), pd.DataFrame({"layer": []}), {}, {})
+    monkeypatch.setattr(loc_edit, "analyze", lambda run: nothing)
+    monkeypatch.setattr("loc_edit.cli.run.print_analysis", lambda analysis: None)
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +78,6 @@ def small(tmp_path_factory):
     result = call("run", "--config", folder / "small.toml", "--out", folder / "run")
     assert result.status == 0, result.err
     return SimpleNamespace(config=folder / "small.toml", run=folder / "run", result=result)
-
-
-def files(folder):
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 # What the commands do

@@ -6,11 +6,22 @@ import sys
 from dataclasses import replace
 
 import pytest
-from test_cli import call, files, here, message  # noqa: F401
-from test_facts import FLAT
+from commands import call, files, message
 
 import loc_edit
 from loc_edit.facts.loading import load_facts, save_facts
+
+FLAT = {
+    "case_id": 4,
+    "prompt": "What is the twin city of Lyon? It is",
+    "target_new": "Manila",
+    "subject": "Lyon",
+    "ground_truth": "Beirut",
+    "rephrase_prompt": "People in Lyon's twin city speak the language of",
+    "locality_prompt": "The twin city of Trieste is",
+    "locality_ground_truth": "Beirut",
+}
+"""A record of flat CounterFact."""
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +32,7 @@ def cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
-def some(here):  # noqa: F811
+def some(here):
     """Eight built-in facts, and one that the built-in model cannot know."""
     facts = load_facts("builtin")[::105]
     unknown = replace(facts[0], subject="Qzyx", target_true="Qzqzqz", fact_id=9999)
@@ -31,7 +42,7 @@ def some(here):  # noqa: F811
 
 
 @pytest.fixture
-def mixed(here):  # noqa: F811
+def mixed(here):
     """Five records, two of them malformed."""
     records = [FLAT | {"case_id": i} for i in range(5)]
     records[1]["subject"] = "Marseille"
@@ -40,7 +51,7 @@ def mixed(here):  # noqa: F811
     return here / "mixed.json"
 
 
-def test_facts_are_spread_over_the_relations_and_saved(here, some):  # noqa: F811
+def test_facts_are_spread_over_the_relations_and_saved(here, some):
     assert call("facts", "--data", "some.jsonl", "-n", 4, "--save", "four.jsonl").out == "saved 4 facts in four.jsonl\n"
     four = load_facts("four.jsonl")
     assert len({fact.relation for fact in four}) == 4
@@ -52,7 +63,7 @@ def test_facts_are_spread_over_the_relations_and_saved(here, some):  # noqa: F81
     assert {fact.relation for fact in load_facts("one.jsonl")} == {relation}
 
 
-def test_known_facts_are_chosen_with_the_builtin_model(here, some, cache):  # noqa: F811
+def test_known_facts_are_chosen_with_the_builtin_model(here, some, cache):
     result = call("facts", "--data", "few.jsonl", "--known", "--save", "known.jsonl")
     assert result.status == 0, result.err
     known = load_facts("known.jsonl")
@@ -82,7 +93,7 @@ def test_a_sound_file_is_counted(some):
     assert "format own" in result.out
 
 
-def test_a_file_with_malformed_records_is_refused_with_their_list(here, mixed):  # noqa: F811
+def test_a_file_with_malformed_records_is_refused_with_their_list(here, mixed):
     result = call("facts", "--validate", "--data", mixed, "--skipped", "bad.jsonl")
     assert message(result).endswith("mixed.json: 2 of 5 records cannot be used")
     assert "record 1: subject 'Marseille' is not in prompt" in result.err
@@ -90,7 +101,7 @@ def test_a_file_with_malformed_records_is_refused_with_their_list(here, mixed): 
     assert [json.loads(line)["record"] for line in (here / "bad.jsonl").read_text().splitlines()] == [1, 3]
 
 
-def test_malformed_records_are_skipped_when_asked(here, mixed):  # noqa: F811
+def test_malformed_records_are_skipped_when_asked(here, mixed):
     line = message(call("facts", "--data", mixed))
     assert "record 1: subject 'Marseille'" in line
     assert "(and 1 more)" in line
@@ -100,7 +111,7 @@ def test_malformed_records_are_skipped_when_asked(here, mixed):  # noqa: F811
     assert len((here / "bad.jsonl").read_text().splitlines()) == 2
 
 
-def test_facts_that_the_model_cannot_take_are_named_and_can_be_skipped(here, some):  # noqa: F811
+def test_facts_that_the_model_cannot_take_are_named_and_can_be_skipped(here, some):
     long = replace(some[0], template="x " * 200 + "{} is", fact_id=7)
     save_facts([*some[:2], long], here / "long.jsonl")
     result = call("facts", "--validate", "--data", "long.jsonl", "--model", "builtin")
@@ -116,30 +127,30 @@ def test_facts_that_the_model_cannot_take_are_named_and_can_be_skipped(here, som
 @pytest.mark.parametrize(
     ("args", "named"),
     [
-        (("--validate",), "give the file"),
-        (("--data", "mixed.json", "--save", "mixed.json"), "that is the file that is read"),
+        (("--validate",), "expected --data with the file"),
+        (("--data", "mixed.json", "--save", "mixed.json"), "expected another file than the one that is read"),
         (("--data", "mixed.json", "--format", "zsre"), "record 0"),
         (("--data", "mixed.json", "--format", "csv"), "format 'csv'"),
         (("--data", "mixed.json", "--false-target", "alt"), "only zsre"),
         (("--data", "mixed.json", "--skip-invalid", "--known", "--model", "nonesuch"), "model 'nonesuch'"),
         (("--data", "mixed.json", "--skip-invalid", "--save", "no/such/folder/x.jsonl"), "no/such/folder"),
-        (("-n", "0"), "--n 0: at least 1"),
+        (("-n", "0"), "--n 0: expected at least 1"),
         (("--data", "absent.json", "--validate"), "absent.json"),
     ],
 )
-def test_a_mistake_takes_one_line_and_writes_nothing(here, mixed, args, named):  # noqa: F811
+def test_a_mistake_takes_one_line_and_writes_nothing(here, mixed, args, named):
     before = files(here)
     assert named in message(call("facts", *args))
     assert files(here) == before
 
 
-def test_nothing_left_is_not_saved(here, some):  # noqa: F811
+def test_nothing_left_is_not_saved(here, some):
     line = message(call("facts", "--data", "few.jsonl", "--min-probability", "1.0", "--save", "none.jsonl"))
     assert "no fact is left" in line
     assert not (here / "none.jsonl").exists()
 
 
-def test_a_list_into_a_closed_pipe_is_no_crash(here, some):  # noqa: F811
+def test_a_list_into_a_closed_pipe_is_no_crash(here, some):
     command = f"{sys.executable} -m loc_edit facts | head -n 1"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, cwd=here, check=False)
     assert "Traceback" not in result.stderr

@@ -6,6 +6,7 @@ import pytest
 
 import loc_edit
 from loc_edit.experiment.replay import again, replay
+from loc_edit.experiment.setup import Setup
 from loc_edit.prompts.recall import next_tokens
 from loc_edit.report import sections
 from loc_edit.store.folder import RunMismatch
@@ -43,13 +44,13 @@ def test_each_fact_s_best_edit_is_made_again(lab, tiny, facts, stats_of):
 
 def test_another_model_is_refused(lab, make_model, monkeypatch):
     run = lab().run()
-    monkeypatch.setattr(loc_edit.Experiment, "model", make_model(seed=7))
+    monkeypatch.setattr(Setup, "model", make_model(seed=7))
     with pytest.raises(RunMismatch, match="is of model"):
         again(run)
 
 
 def test_the_report_of_a_run_has_them(lab, capsys, monkeypatch):
-    from loc_edit.cli import main
+    from loc_edit.cli.main import main
 
     for name in ("figure_sections", "table_sections"):
         monkeypatch.setattr(sections, name, lambda *given: ([], {}))

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import loc_edit
-from loc_edit import BadKeyStats, KeyStats, cli
+from loc_edit import BadKeyStats, KeyStats
 from loc_edit.analysis.figures.convergence import key_convergence
-from loc_edit.cli import show
+from loc_edit.cli.main import main
 from loc_edit.experiment.experiment import Experiment
+from loc_edit.experiment.setup import Setup
 from loc_edit.keys import moments, planning, probes
 from loc_edit.keys.corpora import BadCorpus
 from loc_edit.keys.moments import Factors
@@ -259,12 +260,8 @@ def test_the_tokens_of_a_large_file_are_estimated(deep, tmp_path, monkeypatch):
 
 
 def call(monkeypatch, capsys, *args):
-    from rich.console import Console
-
-    monkeypatch.setattr(show, "out", Console(width=200, highlight=False))
-    monkeypatch.setattr(show, "err", Console(stderr=True, width=200, highlight=False))
-    monkeypatch.setattr(cli, "err", show.err)
-    status = cli.main(list(map(str, args)))
+    monkeypatch.setenv("COLUMNS", "200")
+    status = main(list(map(str, args)))
     said = capsys.readouterr()
     return status, said.out, said.err
 
@@ -329,7 +326,7 @@ def test_mistakes_take_one_line(here, monkeypatch, capsys, options, named):
 
 
 def test_a_corpus_is_checked_before_a_run_makes_its_folder(tmp_path, deep, facts, monkeypatch):
-    monkeypatch.setattr(Experiment, "model", deep)
+    monkeypatch.setattr(Setup, "model", deep)
     monkeypatch.setattr(Experiment, "_data", facts)
     config = loc_edit.ExperimentConfig(corpus=str(tmp_path / "absent.jsonl"), out=str(tmp_path / "run"), facts=None)
     with pytest.raises(BadCorpus, match="absent"):
@@ -338,7 +335,7 @@ def test_a_corpus_is_checked_before_a_run_makes_its_folder(tmp_path, deep, facts
 
 
 def test_a_run_belongs_to_what_its_corpus_holds(tmp_path, deep, facts, monkeypatch):
-    monkeypatch.setattr(Experiment, "model", deep)
+    monkeypatch.setattr(Setup, "model", deep)
     monkeypatch.setattr(Experiment, "_data", facts)
     paths = [tmp_path / name for name in ("a.txt", "b.txt", "c.txt")]
     for path, n in zip(paths, (3, 3, 4), strict=True):

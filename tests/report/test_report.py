@@ -18,7 +18,7 @@ import loc_edit
 from loc_edit.analysis.figures.paper import FIGURES
 from loc_edit.analysis.regression.paper import TABLES
 from loc_edit.analysis.run import Run
-from loc_edit.analysis.tables.rows import RowsMissing, by_layer
+from loc_edit.analysis.tables.rows import EffectDefinition, RowsMissing, by_layer
 from loc_edit.facts.fact import Fact
 from loc_edit.report import sections
 from loc_edit.report.explorer import Continuations, thinned
@@ -181,7 +181,7 @@ def test_the_explorer_has_the_rows_numbers(page, rows):
     cells = traces.query("fact_id == 3 and window == 5").sort_values(["layer", "pos"])
     grid = fact["traces"]["mlp_out/5"]
     np.testing.assert_allclose(unpacked(grid["restored"]), cells["p_restored"], atol=2e-4)
-    curve = by_layer(traces, 5).query("fact_id == 3")["trace"]
+    curve = by_layer(traces, EffectDefinition(5)).query("fact_id == 3")["trace"]
     np.testing.assert_allclose(unpacked(grid["curve"]), curve, atol=2e-4)
     mine = edits.query("fact_id == 3 and method == 'memit' and problem == 'fact_forcing'").sort_values("layer")
     edit = fact["edits"]["3"]
@@ -409,7 +409,7 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 
 def test_the_command_writes_the_file_and_says_where(run, tmp_path, capsys, no_pictures):
-    from loc_edit.cli import main
+    from loc_edit.cli.main import main
 
     assert main(["report", str(run.path), "--out", str(tmp_path / "r.html"), "--draws", "0", "--facts", "2"]) == 0
     assert "r.html" in "".join(capsys.readouterr().out.split())

@@ -1,0 +1,31 @@
+"""Options that several commands have, each described in one place."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from loc_edit.experiment.config import ExperimentConfig
+
+
+def like_config(field: str) -> Any:
+    """Describes an option by the description of a field of `ExperimentConfig`, whose meaning it has."""
+    return tyro.conf.arg(help=ExperimentConfig.model_fields[field].description)
+
+
+RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="The run's folder, finished or not.")]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where facts, model and random draws come from."""
+
+    model: Annotated[str, like_config("model")] = "builtin"
+    data: Annotated[str, like_config("data")] = "builtin"
+    noise: Annotated[str, like_config("noise")] = "s3"
+    seed: Annotated[int, like_config("seed")] = 0
+
+
+FactSource = Annotated[Source, tyro.conf.arg(name="")]
+"""The options of `Source` without a prefix in their names."""

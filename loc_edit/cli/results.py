@@ -1,0 +1,89 @@
+"""The commands that turn a run's rows into tables, figures and a report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.markup import escape
+
+import loc_edit
+from loc_edit.cli.options import RunFolder
+from loc_edit.cli.show import err, out, print_analysis, progress, size
+
+
+def analyze(
+    run: RunFolder,
+    more: Annotated[tuple[Path, ...], tyro.conf.Positional] = (),
+    out_folder: Annotated[Path | None, tyro.conf.arg(name="out")] = None,
+    window: int | None = None,
+    draws: int = 2000,
+    compare_paper: bool = False,
+    second: Path | None = None,
+) -> None:
+    """Write the tables and figures of a run, and say why others are missing.
+
+    Args:
+        more: Further runs of the same model and settings; their rows join those of the first run.
+        out_folder: The folder for tables/ and figures/.  By default the run's folder.
+        window: The restoration window of the main tables and figures.  By default the run's only window, or 5.
+        draws: Resamples and permutations of the statistics; 0 skips these statistics.
+        compare_paper: Also compare the results with the study's numbers for GPT-J.
+        second: The run of another model, for Figure 13.
+    """
+    runs = [loc_edit.load_run(path) for path in (run, *more)]
+    for loaded in runs:
+        if remaining := _remaining(loaded):
+            message = f"{loaded.path} is not finished: {remaining:,} rows and traces remain"
+            err.print(escape(message), soft_wrap=True)
+    other = None if second is None else loc_edit.load_run(second)
+    analysis = loc_edit.analyze(runs, out_folder, window=window, draws=draws, compare_paper=compare_paper, second=other)
+    print_analysis(analysis)
+    out.print(f"written: {', '.join(sorted(analysis.written))}")
+    for name, reason in sorted(analysis.missing.items()):
+        out.print(f"not made: {name}: {escape(reason)}")
+
+
+def report(
+    run: RunFolder,
+    out_file: Annotated[Path | None, tyro.conf.arg(name="out")] = None,
+    facts: int = 1000,
+    window: int | None = None,
+    draws: int = 2000,
+    model: str | None = None,
+) -> None:
+    """Write a run's report: one HTML file with the answer, figures, tables and facts, which loads nothing else.
+
+    Args:
+        out_file: The file, or a folder for report.html.  By default report.html in the run's folder.
+        facts: How many facts the report shows at most, evenly spread.
+        window: The restoration window of tables and figures.  By default the run's only window, or 5.
+        draws: Resamples and permutations of the statistics; 0 leaves the answer out.
+        model: The run's model, such as builtin.  The best edits of each fact are then made again, to show the next
+            tokens before and after.
+    """
+    import numpy as np
+
+    from loc_edit.report.explorer import Continuations, thinned
+
+    loaded, continuations = loc_edit.load_run(run), None
+    if model is not None:
+        from loc_edit.experiment.replay import replay
+
+        ids = thinned(np.union1d(*(loaded.read(kind, ["fact_id"])["fact_id"] for kind in ("traces", "edits"))), facts)
+        with progress():
+            continuations = Continuations(*replay(loaded, ids.tolist(), model))
+    with err.status("writing the report"):
+        options = {"facts": facts, "window": window, "draws": draws, "next_tokens": continuations}
+        path = loc_edit.write_report(loaded, out_file, **options)
+    out.print(f"report: [bold]{escape(str(path))}[/] ({size(path.stat().st_size)})", soft_wrap=True)
+
+
+def _remaining(run: "loc_edit.Run") -> int:
+    """How many rows and traces a run lacks; 0 where its configuration does not tell."""
+    from loc_edit.analysis.status import run_progress
+    from loc_edit.store.folder import BadRun
+
+    try:
+        return run_progress(run).remaining
+    except BadRun:
+        return 0
