@@ -1,13 +1,15 @@
-"""Hugging Face checkpoints: which tensor is `W_out`, and the configuration that TransformerLens reads right."""
+"""Hugging Face checkpoints: the names of the MLP output weights, and a configuration for TransformerLens."""
 
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformer_lens import HookedTransformerConfig
 from transformer_lens import loading_from_pretrained as loading
@@ -18,17 +20,32 @@ from loc_edit.models.checks import BadModel
 from loc_edit.models.model import Model, W_out, b_out
 
 CONVERSION_ERRORS = (ValueError, AttributeError, KeyError, TypeError, NotImplementedError, RuntimeError, ImportError)
-"""What TransformerLens and transformers raise for checkpoints that are not what they expect."""
+"""The errors of TransformerLens and transformers for checkpoints that they do not expect."""
+
+
+@contextmanager
+def refusing(words: str) -> Iterator[None]:
+    """Turns an error of the disk, TransformerLens or transformers inside the block into a `BadModel`.
+
+    Args:
+        words: the beginning of its message.
+    """
+    try:
+        yield
+    except BadModel:
+        raise
+    except (OSError, SafetensorError, *CONVERSION_ERRORS) as error:
+        raise BadModel(f"{words}: {error}") from error
 
 
 @dataclass(frozen=True)
 class MlpOutput:
-    """Where a checkpoint keeps the MLP's output matrix of a layer.
+    """The names of the tensors in which a checkpoint keeps a layer's MLP output weights.
 
     Attributes:
-        weight: the tensor's name, `{}` for the layer.
-        bias: likewise; empty where there is none.
-        transposed: whether it is stored as `[d_model d_mlp]`.
+        weight: the matrix's name, with `{}` for the layer.
+        bias: the bias's name; empty if there is no bias.
+        transposed: whether the matrix is stored as `[d_model d_mlp]`.
     """
 
     weight: str
@@ -48,20 +65,20 @@ MLP_OUTPUTS = {
         ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM"), _GATED
     ),
 }
-"""By architecture, as a checkpoint's configuration names it."""
+"""The names by architecture, as a checkpoint's configuration calls it."""
 
 
 def mlp_output(model: Model) -> MlpOutput:
-    """The names that the model's checkpoint has for `W_out` and `b_out`.
+    """The names of `W_out` and `b_out` in the model's checkpoint.
 
     Raises:
-        BadModel: the model comes from no checkpoint, or from one whose names are not known.
+        BadModel: the model comes from no checkpoint, or from a checkpoint whose names are not known.
     """
     architecture = model.cfg.original_architecture
     if architecture not in MLP_OUTPUTS:
         raise BadModel(
             f"model {model.cfg.model_name}: Hugging Face names are known for {', '.join(MLP_OUTPUTS)}, "
-            f"and its architecture is {architecture or 'of no checkpoint'}"
+            f"but not for {architecture or 'a model without a checkpoint'}"
         )
     return MLP_OUTPUTS[architecture]
 
@@ -73,37 +90,33 @@ def hf_state_dict(model: Model, layers: Iterable[int], biases: Iterable[int] = (
     `hf_model.load_state_dict(..., strict=False)` takes them.
 
     Raises:
-        BadModel: as `mlp_output`; or a bias is wanted and the checkpoint has none.
+        BadModel: as `mlp_output`; or biases are given, but the checkpoint has none.
     """
     names = mlp_output(model)
     biases = list(biases)
     if biases and not names.bias:
-        raise BadModel(
-            f"model {model.cfg.model_name}: its checkpoint has no MLP output bias, and layer {biases[0]} has"
-        )
-    found = {}
+        raise BadModel(f"model {model.cfg.model_name}: layer {biases[0]} of its checkpoint has no MLP output bias")
+    tensors = {}
     for layer in layers:
         weight = W_out(model, layer).detach()
-        found[names.weight.format(layer)] = (weight.T if names.transposed else weight).clone().contiguous()
-    found |= {names.bias.format(layer): b_out(model, layer).detach().clone() for layer in biases}
-    return found
+        tensors[names.weight.format(layer)] = (weight.T if names.transposed else weight).clone().contiguous()
+    tensors |= {names.bias.format(layer): b_out(model, layer).detach().clone() for layer in biases}
+    return tensors
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """A checkpoint's config.json, its architecture named, completed where transformers 5 leaves something out.
+    """A checkpoint's config.json, completed by an architecture and an `n_ctx` where transformers 5 leaves them out.
 
     Raises:
-        BadModel: there is none, or it is no JSON object.
+        BadModel: there is no such file, or it is not a JSON object.
     """
     path = directory / "config.json"
     if not path.is_file():
         raise BadModel(f"model directory {directory}: no config.json in it")
-    try:
+    with refusing(f"model directory {directory}: config.json is not JSON"):
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadModel(f"model directory {directory}: config.json is no JSON: {error}") from error
     if not isinstance(config, dict):
-        raise BadModel(f"model directory {directory}: config.json holds {type(config).__name__}, no object")
+        raise BadModel(f"model directory {directory}: expected a JSON object in config.json, got {config!r}")
     if not config.get("architectures"):
         name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(config.get("model_type")))
         if not name:
@@ -117,83 +130,82 @@ def read_config(directory: Path) -> dict[str, Any]:
 def hooked_config(directory: Path, config: dict[str, Any], **given: Any) -> HookedTransformerConfig:
     """The TransformerLens configuration of a checkpoint.
 
-    TransformerLens chooses its branch by the directory's name ("llama", "gemma", ...): it sees the configuration
-    through a neutrally named copy.  What it then reads wrong or not at all is put right.
+    TransformerLens looks for names such as "llama" and "gemma" in the directory's name, so it gets the configuration
+    in a directory with a neutral name.  Fields that it then reads wrong or not at all are corrected.
 
     Args:
-        directory: named in errors.
+        directory: the checkpoint, for errors and the model's name.
         config: from `read_config`.
-        given: fields of our own: device, dtype, default_prepend_bos.
+        given: fields that do not come from the checkpoint: device, dtype, default_prepend_bos.
 
     Raises:
         BadModel: the architecture is not supported.
     """
     architecture = config["architectures"][0]
-    with tempfile.TemporaryDirectory(prefix="checkpoint_") as folder:
+    refusal = refusing(f"model directory {directory}: architecture {architecture} is not supported")
+    with tempfile.TemporaryDirectory(prefix="checkpoint_") as folder, refusal:
         (Path(folder) / "config.json").write_text(json.dumps(config))
-        try:
-            theirs = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            if architecture in ("GemmaForCausalLM", "Gemma2ForCausalLM"):
-                values = _gemma(theirs, architecture)
-            else:
-                values = {**loading.convert_hf_model_config(folder), **_corrections(theirs, architecture)}
-            values |= _windows(theirs, values)
-            values |= {"model_name": directory.resolve().name, "init_weights": False, "trust_remote_code": False}
-            return HookedTransformerConfig.from_dict({**values, "from_checkpoint": False, **given})
-        except CONVERSION_ERRORS as error:
-            raise BadModel(
-                f"model directory {directory}: architecture {architecture} is not supported ({error})"
-            ) from error
+        hf_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if architecture in ("GemmaForCausalLM", "Gemma2ForCausalLM"):
+            values = _gemma(hf_config, architecture)
+        else:
+            values = {**loading.convert_hf_model_config(folder), **_corrections(hf_config, architecture)}
+        values |= _windows(hf_config, values)
+        values |= {"model_name": directory.resolve().name, "init_weights": False, "trust_remote_code": False}
+        return HookedTransformerConfig.from_dict({**values, "from_checkpoint": False, **given})
 
 
-def _corrections(theirs: Any, architecture: str) -> dict[str, Any]:
-    """Fields that TransformerLens derives from others, where the checkpoint has them of its own."""
+def _corrections(hf_config: Any, architecture: str) -> dict[str, Any]:
+    """Fields of the checkpoint that TransformerLens ignores, deriving them from other fields."""
     values: dict[str, Any] = {}
-    if getattr(theirs, "n_inner", None):
-        values["d_mlp"] = theirs.n_inner
-    if architecture == "LlamaForCausalLM" and getattr(theirs, "head_dim", None):
-        values |= {"d_head": theirs.head_dim, "rotary_dim": theirs.head_dim}
-    if architecture in ("MistralForCausalLM", "Qwen3ForCausalLM"):  # cut to 2048, also where that is too long
-        values["n_ctx"] = min(2048, theirs.max_position_embeddings)
+    if getattr(hf_config, "n_inner", None):
+        values["d_mlp"] = hf_config.n_inner
+    if architecture == "LlamaForCausalLM" and getattr(hf_config, "head_dim", None):
+        values |= {"d_head": hf_config.head_dim, "rotary_dim": hf_config.head_dim}
+    if architecture in (
+        "MistralForCausalLM",
+        "Qwen3ForCausalLM",
+    ):  # TransformerLens takes 2048, even if the checkpoint has less
+        values["n_ctx"] = min(2048, hf_config.max_position_embeddings)
     return values
 
 
-def _windows(theirs: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """Layers with sliding attention, where the checkpoint names them and the window is shorter than the context."""
-    types: Sequence[str] = getattr(theirs, "layer_types", None) or ()
-    window = getattr(theirs, "sliding_window", None)
+def _windows(hf_config: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """The layers with sliding attention, if the checkpoint has any and the window is shorter than the context."""
+    types: Sequence[str] = getattr(hf_config, "layer_types", None) or ()
+    window = getattr(hf_config, "sliding_window", None)
     if not window or window >= values["n_ctx"] or "sliding_attention" not in types:
         return {}
     attention = ["local" if name == "sliding_attention" else "global" for name in types]
     return {"use_local_attn": True, "window_size": window, "attn_types": attention}
 
 
-def _gemma(theirs: Any, architecture: str) -> dict[str, Any]:
-    """Gemma 1 and 2, which TransformerLens knows by the names of the released sizes only."""
+def _gemma(hf_config: Any, architecture: str) -> dict[str, Any]:
+    """The configuration of Gemma 1 and 2, which TransformerLens knows by the names of the released models only."""
     values = {
         "original_architecture": architecture,
-        "d_model": theirs.hidden_size,
-        "d_head": theirs.head_dim,
-        "n_heads": theirs.num_attention_heads,
-        "n_key_value_heads": theirs.num_key_value_heads,
-        "d_mlp": theirs.intermediate_size,
-        "n_layers": theirs.num_hidden_layers,
-        "n_ctx": theirs.max_position_embeddings,
-        "d_vocab": theirs.vocab_size,
-        "eps": theirs.rms_norm_eps,
-        "act_fn": theirs.hidden_act if architecture == "GemmaForCausalLM" else theirs.hidden_activation,
+        "d_model": hf_config.hidden_size,
+        "d_head": hf_config.head_dim,
+        "n_heads": hf_config.num_attention_heads,
+        "n_key_value_heads": hf_config.num_key_value_heads,
+        "d_mlp": hf_config.intermediate_size,
+        "n_layers": hf_config.num_hidden_layers,
+        "n_ctx": hf_config.max_position_embeddings,
+        "d_vocab": hf_config.vocab_size,
+        "eps": hf_config.rms_norm_eps,
+        "act_fn": hf_config.hidden_act if architecture == "GemmaForCausalLM" else hf_config.hidden_activation,
         "normalization_type": "RMS",
         "final_rms": True,
         "gated_mlp": True,
         "positional_embedding_type": "rotary",
-        "rotary_dim": theirs.head_dim,
-        "rotary_base": theirs.rope_parameters["rope_theta"],
+        "rotary_dim": hf_config.head_dim,
+        "rotary_base": hf_config.rope_parameters["rope_theta"],
     }
     if architecture == "Gemma2ForCausalLM":
         values |= {
             "use_normalization_before_and_after": True,
-            "attn_scale": theirs.query_pre_attn_scalar**0.5,
-            "attn_scores_soft_cap": theirs.attn_logit_softcapping or -1.0,
-            "output_logits_soft_cap": theirs.final_logit_softcapping or -1.0,
+            "attn_scale": hf_config.query_pre_attn_scalar**0.5,
+            "attn_scores_soft_cap": hf_config.attn_logit_softcapping or -1.0,
+            "output_logits_soft_cap": hf_config.final_logit_softcapping or -1.0,
         }
     return values

@@ -1,4 +1,4 @@
-"""What a model must be: unprocessed for everything, pre-norm with one MLP a layer for editing."""
+"""Checks of a loaded model: its weights are unprocessed, and for editing, its layers have the right form."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 class BadModel(ValueError):
-    """A model that cannot be found, read or used for what was asked; the message names it."""
+    """A model that cannot be found, cannot be read, or does not suit its purpose; the message names it."""
 
 
 def check_layers(model: Model, layers: list[int]) -> None:
@@ -27,67 +27,71 @@ def check_editable(model: Model) -> None:
     """Refuse a model in which `hook_mlp_out` is not `hook_post @ W_out + b_out`.
 
     Raises:
-        BadModel: normalisation after the MLP, experts, or no MLP.
+        BadModel: a norm follows the MLP, or a layer has experts or no MLP.
     """
     name, cfg = model.cfg.model_name, model.cfg
     if cfg.use_normalization_before_and_after or (cfg.original_architecture or "").startswith(POST_NORM):
         raise BadModel(
             f"model {name}: a norm follows the MLP, so hook_mlp_out is not hook_post @ W_out + b_out; "
-            "it can be traced, not edited"
+            "it can be traced but not edited"
         )
-    if cfg.attn_only or getattr(cfg, "num_experts", None):
+    if not _has_one_mlp(cfg):
         raise BadModel(f"model {name}: each layer must have one MLP to be edited")
 
 
 @torch.no_grad()
 def check_unprocessed(model: Model) -> None:
-    """Refuse a model whose weights TransformerLens has processed, as `from_pretrained` does unless told otherwise.
+    """Refuse a model whose weights TransformerLens has processed, as its `from_pretrained` does by default.
 
-    Centring changes the norms of values, and so ROME's decay and clamp; a folded layer norm or a centred unembedding
-    leaves numbers as they are, but not the weights that an edit is written back into.
+    Centering changes the norms of values, and so the weight decay and the clamp of ROME.  Folding layer norms and
+    centering the unembedding leave the numbers as they are, but not the weights that an edit is written back into.
 
-    Detected: folded layer norms (the configuration says so); centred writing weights (every matrix and bias that
-    writes into the residual stream has rows of mean 0, up to rounding); a centred unembedding (likewise, over the
-    vocabulary).  Not detected, and without effect on traces of MLP outputs, edits or scores: folded value biases and
-    refactored attention matrices.  Not detected either: a layer norm folded by hand that left its weights at 1.  A
-    model that was trained with norms without weights, or to means of exactly 0, is refused wrongly: use it without
-    `load_model`.
+    Detected: folded layer norms (the configuration says so); centered writing weights (every matrix and bias that
+    writes into the residual stream has rows of mean 0, up to rounding); a centered unembedding (likewise, over the
+    vocabulary).  Not detected, but without effect on traces of MLP outputs, edits or scores: folded value biases and
+    refactored attention matrices.  Not detected: a layer norm folded by hand that left its weights at 1.  Wrongly
+    refused: a model trained with norms without weights, or to means of exactly 0; use it without `load_model`.
 
     Raises:
-        BadModel: names what was processed, and the line that loads the model right.
+        BadModel: names the processing, and the line that loads the model without it.
     """
-    name, cfg = model.cfg.model_name, model.cfg
-    found = []
-    if cfg.normalization_type in ("LNPre", "RMSPre"):
-        found.append("layer norms are folded into the weights")
-    if cfg.normalization_type in ("LN", "LNPre") and all(map(_centred, _writing(model))):
-        found.append("weights that write to the residual stream are centred")
-    if _centred(model.unembed.W_U):
-        found.append("the unembedding is centred")
-    if found:
+    name, kind = model.cfg.model_name, model.cfg.normalization_type
+    processing = []
+    if kind in ("LNPre", "RMSPre"):
+        processing.append("layer norms are folded into the weights")
+    if kind in ("LN", "LNPre") and all(map(_centered, _writing_weights(model))):
+        processing.append("weights that write to the residual stream are centered")
+    if _centered(model.unembed.W_U):
+        processing.append("the unembedding is centered")
+    if processing:
         raise BadModel(
-            f"model {name}: {' and '.join(found)}; editing wants the checkpoint's own weights: "
-            f"loc_edit.load_model({name!r}), or Model.from_pretrained_no_processing({name!r})"
+            f"model {name}: {' and '.join(processing)}; editing needs the checkpoint's own weights: "
+            f"loc_edit.load_model({name!r}), or HookedTransformer.from_pretrained_no_processing({name!r})"
         )
 
 
-def _writing(model: Model) -> list[Tensor]:
-    """All that writes into the residual stream, output dimension last."""
-    writing: list[Any] = [model.embed.W_E]
+def _has_one_mlp(cfg: Any) -> bool:
+    """Whether every layer has one MLP: neither experts nor attention alone."""
+    return not (cfg.attn_only or getattr(cfg, "num_experts", None))
+
+
+def _writing_weights(model: Model) -> list[Any]:
+    """All matrices and biases that write into the residual stream, with the output dimension last."""
+    weights: list[Any] = [model.embed.W_E]
     if model.cfg.positional_embedding_type == "standard":
-        writing.append(model.pos_embed.W_pos)
+        weights.append(model.pos_embed.W_pos)
     for block in model.blocks:
-        writing += [block.attn.W_O, block.attn.b_O]
-        if not model.cfg.attn_only and not getattr(model.cfg, "num_experts", None):
-            writing += [block.mlp.W_out, block.mlp.b_out]
-    return writing
+        weights += [block.attn.W_O, block.attn.b_O]
+        if _has_one_mlp(model.cfg):
+            weights += [block.mlp.W_out, block.mlp.b_out]
+    return weights
 
 
-def _centred(weight: Tensor) -> bool:
+def _centered(weight: Tensor) -> bool:
     """Whether the means over the last dimension are 0, up to the rounding of the entries.
 
-    Means of n independent entries are about 1/sqrt(n) of the entries' size; rounding leaves some 1e-7 of it in single
-    precision and 1e-3 in half.
+    The mean of n independent entries is about 1/sqrt(n) of an entry's size; rounding leaves about 1e-7 of that in
+    single precision and 1e-3 in half precision.
     """
     wide = weight.float()
     means = wide.mean(-1).square().mean().sqrt()

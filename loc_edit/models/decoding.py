@@ -1,4 +1,4 @@
-"""Decoding: token rows continued by chosen next tokens, with cached attention keys and values."""
+"""Decoding: continuing texts token by token, with cached attention keys and values."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,18 +22,24 @@ def sample_tokens(
     top_k: int = TOP_K,
     batch_size: int = 256,
 ) -> list[Int[Tensor, " _"]]:
-    """Each prompt continued by as many tokens as it has `draws`, numbers in [0, 1) that choose among the top k."""
+    """Each prompt, continued by one token for each of its `draws`.
+
+    Args:
+        model: any.
+        prompts: token ids; prompts of one length, with equally many draws, share a batch.
+        draws: numbers in [0, 1); each chooses among the top k tokens by their cumulative probabilities.
+        top_k: the number of likeliest tokens to choose among; 1 decodes greedily.
+        batch_size: the largest number of prompts in a batch.
+    """
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for i, (prompt, draw) in enumerate(zip(prompts, draws, strict=True)):
         groups[len(prompt), len(draw)].append(i)
     result: list[Tensor] = list(prompts)
     for members in groups.values():
         for start in range(0, len(members), batch_size):
-            some = members[start : start + batch_size]
-            tokens = _continue(
-                model, torch.stack([prompts[i] for i in some]), torch.stack([draws[i] for i in some]), top_k
-            )
-            for i, row in zip(some, tokens, strict=True):
+            batch = members[start : start + batch_size]
+            tokens, chances = (torch.stack([values[i] for i in batch]) for values in (prompts, draws))
+            for i, row in zip(batch, _continue(model, tokens, chances, top_k), strict=True):
                 result[i] = row
     return result
 
@@ -41,12 +47,12 @@ def sample_tokens(
 def _continue(
     model: Model, tokens: Int[Tensor, "row pos"], draws: Float[Tensor, "row new"], top_k: int
 ) -> Int[Tensor, "row longer"]:
-    """Rows of one length, continued with cached attention keys and values where the model takes them."""
+    """Rows of one length, continued; with cached attention keys and values if the model takes them."""
     past = new_past(model, len(tokens)) if takes_past(model) else None
     new = tokens
     for draw in draws.to(model.cfg.device).T:
         given = tokens if past is None else new
-        # An explicit mask: by itself the model would take an EOS in the text for padding.
+        # Without an explicit mask, the model would take an EOS in the text for padding.
         mask = None if past is None else torch.ones_like(new)
         residual = run_layers(model, given, stop=model.cfg.n_layers, past=past, mask=mask)
         top, ids = logits_at(model, residual[:, -1:])[:, 0].float().topk(min(top_k, model.cfg.d_vocab_out))

@@ -1,4 +1,4 @@
-"""Fingerprints of models and tokenizers, and the versions that numbers depend on."""
+"""Fingerprints of models and tokenizers, by which results are kept, and the software versions behind them."""
 
 import hashlib
 import json
@@ -10,34 +10,35 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from loc_edit.files import short_hash
 from loc_edit.models.model import Model, tokenizer
 
 COLUMNS = 509
-"""Width of a checksum, in words of 8 bytes: a prime, so that no row of weights is as long."""
+"""Width of a checksum, in words of 8 bytes: a prime, so that no row of weights has this length."""
 
 KEPT = 8
-"""Fingerprints kept for each model: edits come and go."""
+"""The number of fingerprints kept for each model, as edits are applied and undone."""
 
 SMALL = 2**14
-"""Bytes up to which a tensor stands for itself."""
+"""The size in bytes up to which a tensor is its own checksum."""
 
-NAMES = ("device", "seed", "model_name", "tokenizer_name")
-"""Fields of a configuration that say where a model comes from or lies, not what it computes."""
+NOT_COMPUTED_WITH = ("device", "seed", "model_name", "tokenizer_name")
+"""Fields of a configuration that say where a model comes from or where it is, and do not change its results."""
 
 _TOKENIZERS: "WeakKeyDictionary[Any, tuple[str, str]]" = WeakKeyDictionary()
 _FINGERPRINTS: "WeakKeyDictionary[Model, dict[bytes, str]]" = WeakKeyDictionary()
 
 
 def fingerprint(model: Model) -> str:
-    """A short hash of all that makes the model compute what it computes: weights, shape, BOS, tokenizer.
+    """A short hash of everything that determines a model's results: weights, shape, BOS and tokenizer.
 
-    The bytes of the weights are hashed once; later calls read all weights again, but only add them up (see
-    `_checksum`), so that every write is seen, also one through `parameter.data`, and an edit that was undone
-    costs no second hash.  Adding up takes about a ninth of the time of hashing: some 3 ms on the built-in model and
-    80 ms on half a gigabyte, on one busy core.
+    The bytes of the weights are hashed once.  Later calls read all weights again, but only sum them (see `_checksum`),
+    so that they notice every write, even through `parameter.data`, and do not hash again after an edit is undone.
+    Summing takes about a ninth of the time of hashing: 3 ms for the built-in model and 80 ms for half a gigabyte, on
+    one busy core.
     """
     digest = hashlib.sha256()
-    cfg = {k: v for k, v in sorted(model.cfg.to_dict().items()) if k not in NAMES}
+    cfg = {k: v for k, v in sorted(model.cfg.to_dict().items()) if k not in NOT_COMPUTED_WITH}
     digest.update(json.dumps(cfg, default=str, sort_keys=True).encode())
     digest.update(tokenizer_fingerprint(model).encode())
     parameters = sorted(model.named_parameters())
@@ -61,10 +62,10 @@ def _raw(parameter: Tensor) -> Tensor:
 
 
 def _checksum(parameter: Tensor) -> bytes:
-    """Sums of the tensor's bytes, read as integers of 8 bytes in rows of `COLUMNS`, by column; and the rest as it is.
+    """The column sums of a tensor's bytes, read as integers of 8 bytes in rows of `COLUMNS`; then the remaining bytes.
 
-    A change of any one entry changes its column's sum.  Changes of several entries escape only where those of one
-    column, taken as integers, cancel.
+    A change of a single entry changes its column's sum.  Changes of several entries go unnoticed only if, as integers,
+    they cancel within every column.
     """
     raw = _raw(parameter)
     if raw.data_ptr() % 8:
@@ -76,9 +77,9 @@ def _checksum(parameter: Tensor) -> bytes:
 
 
 def tokenizer_fingerprint(model: Model) -> str:
-    """A short hash of the tokenizer: its vocabulary, merges and rules; not how it was last told to pad or cut.
+    """A short hash of the tokenizer: its vocabulary, merges and rules, but not its current padding and truncation.
 
-    Kept until a rule or the size of the vocabulary changes, as writing out a large one takes long.
+    It is kept until a rule or the size of the vocabulary changes, because serializing a large vocabulary takes long.
     """
     fast = tokenizer(model)
     backend = fast.backend_tokenizer
@@ -87,14 +88,13 @@ def tokenizer_fingerprint(model: Model) -> str:
     known = _TOKENIZERS.get(fast)
     if known is None or known[0] != state:
         whole = {**json.loads(backend.to_str()), "padding": None, "truncation": None}
-        known = (state, hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16])
+        known = (state, short_hash(json.dumps(whole, sort_keys=True)))
         _TOKENIZERS[fast] = known
     return known[1]
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on, and the device they are computed on."""
+    """The versions of the software that results depend on, and the device that computes them."""
     names = ("loc-edit", "torch", "transformer-lens", "transformers", "numpy", "pandas")
-    found = {name: version(name) for name in names}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {**found, "python": platform.python_version(), "device": device}
+    return {**{name: version(name) for name in names}, "python": platform.python_version(), "device": device}

@@ -1,4 +1,4 @@
-"""GELU, LayerNorm and attention in one kernel each, where TransformerLens writes them as chains of operations."""
+"""Faster GELU, LayerNorm and attention: one torch kernel each in place of TransformerLens' chains of operations."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,48 +14,48 @@ from transformer_lens.utilities.activation_functions import gelu_fast, gelu_new
 
 @contextmanager
 def one_kernel_each(blocks: Iterable[nn.Module]) -> Iterator[None]:
-    """Within it, these blocks compute GELU (of the tanh kind), LayerNorm and attention by torch's own kernels.
+    """Inside the block, the given layers compute GELU (the tanh kind), LayerNorm and attention by torch's own kernels.
 
-    The same functions up to rounding, with one pass over the activations in place of about eight, and one tensor kept
-    for the backward pass in place of as many.  Every hook point stays where it is, and where one lies inside of what a
-    kernel does and has a hook, that is computed as TransformerLens wrote it: a LayerNorm with a hook in it, attention
-    with a hook on scores or pattern.  A block normalises its input three times, for queries, keys and values: as long
-    as that is one and the same tensor, once is enough.
+    The kernels compute the same functions up to rounding, in one pass over the activations instead of about eight, and
+    keep one tensor for the backward pass instead of about eight.  Every hook point still fires.  If a hook is on a
+    point inside a kernel (in a LayerNorm, or on attention's scores or pattern), TransformerLens' own chain of
+    operations runs instead.  A layer normalizes its input three times, for queries, keys and values; as long as they
+    share one input tensor, it is normalized once.
 
-    GELU too where its result, the key, has a hook: far below zero a key is little but rounding, and fine-tuning's Adam
-    follows that.  In inference mode nothing is trained, and the kernel is used.
+    GELU also keeps its chain if its result, the key, has a hook: far below zero a key is mostly rounding error, which
+    Adam would follow in fine-tuning.  In inference mode nothing is trained, and the kernel runs.
     """
-    held: list[Any] = []  # of the norm called last, so that no layer's activations outlive it
-    scored = torch.is_inference_mode_enabled()
+    last_norm: list[Any] = []  # the norm that ran last, its input and output: no layer's activations outlive it
+    inference = torch.is_inference_mode_enabled()
     with ExitStack() as stack:
         for block in blocks:
             mlp: Any = getattr(block, "mlp", None)
             attn: Any = getattr(block, "attn", None)
-            if getattr(mlp, "act_fn", None) in (gelu_new, gelu_fast) and (scored or not hooked(mlp.hook_post)):
+            if getattr(mlp, "act_fn", None) in (gelu_new, gelu_fast) and (inference or not hooked(mlp.hook_post)):
                 stack.enter_context(_replaced(mlp, "act_fn", partial(gelu, approximate="tanh")))
             if plain(attn) and not (hooked(attn.hook_attn_scores) or hooked(attn.hook_pattern)):
                 stack.enter_context(_replaced(attn, "forward", _fused(attn)))
             for norm in (getattr(block, "ln1", None), getattr(block, "ln2", None)):
                 if type(norm) is LayerNorm and not (hooked(norm.hook_scale) or hooked(norm.hook_normalized)):
-                    stack.enter_context(_replaced(norm, "forward", _once(norm, held)))
+                    stack.enter_context(_replaced(norm, "forward", _once(norm, last_norm)))
         yield
 
 
-def _once(norm: LayerNorm, held: list[Any]) -> Callable[[Tensor], Tensor]:
-    """The norm's function; of one and the same tensor it is computed once, in a row of calls (`held`: of the last)."""
+def _once(norm: LayerNorm, last_norm: list[Any]) -> Callable[[Tensor], Tensor]:
+    """The norm's function, which takes its result from `last_norm` if the last call had the same norm and tensor."""
 
     def forward(x: Tensor) -> Tensor:
         if x.dtype != norm.w.dtype:
             return LayerNorm.forward(norm, x)
-        if not held or held[0] is not norm or held[1] is not x:
-            held[:] = norm, x, layer_norm(x, (norm.length,), norm.w, norm.b, norm.eps)
-        return held[2]
+        if not last_norm or last_norm[0] is not norm or last_norm[1] is not x:
+            last_norm[:] = norm, x, layer_norm(x, (norm.length,), norm.w, norm.b, norm.eps)
+        return last_norm[2]
 
     return forward
 
 
 def plain(attn: Any) -> bool:
-    """Whether attention does no more than to project what it is given, to rotate it and to mask what comes later."""
+    """Whether attention only projects its input, rotates queries and keys, and masks later positions."""
     if type(attn) not in (Attention, GroupedQueryAttention):
         return False
     cfg: Any = attn.cfg
@@ -65,12 +65,12 @@ def plain(attn: Any) -> bool:
         and cfg.attn_scores_soft_cap <= 0
         and not (cfg.use_split_qkv_input or cfg.use_attn_in or cfg.use_attn_result or cfg.use_logn_attn)
         and not (cfg.use_attention_sinks or cfg.load_in_4bit or cfg.clip_qkv is not None)
-        and not (cfg.original_architecture or "").startswith("Olmo")  # norms whole keys after projecting them
+        and not (cfg.original_architecture or "").startswith("Olmo")  # it normalizes whole keys after projecting them
     )
 
 
 def _fused(attn: Attention | GroupedQueryAttention) -> Callable[..., Tensor]:
-    """The function of `plain` attention; scores and pattern are not kept."""
+    """The forward function of `plain` attention, in which scores and pattern are never separate tensors."""
 
     def forward(
         query_input: Tensor,
@@ -100,7 +100,7 @@ def _fused(attn: Attention | GroupedQueryAttention) -> Callable[..., Tensor]:
 
 @contextmanager
 def _replaced(module: nn.Module, name: str, value: object) -> Iterator[None]:
-    """`module.name` is `value`, and then again what it was, in the instance or else in the class."""
+    """Inside the block, `module.name` is `value`; afterwards it is as before."""
     own = vars(module)  # `nn.Module.__setattr__` takes ten times as long
     old = own.get(name)
     own[name] = value
@@ -114,5 +114,5 @@ def _replaced(module: nn.Module, name: str, value: object) -> Iterator[None]:
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether a hook is on this module itself."""
+    """Whether a hook is on this module itself, not only on its parts."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)

@@ -1,7 +1,6 @@
-"""Loading without weight processing: the model that ships with the package, directories, hub names."""
+"""Loading of models, without weight processing: the built-in model, local directories, and names on the hub."""
 
 import json
-import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
@@ -19,23 +17,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.utils import logging as hf_logging
 
 from loc_edit.files import DATA
-from loc_edit.models.checkpoints import CONVERSION_ERRORS, hooked_config, read_config
+from loc_edit.models.checkpoints import hooked_config, read_config, refusing
 from loc_edit.models.checks import HALF, BadModel, check_unprocessed
 from loc_edit.models.model import Model
-
-log = logging.getLogger(__name__)
 
 BUILTIN = DATA / "model"
 
 NO_BOS = ("GPT2LMHeadModel", "GPTJForCausalLM", "GPTNeoXForCausalLM", "GPTNeoForCausalLM", "Qwen")
-"""Architectures (by prefix) that were trained, and are studied here, without a token at the start."""
+"""Architectures (by prefix) that were trained without a token at the start, and are studied without it."""
 
 PROBE_LENGTH = 16
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the one warning that `HookedTransformer` is going away (the pin keeps it), and progress bars."""
+    """Silence progress bars, and the warning that `HookedTransformer` is deprecated: the package pins its version."""
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
@@ -54,26 +50,27 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     prepend_bos: bool | None = None,
 ) -> Model:
-    """A `HookedTransformer` with the checkpoint's own weights: nothing folded, nothing centred.
+    """A `HookedTransformer` with the checkpoint's own weights: nothing folded, nothing centered.
 
-    A directory is read without a network, with about one copy of the weights in memory; its logits are compared
-    with Hugging Face's on a few tokens before it is handed out.  Directories of GPT-2, GPT-J, GPT-NeoX (Pythia),
-    Llama, Mistral, Qwen 2 and 3, and Gemma 1 and 2 are tested; others that TransformerLens converts are tried.
+    A directory is read without a network, with about one copy of the weights in memory; before the model is returned,
+    its logits on a few tokens are compared with Hugging Face's.  Tests cover directories of GPT-2, GPT-J, GPT-NeoX
+    (Pythia), Llama, Mistral, Qwen 2 and 3, and Gemma 1 and 2; other architectures that TransformerLens converts may
+    work.
 
     Args:
         source: `"builtin"`, a local Hugging Face directory, a hub name that TransformerLens knows, or a
-            model that is loaded already (then only `prepend_bos` and `device` are applied).
-        device: where to put it; CUDA if there is one, else the CPU.
-        dtype: of the weights.  In half precision activations are rounded to it; a warning says so.
-        prepend_bos: whether prompts start with the BOS token; by default as the family was trained.
+            loaded model (then only `prepend_bos` and `device` apply).
+        device: the model's device; by default CUDA if there is one, else the CPU.
+        dtype: of the weights.  In half precision, activations are rounded to it; a warning says so.
+        prepend_bos: whether prompts start with the BOS token; by default as the model's family was trained.
 
     Returns:
         The model in evaluation mode, parameters without gradients.
 
     Raises:
-        BadModel: the source is no known name and no model directory; its weights are incomplete, or give other
-            logits than Hugging Face's; a given model's weights were processed (see `check_unprocessed`); or there
-            is no fast tokenizer.
+        BadModel: the source is neither a known name nor a model directory; its weights are incomplete, or give
+            other logits than Hugging Face's; a loaded model's weights are processed (see `check_unprocessed`); or
+            there is no fast tokenizer.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with quiet():
@@ -83,11 +80,13 @@ def load_model(
         elif str(source) == "builtin":
             model = read_builtin(device=device, dtype=dtype)
         elif Path(source).is_dir():
-            model = _load_directory(Path(source), device, dtype, prepend_bos)
+            model = _load_directory(Path(source), device, dtype)
         else:
-            model = _load_from_hub(str(source), device, dtype, prepend_bos)
+            model = _load_from_hub(str(source), device, dtype)
     if model.tokenizer is None or not getattr(model.tokenizer, "is_fast", False):
-        raise BadModel(f"model {source!s}: a fast tokenizer (with character offsets) is needed to find subjects")
+        raise BadModel(
+            f"model {source!s}: expected a fast tokenizer, whose character offsets are needed to find subjects"
+        )
     if model.cfg.dtype in HALF:
         warnings.warn(
             f"model {model.cfg.model_name} computes in {model.cfg.dtype}: activations and the edited weights are "
@@ -103,17 +102,17 @@ def load_model(
 def read_builtin(
     folder: Path = BUILTIN, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Model:
-    """The model that ships with the package, or another in its form: configuration, weights, tokenizer."""
+    """The model that ships with the package, or a folder of the same form: configuration, weights and tokenizer."""
     config = json.loads((folder / "config.json").read_text())
     cfg = HookedTransformerConfig.from_dict({**config, "device": str(device), "dtype": dtype})
     fast = PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"),
-        name_or_path="builtin",  # TransformerLens reads it back; with a bos_token it would ask the hub for it
+        name_or_path="builtin",  # given a bos_token, TransformerLens would look up this name on the hub
         eos_token="<|endoftext|>",
         unk_token="<|endoftext|>",
         pad_token="<|endoftext|>",
     )
-    model = HookedTransformer(cfg, fast, move_to_device=True)
+    model = HookedTransformer(cfg, fast)
     weights = load_file(folder / "model.safetensors")
     weights.setdefault("unembed.W_U", weights["embed.W_E"].T)
     missing = set(dict(model.named_parameters())) - set(weights) - {"unembed.b_U"}
@@ -123,63 +122,56 @@ def read_builtin(
     return model
 
 
-def _load_directory(
-    directory: Path, device: torch.device, dtype: torch.dtype, prepend_bos: bool | None
-) -> Model:
-    """A local Hugging Face checkpoint, offline.
+def _load_directory(directory: Path, device: torch.device, dtype: torch.dtype) -> Model:
+    """A local Hugging Face checkpoint, without a network.
 
-    Weights of safetensors files in the wanted dtype are mapped, not read, by transformers.  Each is copied into the
-    new model and let go, so that no second copy is ever whole.
+    transformers maps the weights of safetensors files in the right dtype without reading them.  Each weight is copied
+    into the new model and released, so that there is never a whole second copy.
     """
     config = read_config(directory)
-    bos = _prepend_bos(config["architectures"][0], prepend_bos)
+    bos = _family_prepends_bos(config["architectures"][0])
     cfg = hooked_config(directory, config, device=str(device), dtype=dtype, default_prepend_bos=bos)
     fast = _read_tokenizer(directory, cfg)
     hf_model = _read_weights(directory, dtype)
     tokens = torch.randint(cfg.d_vocab, (min(PROBE_LENGTH, cfg.n_ctx),), generator=torch.Generator().manual_seed(0))
-    try:
+    with refusing(f"model directory {directory}: its weights cannot be converted"):
         with torch.inference_mode():
-            wanted = hf_model(tokens[None]).logits[0].float()
-        model = HookedTransformer(cfg, fast, move_to_device=True)
+            hf_logits = hf_model(tokens[None]).logits[0].float()
+        model = HookedTransformer(cfg, fast)
         weights = loading.get_pretrained_state_dict(str(directory.resolve()), cfg, hf_model, dtype=dtype)
         weights = loading.fill_missing_keys(model, weights)
-    except CONVERSION_ERRORS as error:
-        raise BadModel(f"model directory {directory}: its weights cannot be converted: {error}") from error
     del hf_model
     _fill(model, weights)
-    _compare(model, directory, tokens, wanted)
+    _compare(model, directory, tokens, hf_logits)
     return model
 
 
 def _read_tokenizer(directory: Path, cfg: HookedTransformerConfig) -> Any:
-    """The directory's tokenizer; refused where it has tokens that the model has no embedding for."""
-    try:
+    """The directory's tokenizer; refused if it has tokens without an embedding in the model."""
+    with refusing(f"model directory {directory}: its tokenizer cannot be read"):
         fast = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, *CONVERSION_ERRORS) as error:
-        raise BadModel(f"model directory {directory}: its tokenizer cannot be read: {error}") from error
-    if not fast("a", add_special_tokens=False)["input_ids"]:  # what transformers makes of no files at all
+    if not fast("a", add_special_tokens=False)["input_ids"]:  # without files, transformers makes an empty tokenizer
         raise BadModel(f"model directory {directory}: no tokenizer in it")
     if (largest := max(fast.get_vocab().values())) >= cfg.d_vocab:
         raise BadModel(
-            f"model directory {directory}: its tokenizer has token {largest}, the model {cfg.d_vocab} of them"
+            f"model directory {directory}: expected token ids below the model's vocabulary size {cfg.d_vocab}, "
+            f"but its tokenizer has token {largest}"
         )
     fast.name_or_path = fast.name_or_path or "local"
     return fast
 
 
 def _read_weights(directory: Path, dtype: torch.dtype) -> Any:
-    """The directory's model as transformers loads it; refused where weights are missing."""
-    try:
+    """The directory's model as transformers loads it; refused if weights are missing."""
+    with refusing(f"model directory {directory}"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             local_files_only=True,
             trust_remote_code=False,
             dtype=dtype,
-            attn_implementation="eager",  # the plain one, which all architectures and soft caps have
+            attn_implementation="eager",  # every architecture has it, soft caps included
             output_loading_info=True,
         )
-    except (OSError, SafetensorError, *CONVERSION_ERRORS) as error:
-        raise BadModel(f"model directory {directory}: {error}") from error
     hf_model, report = loaded
     missing = sorted(map(str, report["missing_keys"])) + sorted(map(str, report["mismatched_keys"]))
     if missing:
@@ -190,7 +182,7 @@ def _read_weights(directory: Path, dtype: torch.dtype) -> Any:
 
 @torch.no_grad()
 def _fill(model: Model, weights: dict[str, Tensor]) -> None:
-    """Copy the weights into the model, and let go of each."""
+    """Copy the weights into the model, and release each one after its copy."""
     own = model.state_dict()
     for name in list(weights):
         value = weights.pop(name)
@@ -200,38 +192,34 @@ def _fill(model: Model, weights: dict[str, Tensor]) -> None:
 
 @torch.inference_mode()
 def _compare(
-    model: Model, directory: Path, tokens: Int[Tensor, " pos"], wanted: Float[Tensor, "pos d_vocab"]
+    model: Model, directory: Path, tokens: Int[Tensor, " pos"], hf_logits: Float[Tensor, "pos d_vocab"]
 ) -> None:
-    """Refuse a model whose logits are not Hugging Face's: its configuration has something that was not understood."""
-    try:
-        got = model(tokens[None].to(model.cfg.device))[0].float().cpu()
-    except RuntimeError as failure:
-        raise BadModel(f"model directory {directory}: it does not run in {model.cfg.dtype}: {failure}") from failure
-    error = ((got - wanted).square().mean() / wanted.square().mean()).sqrt().item()
+    """Refuse a model whose logits differ from Hugging Face's: its configuration was misunderstood."""
+    with refusing(f"model directory {directory}: it does not run in {model.cfg.dtype}"):
+        logits = model(tokens[None].to(model.cfg.device))[0].float().cpu()
+    error = ((logits - hf_logits).square().mean() / hf_logits.square().mean()).sqrt().item()
     rough = model.cfg.dtype in HALF or (model.cfg.device != "cpu" and torch.backends.cuda.matmul.allow_tf32)
     if not error <= (0.1 if rough else 1e-3):
         raise BadModel(
-            f"model directory {directory}: its logits as a Model differ from Hugging Face's by {error:.1%} "
+            f"model directory {directory}: its logits as a HookedTransformer differ from Hugging Face's by {error:.1%} "
             "of their size; something in its configuration is not supported"
         )
 
 
-def _load_from_hub(name: str, device: torch.device, dtype: torch.dtype, prepend_bos: bool | None) -> Model:
-    """A checkpoint of the hub, by a name that TransformerLens knows."""
+def _load_from_hub(name: str, device: torch.device, dtype: torch.dtype) -> Model:
+    """A checkpoint on the hub, by a name that TransformerLens knows."""
     try:
         loading.get_official_model_name(name)
     except ValueError as error:
         raise BadModel(
-            f"model {name!r}: not 'builtin', no directory here, and no hub name that TransformerLens knows"
+            f"model {name!r}: expected 'builtin', a directory, or a hub name that TransformerLens knows"
         ) from error
-    try:
+    with refusing(f"model {name!r}: cannot be downloaded or read"):
         model = HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=dtype)
-    except OSError as error:
-        raise BadModel(f"model {name!r}: cannot be fetched or read: {error}") from error
-    model.cfg.default_prepend_bos = _prepend_bos(model.cfg.original_architecture, prepend_bos)
+    model.cfg.default_prepend_bos = _family_prepends_bos(model.cfg.original_architecture)
     return model
 
 
-def _prepend_bos(architecture: str | None, wanted: bool | None) -> bool:
-    """Whether prompts start with BOS: what the caller wants, else as the family was trained."""
-    return wanted if wanted is not None else not (architecture or "").startswith(NO_BOS)
+def _family_prepends_bos(architecture: str | None) -> bool:
+    """Whether models of an architecture were trained with BOS at the start of a text."""
+    return not (architecture or "").startswith(NO_BOS)

@@ -1,4 +1,4 @@
-"""A loaded model's parts by name: the edited weights, embeddings, tokenizer, and how the forward pass ends."""
+"""The model class, and the parts of a model: edited weights, embeddings, tokenizer, and logits of the last layer."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from transformer_lens import HookedTransformer
 
 Model = HookedTransformer
-"""The model class that every signature of the package names."""
+"""The class of every model in the package."""
 
 Hook = tuple[str | Callable[..., Any], Callable[..., Any]]
 """A hook point's name and a function, as TransformerLens takes them."""
@@ -22,18 +22,18 @@ def W_out(model: Model, layer: int) -> Float[Tensor, "d_mlp d_model"]:
 
 
 def b_out(model: Model, layer: int) -> Float[Tensor, " d_model"]:
-    """A layer's MLP output bias, to be written in place; of a bridge without one (see `models`), zeros."""
+    """A layer's MLP output bias, to be written in place; zeros for a `TransformerBridge` without a bias."""
     bias = cast(Tensor | None, model.blocks[layer].mlp.b_out)
     return W_out(model, layer).new_zeros(model.cfg.d_model) if bias is None else bias
 
 
 def has_output_bias(model: Model) -> bool:
-    """Whether the checkpoint has an MLP output bias (gated MLPs carry a zero that is not theirs)."""
+    """Whether the checkpoint has an MLP output bias (TransformerLens adds a zero bias to gated MLPs)."""
     return not model.cfg.gated_mlp
 
 
 def tokenizer(model: Model) -> Any:
-    """The model's tokenizer, whose types Hugging Face leaves open."""
+    """The model's tokenizer, untyped, as Hugging Face does not type it."""
     return model.tokenizer
 
 
@@ -42,13 +42,11 @@ def embeddings(model: Model) -> Float[Tensor, "d_vocab d_model"]:
     return model.embed.W_E
 
 
-def logits_at(
-    model: Model, residual: Float[Tensor, "batch pos d_model"]
-) -> Float[Tensor, "batch pos d_vocab"]:
-    """Logits of the final residual stream, as `model.forward` ends; for chosen positions only.
+def logits_at(model: Model, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+    """The logits of the final residual stream at any positions, as at the end of `model.forward`.
 
-    In float32 at least: those of a model in half precision are not rounded to it, which would cost a probability
-    several per cent.  The product is taken here, as `Unembed` copies all its weights at every call.
+    They are in float32 at least: rounding the logits of a half-precision model would change a probability by several
+    percent.  The product is computed here, because `Unembed` copies its weights at every call.
     """
     if model.cfg.normalization_type is not None:
         residual = model.ln_final(residual)
@@ -61,5 +59,5 @@ def logits_at(
 
 
 def token_texts(model: Model, tokens: Int[Tensor, " pos"]) -> tuple[str, ...]:
-    """The text of each token by itself, for labels."""
+    """The text of each token on its own, for labels."""
     return tuple(str(tokenizer(model).decode([i])) for i in tokens.tolist())

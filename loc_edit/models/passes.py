@@ -1,4 +1,4 @@
-"""Running a range of layers: the one place that knows how a model's forward pass is called and cut short."""
+"""Forward passes through some of a model's layers, from tokens or a residual stream to a residual stream."""
 
 import inspect
 from collections.abc import Mapping
@@ -14,19 +14,19 @@ from loc_edit.models.kernels import hooked, one_kernel_each, plain
 from loc_edit.models.model import Model
 
 Past = TransformerLensKeyValueCache | Mapping[int, Any]
-"""Attention keys and values of earlier positions: an entry a layer."""
+"""Attention keys and values of earlier positions, with an entry for each layer."""
 
 
 def takes_past(model: Model) -> bool:
-    """Whether `run_layers` may be given a `past`: the model's forward pass has a parameter `past_kv_cache`.
+    """Whether `run_layers` can take a `past`: whether the model's forward pass has a parameter `past_kv_cache`.
 
-    Where it has none, as on a `TransformerBridge`, whole rows are computed again instead: exact, and slower.
+    A `TransformerBridge` has none; then callers compute whole rows again, which is exact but slower.
     """
     return "past_kv_cache" in inspect.signature(type(model).forward).parameters
 
 
 def new_past(model: Model, n_rows: int) -> TransformerLensKeyValueCache:
-    """A past without positions, to which `run_layers` adds."""
+    """An empty past, to which `run_layers` adds positions."""
     return TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, n_rows)
 
 
@@ -39,15 +39,15 @@ def run_layers(
     past: Past | None = None,
     mask: Int[Tensor, "row past_and_pos"] | None = None,
 ) -> Float[Tensor, "row pos d_model"]:
-    """The residual stream before layer `stop` (the number of layers: after the last), hooks on the model included.
+    """The residual stream before layer `stop`, with the effect of all hooks on the model.
 
     Args:
         model: any.
-        given: tokens; or, with `start`, the residual stream before that layer.
-        start: the first layer.
-        stop: the layer that is not run any more.
-        past: of positions before the given ones; only where `takes_past`.
-        mask: 1 at the real positions, of the past and the given ones together; comes with a past.
+        given: tokens; or, with `start`, the residual stream before layer `start`.
+        start: the first layer to run.
+        stop: the first layer not to run; the number of layers, to run through the last one.
+        past: keys and values of positions before the given ones; only if `takes_past`.
+        mask: 1 at real positions, 0 at padding, for past and given positions together; required with a past.
     """
     if start == stop:
         return cast(Tensor, given)
@@ -55,7 +55,7 @@ def run_layers(
     with one_kernel_each(list(model.blocks)[start or 0 : stop]):
         if stop < model.cfg.n_layers or takes_past(model):
             return cast(Tensor, model(given, start_at_layer=start, stop_at_layer=stop, **options))
-        # A bridge does not stop after its last layer, so the stream is read on the way to the logits.
+        # A bridge goes on from its last layer to the logits, so a hook reads the stream on the way.
         final: list[Tensor] = []
         with model.hooks(fwd_hooks=[(f"blocks.{stop - 1}.hook_resid_post", lambda value, hook: final.append(value))]):
             model(given, start_at_layer=start)
@@ -65,9 +65,8 @@ def run_layers(
 def answers_alone(model: Model) -> bool:
     """Whether `run_answers` may compute the last layer for some positions only.
 
-    Not where the model takes no past, where hooks are on its last layer, as they may count positions, or where that
-    layer's attention does more than to project what it is given and to rotate it.  To be asked before an editor's own
-    hooks, which do not count positions, are on the model.
+    It may not if the model takes no past, if the last layer's attention is not `plain`, or if hooks are on the last
+    layer, because they may depend on positions.  Ask before adding hooks that do not depend on positions.
     """
     last = model.blocks[-1]
     return (
@@ -89,19 +88,20 @@ def run_answers(
     past: Past | None = None,
     mask: Int[Tensor, "row past_and_pos"] | None = None,
 ) -> Float[Tensor, "row answer d_model"]:
-    """The final residual stream at some positions near the ends of rows.
+    """The final residual stream at answer positions, which lie near the ends of their rows.
 
-    The last layer needs the others for their keys and values only.  So the rows, which are padded on the right, are
-    moved to the right until they end together; keys and values of what comes before the first position that is wanted
-    in any row are computed and added to the past, and queries and the MLP are left to the rest.
+    In the last layer, all other positions matter only by their keys and values.  So the rows, which are padded on the
+    right, are shifted to the right until they all end at the same place.  For positions before the first answer
+    position of any row, the last layer computes keys and values only, and adds them to the past; it computes queries
+    and the MLP for the remaining positions.
 
     Args:
         model: any.
         given: the residual stream before layer `start`.
-        at: the wanted positions, in `given`.
-        lengths: of the rows, without padding, in `given`.
-        start: the first layer.
-        alone: what `answers_alone` says; where it is false all layers are computed for all positions.
+        at: the answer positions in `given`.
+        lengths: the lengths of the rows in `given`, without padding.
+        start: the first layer to run.
+        alone: the result of `answers_alone`; if false, all layers are computed at all positions.
         past: see `run_layers`.
         mask: see `run_layers`.
     """
@@ -111,15 +111,15 @@ def run_answers(
         return run_layers(model, given, start=start, stop=n_layers, past=past, mask=mask)[rows, at]
     last = model.blocks[-1]
     stream = run_layers(model, given, start=start, stop=n_layers - 1, past=past, mask=mask)
-    moved = lengths[:, None] + torch.arange(-n_pos, 0, device=given.device)
-    stream, real = stream[rows, moved.clamp(min=0)], (moved >= 0).long()
+    shifted = lengths[:, None] + torch.arange(-n_pos, 0, device=given.device)
+    stream, real = stream[rows, shifted.clamp(min=0)], (shifted >= 0).long()
     with one_kernel_each([last]):
-        before = last.ln1(stream[:, :-n])
-        _, keys, values = last.attn.calculate_qkv_matrices(before[:, :0], before, before)
+        earlier = last.ln1(stream[:, :-n])
+        _, keys, values = last.attn.calculate_qkv_matrices(earlier[:, :0], earlier, earlier)
     if past is not None and mask is not None:
-        known = past[n_layers - 1]
-        keys, values = torch.cat([known.past_keys, keys], 1), torch.cat([known.past_values, values], 1)
-        real = torch.cat([mask[:, : known.past_keys.shape[1]], real], 1)
+        before = past[n_layers - 1]
+        keys, values = torch.cat([before.past_keys, keys], 1), torch.cat([before.past_values, values], 1)
+        real = torch.cat([mask[:, : before.past_keys.shape[1]], real], 1)
     entry = TransformerLensKeyValueCacheEntry(keys, values, frozen=True)
     final = run_layers(model, stream[:, -n:], start=n_layers - 1, stop=n_layers, past={n_layers - 1: entry}, mask=real)
     return final[rows, at - (lengths[:, None] - n)]

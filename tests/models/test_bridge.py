@@ -3,7 +3,7 @@
 The package pins TransformerLens 3, so this is skipped there.  In an environment of its own:
 
     pip install 'transformer-lens>=4' pytest beartype ... && pip install --no-deps -e .
-    pytest --noconftest tests/test_bridge.py
+    pytest --noconftest tests/models/test_bridge.py
 
 (`conftest.py` builds models that version 4 does not have.)  Everything that the package computes runs on a bridge:
 Causal Tracing by `trace` and by the public hooks, the three editors, `Edit.applied`, scores, sampled texts, key
@@ -42,7 +42,11 @@ transformer_lens.loading_from_pretrained = types.ModuleType("transformer_lens.lo
 sys.modules["transformer_lens.loading_from_pretrained"] = transformer_lens.loading_from_pretrained
 
 import loc_edit  # noqa: E402 (the names above are what it imports)
-from loc_edit import models  # noqa: E402
+from loc_edit.models.decoding import sample_tokens  # noqa: E402
+from loc_edit.models.loading import BUILTIN  # noqa: E402
+from loc_edit.models.model import W_out, b_out, has_output_bias, logits_at  # noqa: E402
+from loc_edit.models.passes import run_layers, takes_past  # noqa: E402
+from loc_edit.prompts.encoding import tokenize  # noqa: E402
 
 SIZES = {"vocab_size": 4096, "bos_token_id": 0, "eos_token_id": 0}
 CONFIGS = {
@@ -66,7 +70,7 @@ def pair(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(CONFIGS[request.param]).save_pretrained(folder)
-    vocabulary = Path(models.BUILTIN) / "tokenizer.json"
+    vocabulary = BUILTIN / "tokenizer.json"
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), "<|endoftext|>")
     PreTrainedTokenizerFast(tokenizer_file=str(vocabulary), **special).save_pretrained(folder)
     bridge = TransformerBridge.boot_transformers(str(folder), device="cpu")
@@ -94,11 +98,11 @@ def test_the_parts_are_where_the_rooms_look_for_them(pair, fact):
     tokens = loc_edit.encode(model, fact).tokens[None]
     logits, cache = model.run_with_cache(tokens)
     torch.testing.assert_close(logits, hf_model(tokens).logits, rtol=1e-4, atol=1e-4)
-    final = models.run_layers(model, tokens, stop=LAYERS)
-    torch.testing.assert_close(models.logits_at(model, final), logits, rtol=1e-4, atol=1e-4)
+    final = run_layers(model, tokens, stop=LAYERS)
+    torch.testing.assert_close(logits_at(model, final), logits, rtol=1e-4, atol=1e-4)
     for layer in range(LAYERS):
-        key, W = cache[f"blocks.{layer}.mlp.hook_post"], models.W_out(model, layer)
-        bias = models.b_out(model, layer) if models.has_output_bias(model) else 0
+        key, W = cache[f"blocks.{layer}.mlp.hook_post"], W_out(model, layer)
+        bias = b_out(model, layer) if has_output_bias(model) else 0
         torch.testing.assert_close(cache[f"blocks.{layer}.hook_mlp_out"], key @ W + bias, rtol=1e-4, atol=1e-5)
 
 
@@ -153,14 +157,14 @@ def test_an_edit_and_its_undo(pair, fact):
     score = loc_edit.score(model, fact, request, edit, essence=False)
     assert score.after.rewrite > 5 * score.before.rewrite
     tokens, target = request.prompt.tokens[None], request.target_tokens[0]
-    before, W, first = model(tokens), models.W_out(model, LAYERS - 1), loc_edit.fingerprint(model)
+    before, W, first = model(tokens), W_out(model, LAYERS - 1), loc_edit.fingerprint(model)
     saved = W.detach().clone()
     with edit.applied(model):
-        torch.testing.assert_close(models.W_out(model, LAYERS - 1), saved + edit.delta(LAYERS - 1))
+        torch.testing.assert_close(W_out(model, LAYERS - 1), saved + edit.delta(LAYERS - 1))
         p = model(tokens)[0, -1].softmax(-1)[target].item()
         assert loc_edit.fingerprint(model) != first
     assert p == pytest.approx(score.after.rewrite, rel=1e-3)
-    assert torch.equal(models.W_out(model, LAYERS - 1), saved)
+    assert torch.equal(W_out(model, LAYERS - 1), saved)
     assert torch.equal(model(tokens), before)
     assert loc_edit.fingerprint(model) == first
 
@@ -174,7 +178,7 @@ def relative(got, wanted):
 
 def test_a_bridge_takes_no_past(pair):
     model, _ = pair
-    assert not models.takes_past(model)
+    assert not takes_past(model)
 
 
 @pytest.mark.parametrize(("site", "window"), [("mlp_out", 1), ("mlp_out", 3), ("attn_out", 2), ("resid_post", 1)])
@@ -195,7 +199,7 @@ def test_traces_are_those_of_the_slow_version(pair, fact, site, window):
 @pytest.fixture(scope="module")
 def moments(pair):
     model, _ = pair
-    width = models.W_out(model, 0).shape[0]
+    width = W_out(model, 0).shape[0]
     keys = torch.randn(LAYERS, 4 * width, width, generator=torch.Generator().manual_seed(0))
     return {layer: k.T @ k / len(k) for layer, k in enumerate(keys)}
 
@@ -230,7 +234,7 @@ def test_key_statistics(pair, tmp_path):
     model, _ = pair
     text = "The old bridge is in the north, and the river is in the city."
     stats = loc_edit.key_stats(model, [1, LAYERS - 1], [text], tokens=10, cache=tmp_path, ridge=1.0)
-    tokens = loc_edit.prompts.tokenize(model, text)[:10]
+    tokens = tokenize(model, text)[:10]
     _, cache = model.run_with_cache(tokens[None])
     for layer in (1, LAYERS - 1):
         keys = cache[f"blocks.{layer}.mlp.hook_post"][0]
@@ -240,8 +244,6 @@ def test_key_statistics(pair, tmp_path):
 def test_sampled_texts_are_greedy_where_they_should_be(pair):
     """Against Hugging Face's own cache."""
     model, hf_model = pair
-    from loc_edit.models.decoding import sample_tokens
-
     tokens = torch.tensor([5, 9, 300, 41])
     mine = sample_tokens(model, [tokens], [torch.zeros(6)], top_k=1)[0]
     theirs = hf_model.generate(tokens[None], max_new_tokens=6, do_sample=False, eos_token_id=None)[0]
