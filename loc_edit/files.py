@@ -54,6 +54,11 @@ def disk_errors(doing: str, path: Path) -> Iterator[None]:
         raise wrapped from error
 
 
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that nobody else uses, for what is to become `path` when it is whole."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which takes the place of `path` when the block ends, and leaves nothing behind if it fails.
@@ -64,7 +69,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         StoreError: the disk refused.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    temporary = temporary_name(path)
     with disk_errors("write", path):
         try:
             with open(temporary, "xb") as file:

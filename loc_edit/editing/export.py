@@ -2,11 +2,9 @@
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from loc_edit.editing.update import Edit, EditMismatch
-from loc_edit.models.checkpoints import MlpOutput, mlp_output
+from loc_edit.files import join_inside, temporary_name
+from loc_edit.models.checkpoints import mlp_output
 from loc_edit.models.checks import BadModel
 from loc_edit.models.identity import fingerprint
 from loc_edit.models.loading import load_model
@@ -24,12 +23,16 @@ from loc_edit.models.model import Model, W_out
 log = logging.getLogger(__name__)
 
 RECORD = "loc_edit.json"
-"""What was edited, kept beside the checkpoint."""
+"""The file beside the checkpoint that says what was edited."""
 
 OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.bin.index.json", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.pt", "*.pth")
-"""Weights that nothing reads where there are safetensors: copied, they would be there unedited."""
+"""Weights that nobody reads if there are safetensors.  They are not copied, because they would be unedited."""
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+Places = Mapping[str, tuple[str, int]]
+"""By a tensor's name, the name of its file and the number of its first byte in it."""
 
 
 def export(
@@ -41,50 +44,48 @@ def export(
 ) -> Path:
     """Write the checkpoint `source` with `edit` in its weights to the new directory `out`.
 
-    Only the edited layers' MLP output tensors differ, in the dtype that they have; every other byte of the weights,
-    the tokenizer and the configuration are copied.  Weights in other formats than safetensors, which would be there
-    unedited, are left out.  `loc_edit.json` says what was edited.  The directory appears whole or not at all.
+    Only the MLP output tensors of the edited layers differ, in the dtype that they have; every other byte of the
+    weights, the tokenizer and the configuration is copied.  Weights in other formats than safetensors are left out,
+    because they would be unedited.  `loc_edit.json` says what was edited.  The directory appears whole or not at all.
 
     Args:
-        edit: one, or several that are applied in this order; each was made for the model of `source`, or for it with
-            those before applied.
+        edit: one edit, or several that are applied in this order; each was made for the model of `source`, or for
+            that model with the edits before applied.
         source: a local Hugging Face directory with safetensors, sharded or not.
         out: a directory that does not exist.
-        model: that of `source`, if it is loaded already, without edits; wanted where the edit was made for a model
+        model: the model of `source`, without edits, if it is loaded already; needed if the edit was made for a model
             that was loaded with another dtype than float32.
 
     Returns:
         The new directory.
 
     Raises:
-        EditMismatch: an edit was made for another model, or has a bias where the checkpoint has none.
-        BadModel: the source cannot be read, or has no tensor of that name.
+        EditMismatch: an edit was made for another model, or has a bias and the checkpoint has none.
+        BadModel: the source cannot be read, or lacks a tensor.
         FileExistsError: `out` exists.
+        ValueError: `out` is inside `source`, or no edit changes anything.
     """
     edits = [edit] if isinstance(edit, Edit) else list(edit)
     source, out = Path(source).resolve(), Path(out).resolve()
-    if not any(one.updates for one in edits):
-        raise ValueError("export: no edit that changes anything is given")
+    if not any(edit.updates for edit in edits):
+        raise ValueError("export: expected an edit that changes something, got none")
     if out.exists():
-        raise FileExistsError(f"{out}: is there already; give a directory that is not")
+        raise FileExistsError(f"{out} exists already: expected the name of a new directory")
     if out.is_relative_to(source):
-        raise ValueError(f"{out}: is inside the checkpoint {source}; give a directory that is not")
-    places, earlier = _places(source), _earlier(source)
+        raise ValueError(f"{out} is inside the checkpoint {source}: expected a directory outside")
+    places, earlier = _places(source), _earlier_edits(source)
     model = _load(source, edits) if model is None else model
     _check(edits, model)
     changed = dict(_changed(edits, model, source, places))
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    kept = {place.file for place in places.values()}
+    edited = [*earlier, *(dict(edit.about) for edit in edits)]
+    record = {"model": fingerprint(model), "tensors": sorted(changed), "edits": edited}
+    kept = {file for file, _ in places.values()}
+    partial = temporary_name(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(source, partial, ignore=lambda folder, names: _left_out(folder, names, kept))
         for name, value in changed.items():
-            _patch(partial / places[name].file, places[name], value)
-        record = {
-            "model": fingerprint(model),
-            "tensors": sorted(changed),
-            "edits": [*earlier, *(dict(one.about) for one in edits)],
-        }
+            _patch(partial, *places[name], value)
         (partial / RECORD).write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
         partial.rename(out)
     finally:
@@ -92,8 +93,8 @@ def export(
     return out
 
 
-def _earlier(source: Path) -> list[Any]:
-    """The edits that the source already holds, where it was written by `export`."""
+def _earlier_edits(source: Path) -> list[Any]:
+    """The edits that the source holds already, if `export` wrote it."""
     try:
         return list(json.loads((source / RECORD).read_text(encoding="utf-8"))["edits"])
     except FileNotFoundError:
@@ -102,132 +103,109 @@ def _earlier(source: Path) -> list[Any]:
         raise BadModel(f"model directory {source}: {RECORD} is no record of edits ({error})") from error
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a tensor's bytes are: file name, and the half-open range in it."""
-
-    file: str
-    start: int
-    stop: int
-
-
-def _places(source: Path) -> dict[str, _Place]:
-    """Every tensor of the checkpoint by name.
+def _places(source: Path) -> Places:
+    """Where every tensor of the checkpoint begins.
 
     A safetensors file is 8 bytes that give the length of a JSON header, the header, and the tensors' bytes.
     """
+    whole, index = source / "model.safetensors", source / "model.safetensors.index.json"
     if not source.is_dir():
-        raise BadModel(f"model directory {source}: it is not there")
-    index = source / "model.safetensors.index.json"
+        raise BadModel(f"model directory {source} does not exist")
+    if not whole.is_file() and not index.is_file():
+        raise BadModel(
+            f"model directory {source}: it has no safetensors; write them first: "
+            "AutoModelForCausalLM.from_pretrained(directory).save_pretrained(new_directory)"
+        )
+    places: dict[str, tuple[str, int]] = {}
     try:
-        if (source / "model.safetensors").is_file():
-            files = ["model.safetensors"]
-        elif index.is_file():
-            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        else:
-            raise BadModel(
-                f"model directory {source}: no safetensors in it; write them first: "
-                "AutoModelForCausalLM.from_pretrained(directory).save_pretrained(new_directory)"
-            )
-        places = {}
-        for name in files:
+        shards = {} if whole.is_file() else json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        for name in sorted(set(shards.values())) or [whole.name]:
             with (source / name).open("rb") as file:
                 size = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(size))
-            for tensor, about in header.items():
-                if tensor != "__metadata__":
-                    start, stop = about["data_offsets"]
-                    places[tensor] = _Place(name, 8 + size + start, 8 + size + stop)
-    except (OSError, KeyError, ValueError, MemoryError) as error:
-        if isinstance(error, BadModel):
-            raise
+            header.pop("__metadata__", None)
+            places |= {tensor: (name, 8 + size + entry["data_offsets"][0]) for tensor, entry in header.items()}
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, MemoryError) as error:
         raise BadModel(f"model directory {source}: its safetensors cannot be read ({error})") from error
     return places
 
 
 def _load(source: Path, edits: Sequence[Edit]) -> Model:
-    """The checkpoint's model, with BOS as the first edit was made."""
+    """The checkpoint's model, which prepends BOS if the first edit was made so."""
     model = load_model(source, device="cpu")
-    wanted = {name for one in edits[:1] for name in _made_for(one.about)}
-    if wanted and fingerprint(model) not in wanted:
+    expected = _made_for(edits[0].about)
+    if expected and fingerprint(model) not in expected:
         model.cfg.default_prepend_bos = not model.cfg.default_prepend_bos
     return model
 
 
-def _made_for(about: Mapping[str, Any]) -> Iterator[str]:
-    """The fingerprints of the models that an edit, or the parts of one, were made for."""
-    if about.get("model"):
-        yield str(about["model"])
-    for part in about.get("parts", ()):
-        yield from _made_for(part)
+def _made_for(about: Mapping[str, Any]) -> set[str]:
+    """The fingerprints of the models that an edit, or its parts, were made for."""
+    own = {str(about["model"])} if about.get("model") else set()
+    return own.union(*map(_made_for, about.get("parts", ())))
 
 
 def _check(edits: Sequence[Edit], model: Model) -> None:
-    """Refuse edits that were made neither for the model nor for it with the edits before."""
-    plain = fingerprint(model)
+    """Refuse edits that were made neither for the model nor for the model with the edits before."""
+    unedited = fingerprint(model)
     with ExitStack() as applied:
-        for number, one in enumerate(edits, 1):
-            one.check_shapes(model)
-            known = {plain, fingerprint(model)}
-            if strangers := set(_made_for(one.about)) - known:
-                made_for, is_for = ", ".join(sorted(strangers)), " or, with the edits before, ".join(sorted(known))
+        for number, edit in enumerate(edits, 1):
+            edit.check_shapes(model)
+            known = {unedited, fingerprint(model)}
+            if strangers := _made_for(edit.about) - known:
+                made_for, given = ", ".join(sorted(strangers)), " or, with the edits before, ".join(sorted(known))
                 raise EditMismatch(
-                    f"edit {number} of {len(edits)} was made for model {made_for}, and the checkpoint is {is_for}; "
+                    f"edit {number} of {len(edits)} was made for model {made_for}, and the checkpoint is {given}; "
                     "if that model was loaded with another dtype, give it as model="
                 )
-            applied.enter_context(one.applied(model))
+            applied.enter_context(edit.applied(model))
 
 
-def _changed(
-    edits: Sequence[Edit], model: Model, source: Path, places: Mapping[str, _Place]
-) -> Iterator[tuple[str, Tensor]]:
-    """The edited tensors by their names in the checkpoint, as it keeps them.
+def _changed(edits: Sequence[Edit], model: Model, source: Path, places: Places) -> Iterator[tuple[str, Tensor]]:
+    """The edited tensors by their names in the checkpoint, in its dtype and orientation.
 
-    The changes are added to what the checkpoint holds, in float32 at least and in the order of `Edit.write`.
+    The changes are added to the checkpoint's tensors, in float32 at least and in the order of `Edit.write`.
     """
     names = mlp_output(model)
-    updates = [update for one in edits for update in one.updates]
+    updates = [update for edit in edits for update in edit.updates]
     for layer in sorted({update.layer for update in updates}):
-        mine = [update for update in updates if update.layer == layer]
-        biases = [update.bias for update in mine if update.bias is not None]
+        of_layer = [update for update in updates if update.layer == layer]
+        biases = [update.bias for update in of_layer if update.bias is not None]
         if biases and not names.bias:
             raise EditMismatch(f"edit of layer {layer}: it changes a bias, and the checkpoint has none")
         name, stored = _stored(source, places, names.weight.format(layer))
-        _check_same(stored, model, layer, names)
-        deltas = [update.delta for update in mine]
-        yield name, _plus(name, stored, [delta.T if names.transposed else delta for delta in deltas])
+        _check_same(stored.T if names.transposed else stored, model, layer)
+        deltas = [update.delta.T if names.transposed else update.delta for update in of_layer]
+        yield name, _plus(name, stored, deltas)
         if biases:
             name, stored = _stored(source, places, names.bias.format(layer))
             yield name, _plus(name, stored, biases)
 
 
-def _stored(source: Path, places: Mapping[str, _Place], name: str) -> tuple[str, Tensor]:
-    """A tensor under the name that the checkpoint has for it: some leave out the first part."""
-    found = next((one for one in (name, name.partition(".")[2]) if one in places), None)
-    if found is None:
-        raise BadModel(f"model directory {source}: no tensor {name} in it")
+def _stored(source: Path, places: Places, name: str) -> tuple[str, Tensor]:
+    """A tensor, and its name in the checkpoint: some checkpoints leave out the first part of names."""
+    own_name = name if name in places else name.partition(".")[2]
+    if own_name not in places:
+        raise BadModel(f"model directory {source}: it has no tensor {name}")
     try:
-        with safe_open(source / places[found].file, framework="pt") as file:
-            stored = file.get_tensor(found)
+        with safe_open(source / places[own_name][0], framework="pt") as file:
+            stored = file.get_tensor(own_name)
     except (SafetensorError, OSError) as error:
-        raise BadModel(f"model directory {source}: tensor {found} cannot be read ({error})") from error
+        raise BadModel(f"model directory {source}: tensor {own_name} cannot be read ({error})") from error
     if stored.dtype not in FLOATS:
-        raise BadModel(f"model directory {source}: tensor {found} is of {stored.dtype}, and floats are wanted")
-    return found, stored
+        raise BadModel(f"model directory {source}: tensor {own_name}: expected floats, got {stored.dtype}")
+    return own_name, stored
 
 
-def _check_same(stored: Tensor, model: Model, layer: int, names: MlpOutput) -> None:
+def _check_same(stored: Tensor, model: Model, layer: int) -> None:
     """Refuse a model whose `W_out` is not the checkpoint's."""
     weight = W_out(model, layer).detach().cpu()
-    oriented = stored.T if names.transposed else stored
-    if oriented.shape != weight.shape or not torch.equal(oriented.to(weight.dtype), weight):
-        raise EditMismatch(
-            f"layer {layer}: W_out of the given model is not the checkpoint's; it must come without edits"
-        )
+    if stored.shape != weight.shape or not torch.equal(stored.to(weight.dtype), weight):
+        raise EditMismatch(f"layer {layer}: expected model= without edits, got a W_out that is not the checkpoint's")
 
 
 def _plus(name: str, stored: Tensor, deltas: Sequence[Tensor]) -> Tensor:
-    """The stored tensor with the changes added, in its own dtype; a warning says what rounding takes away."""
+    """The stored tensor with the changes added, in its own dtype; a warning says how much of them rounding loses."""
     wide = torch.promote_types(stored.dtype, torch.float32)
     exact = stored.to(wide)
     for delta in deltas:
@@ -240,20 +218,18 @@ def _plus(name: str, stored: Tensor, deltas: Sequence[Tensor]) -> Tensor:
 
 
 def _left_out(folder: str, names: Sequence[str], kept: set[str]) -> set[str]:
-    """Names that are not copied: weights that are not edited here, and what version control and caches keep."""
-    ignored = shutil.ignore_patterns(*OTHER_WEIGHTS, ".git", ".cache", RECORD)(folder, list(names))
-    stale = ignored - kept
-    if weights := sorted(name for name in stale if name not in (".git", ".cache", RECORD)):
+    """Names that are not copied: weights that are not edited, and the files of version control and caches."""
+    own = {RECORD, ".git", ".cache"}
+    left_out = shutil.ignore_patterns(*OTHER_WEIGHTS, *own)(folder, list(names)) - kept
+    if weights := sorted(left_out - own):
         log.warning("not copied, as they would stay unedited: %s", ", ".join(weights))
-    return stale
+    return left_out
 
 
-def _patch(path: Path, place: _Place, value: Tensor) -> None:
+def _patch(folder: Path, file_name: str, start: int, value: Tensor) -> None:
     """Overwrite a tensor's bytes in a copied file."""
-    data = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    if len(data) != place.stop - place.start:
-        raise BadModel(f"{path}: {place.stop - place.start} bytes are there for a tensor of {len(data)}")
+    path = join_inside(folder, file_name)
     path.chmod(path.stat().st_mode | 0o200)  # files of the hub's cache are read-only
     with path.open("r+b") as file:
-        file.seek(place.start)
-        file.write(data)
+        file.seek(start)
+        file.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

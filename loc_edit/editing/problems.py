@@ -1,4 +1,4 @@
-"""The five editing problems, as a table: what is asked of an edit for one fact (Hase et al. 2023, section 5)."""
+"""The five editing problems: the request that each makes of a fact (Hase et al. 2023, section 5)."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,7 +15,7 @@ from loc_edit.prompts.encoding import Prompt, encode, target_tokens
 from loc_edit.prompts.noise import subject_noise
 
 MIN_ERASURE = 0.02
-"""Facts that the model gives less than this are not known, so there is nothing to erase."""
+"""A fact is not known, so there is nothing to erase, if the model gives its object a smaller probability than this."""
 
 
 class NotEligible(ValueError):
@@ -24,16 +24,16 @@ class NotEligible(ValueError):
 
 @dataclass(frozen=True)
 class EditRequest:
-    """What an editing method sees.
+    """What an editing method is asked for.
 
     Attributes:
         prompt: the edit prompt.
         target: the text whose probability is to change.
         target_tokens: its token ids.
-        objective: which way.
-        noise: the fact's subject noise, where the subject is noised while editing and scoring.
-        noise_scale: standard deviation from which fresh noise is drawn.
-        seed: with the fact's id, where fresh draws start.
+        objective: whether to raise or to lower that probability.
+        noise: the fact's subject noise, if the subject is noised while editing and scoring.
+        noise_scale: standard deviation of the fresh noise that is drawn while editing and scoring.
+        seed: with the fact's id, the seed of fresh draws.
     """
 
     prompt: Prompt
@@ -64,11 +64,11 @@ def pose(
     Args:
         fact: the fact.
         problem: one of `PROBLEMS`.
-        model: whose tokens, and for erasure and reversal whose answers, are meant.
+        model: gives the tokens, and for erasure and reversal the answers.
         noise: the fact's subject noise, for `tracing_reversal` and `fact_forcing`; drawn from `noise_scale`
             and `seed` if not given.
         noise_scale: its standard deviation; needed by `fact_forcing`, which draws more of it.
-        seed: start of the draws.
+        seed: seeds the draws.
 
     Raises:
         NotEligible: the fact has no false target, or it is the true one (error injection); p(o_true) < .02
@@ -76,28 +76,29 @@ def pose(
         ValueError: an unknown problem; noise is needed and not given.
     """
     if problem not in PROBLEMS:
-        raise ValueError(f"problem {problem!r}: one of {', '.join(PROBLEMS)} is wanted")
-    row = PROBLEMS[problem]
-    prompt = encode(model, fact)
-    if row.sees_noise:
-        noise = _need_noise(problem, model, prompt, noise, noise_scale, seed)
-    if row.target == "noised_output":
+        raise ValueError(f"problem {problem!r}: expected one of {', '.join(PROBLEMS)}")
+    kind, prompt = PROBLEMS[problem], encode(model, fact)
+    if kind.sees_noise and noise is None:
+        if noise_scale is None:
+            raise ValueError(f"fact {fact.fact_id}: {problem} needs noise= or noise_scale=")
+        noise = subject_noise(model, prompt, scale=noise_scale, seed=seed)
+    if kind.target == "noised_output":
         assert noise is not None
         target, tokens = _noised_output(model, prompt, fact, noise)
     else:
-        target = _target(fact, row.target, problem)
+        target = fact.target_true if kind.target == "target_true" else _target_new(fact, problem)
         tokens = target_tokens(model, prompt.text, target)
-    if row.objective == "lower":
+    if kind.objective == "lower":
         probability = target_probability(model, prompt, tokens)
         if not probability >= MIN_ERASURE:
             raise NotEligible(
                 f"fact {fact.fact_id}: p({target!r}) = {probability:.4f} < {MIN_ERASURE}, nothing to erase"
             )
-    if not row.subject_noised:
-        return EditRequest(prompt, target, tokens, row.objective, seed=seed)
+    if not kind.subject_noised:
+        return EditRequest(prompt, target, tokens, kind.objective, seed=seed)
     if noise_scale is None:
         raise ValueError(f"fact {fact.fact_id}: {problem} draws fresh noise and needs noise_scale=")
-    return EditRequest(prompt, target, tokens, row.objective, noise, noise_scale, seed)
+    return EditRequest(prompt, target, tokens, kind.objective, noise, noise_scale, seed)
 
 
 @torch.inference_mode()
@@ -107,9 +108,8 @@ def target_probability(model: Model, prompt: Prompt, tokens: Int[Tensor, " targe
     return target_log_probs(model, batch, batch.answers(run(model, batch))).sum().exp().item()
 
 
-def _target(fact: Fact, which: str, problem: str) -> str:
-    if which == "target_true":
-        return fact.target_true
+def _target_new(fact: Fact, problem: str) -> str:
+    """The false target, which must exist and be false."""
     if not fact.target_new:
         raise NotEligible(f"fact {fact.fact_id}: {problem} needs target_new, and the fact has none")
     if fact.target_new == fact.target_true:
@@ -117,26 +117,11 @@ def _target(fact: Fact, which: str, problem: str) -> str:
     return fact.target_new
 
 
-def _need_noise(
-    problem: str,
-    model: Model,
-    prompt: Prompt,
-    noise: Float[Tensor, "sample subject d_model"] | None,
-    noise_scale: float | None,
-    seed: int,
-) -> Float[Tensor, "sample subject d_model"]:
-    if noise is not None:
-        return noise
-    if noise_scale is None:
-        raise ValueError(f"fact {prompt.fact_id}: {problem} needs noise= or noise_scale=")
-    return subject_noise(model, prompt, scale=noise_scale, seed=seed)
-
-
 @torch.inference_mode()
 def _noised_output(
     model: Model, prompt: Prompt, fact: Fact, noise: Float[Tensor, "sample subject d_model"]
 ) -> tuple[str, Int[Tensor, " target"]]:
-    """o_noise: the likeliest next token of the mean distribution over noise samples; never re-encoded."""
+    """o_noise: the likeliest next token of the mean distribution over noise samples, as text and as token id."""
     batch = make_batch(model, [prompt] * len(noise), noise=list(noise))
     logits = logits_at(model, run(model, batch)[:, -1:]).float()
     mean = logits.softmax(-1).mean(0)[0]

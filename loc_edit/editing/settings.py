@@ -1,4 +1,4 @@
-"""Hyperparameters of the editing methods, as frozen records, and presets of them.  No torch in this room."""
+"""Hyperparameters of the editing methods, as frozen records, and presets of them.  Loads without torch."""
 
 import math
 import tomllib
@@ -15,16 +15,16 @@ BUILTIN_PRESET_PATH = DATA / "model" / "presets.toml"
 
 @dataclass(frozen=True)
 class ValueSettings:
-    """Hyperparameters of the value's optimisation, which ROME and MEMIT share.
+    """Hyperparameters of the optimization of the value, which ROME and MEMIT share.
 
     Attributes:
         steps: forward passes; the last does not update (ROME with objective `lower`: it does).
         lr: Adam's learning rate.
         kl: weight of the essence row's KL divergence.
-        decay: weight of ||delta|| / ||v0||^2 (MEMIT: z0, the residual stream, for v0).
+        decay: weight of ||delta|| / ||v0||^2 (in MEMIT z0, the residual stream, takes the place of v0).
         clamp: largest ||delta|| in units of ||v0||.
-        early_stop: a loss below which a request's value is left as it is; 0 for never.  (The study's code has .05,
-            and never gets there.)
+        early_stop: a request's value is left as it is once its loss is below this; 0 for never.  (The study's code
+            has .05, and never gets there.)
     """
 
     steps: int = 20
@@ -37,7 +37,7 @@ class ValueSettings:
 
 @dataclass(frozen=True)
 class RomeSettings(ValueSettings):
-    """Hyperparameters of ROME: those of the value, at the defaults of the study."""
+    """Hyperparameters of ROME: only the value has any; the defaults are the study's."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class RRomeSettings(RomeSettings):
     """Hyperparameters of R-ROME.
 
     Attributes:
-        key: the one key of the closed form: `bare`, the prompt's own, or `mean`, over the contexts.
+        key: the only key of the closed form: `bare`, the bare prompt's, or `mean`, the mean over the contexts.
     """
 
     key: str = "bare"
@@ -53,12 +53,12 @@ class RRomeSettings(RomeSettings):
 
 @dataclass(frozen=True)
 class EmmetSettings(RomeSettings):
-    """Hyperparameters of EMMET: those of the value."""
+    """Hyperparameters of EMMET: only the value has any."""
 
 
 @dataclass(frozen=True)
 class MemitSettings(ValueSettings):
-    """Hyperparameters of MEMIT: those of the value, and the weight of what the layers know already.
+    """Hyperparameters of MEMIT: for the value, and the weight of what the layers know already.
 
     Attributes:
         moment_weight: lambda, the weight of the old keys' second moment against the new keys.
@@ -71,7 +71,7 @@ class MemitSettings(ValueSettings):
 
 @dataclass(frozen=True)
 class AlphaEditSettings(ValueSettings):
-    """Hyperparameters of AlphaEdit: those of the value, and what counts as unused by the old keys.
+    """Hyperparameters of AlphaEdit: for the value, and a threshold for what counts as unused by the old keys.
 
     Attributes:
         null_space: eigenvalues of the second moment below this share of its diagonal's mean count as zero.
@@ -110,7 +110,7 @@ class FreeFinetuneSettings(FinetuneSettings):
 
 @dataclass(frozen=True)
 class DecayFinetuneSettings(FreeFinetuneSettings):
-    """Hyperparameters of fine-tuning held back by weight decay towards the old weights, not by a box."""
+    """Hyperparameters of fine-tuning held back by weight decay toward the old weights, not by a box."""
 
     weight_decay: float = field(default=0.1, kw_only=True)
 
@@ -131,8 +131,8 @@ SETTINGS: dict[str, type[Settings]] = {
 def resolve_settings(name: str, problem: str, *tables: dict[str, Any]) -> Settings:
     """The settings of a method for a problem: its defaults, then each of `tables` in turn.
 
-    A table maps a method's name to its settings, and in these a problem's name to those that differ for it:
-    `{"rome": {"clamp": 20, "fact_forcing": {"steps": 25}}}`.  `finetune` counts for every window, `finetune-5` for
+    A table maps a method's name to its settings.  Among these, a problem's name maps to the settings that differ for
+    it: `{"rome": {"clamp": 20, "fact_forcing": {"steps": 25}}}`.  `finetune` counts for every window, `finetune-5` for
     that one.
 
     Raises:
@@ -140,20 +140,17 @@ def resolve_settings(name: str, problem: str, *tables: dict[str, Any]) -> Settin
     """
     method, window = parse_method(name)
     record = SETTINGS[method]
-    known = {field.name: field.type for field in fields(record)}
+    types: dict[str, Any] = {field.name: field.type for field in fields(record)}
     values: dict[str, Any] = {}
-    for table in tables:
-        for key in (method, f"{method}-{window}"):
-            entry = table.get(key, {})
-            values |= {k: v for k, v in entry.items() if not isinstance(v, dict)} | entry.get(problem, {})
-    if unknown := sorted(set(values) - set(known)):
-        raise ValueError(f"settings of {name}: {', '.join(unknown)} unknown; there are {', '.join(sorted(known))}")
+    for entry in (table.get(key, {}) for table in tables for key in (method, f"{method}-{window}")):
+        values |= {key: value for key, value in entry.items() if not isinstance(value, dict)} | entry.get(problem, {})
+    if unknown := sorted(set(values) - set(types)):
+        raise ValueError(f"settings of {name}: expected {', '.join(sorted(types))}; got {', '.join(unknown)}")
     for key, value in values.items():
-        wanted: Any = known[key]
-        if wanted is float and type(value) is int:
+        if types[key] is float and type(value) is int:
             values[key] = float(value)
-        elif type(value) is not wanted:
-            raise ValueError(f"settings of {name}: {key} = {value!r}, and {wanted.__name__} is wanted")
+        elif type(value) is not types[key]:
+            raise ValueError(f"settings of {name}: expected {types[key].__name__} for {key}, got {value!r}")
     return record(**values)
 
 

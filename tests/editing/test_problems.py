@@ -141,7 +141,7 @@ def test_facts_that_ask_for_nothing_are_refused_by_name(tiny, facts):
         loc_edit.pose(replace(facts[1], target_new=None), "error_injection", tiny)
     with pytest.raises(NotEligible, match="fact 1: target_new 'Polish' is also target_true"):
         loc_edit.pose(replace(facts[1], target_new="Polish"), "error_injection", tiny)
-    with pytest.raises(ValueError, match="problem 'fact_fishing': one of error_injection"):
+    with pytest.raises(ValueError, match="problem 'fact_fishing': expected one of error_injection"):
         loc_edit.pose(facts[1], "fact_fishing", tiny)
     with pytest.raises(ValueError, match="empty"):
         loc_edit.pose(replace(facts[1], target_new="  "), "error_injection", tiny)
