@@ -14,8 +14,9 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import PreTrainedTokenizerFast
 
 import loc_edit
-from loc_edit.experiment import grid
 from loc_edit.experiment.experiment import Experiment
+from loc_edit.experiment.setup import Setup
+from loc_edit.experiment.study import EditCell, TraceCell
 from loc_edit.facts.loading import save_facts
 from loc_edit.models.loading import quiet
 
@@ -285,8 +286,8 @@ def lab(tmp_path, monkeypatch, tiny, stats_of, facts):
     """(**options) -> an experiment on the tiny model and its four facts."""
     data = tmp_path / "facts.jsonl"
     save_facts(facts, data)
-    monkeypatch.setattr(Experiment, "model", tiny)
-    monkeypatch.setattr(Experiment, "stats", stats_of(tiny))
+    monkeypatch.setattr(Setup, "model", tiny)
+    monkeypatch.setattr(Setup, "stats", stats_of(tiny))
 
     def make(**options):
         defaults = {
@@ -307,22 +308,21 @@ def lab(tmp_path, monkeypatch, tiny, stats_of, facts):
 
 @pytest.fixture
 def computed(monkeypatch):
-    """The units computed, as (kind, words) in order."""
+    """The shards computed, as (kind, facts, words) in order."""
     calls = []
-    trace_rows, edit_rows = grid.trace_rows, grid.edit_rows
+    trace_rows, edit_rows = TraceCell.rows, EditCell.rows
 
-    def traces(chunk, what):
-        calls.append(
-            ("traces", tuple(chunk.contents), what.window if what.localizer == "causal_tracing" else str(what))
-        )
-        return trace_rows(chunk, what)
+    def traces(cell, batch):
+        name = cell.window if cell.localizer == "causal_tracing" else str(cell)
+        calls.append(("traces", tuple(batch.contents), name))
+        return trace_rows(cell, batch)
 
-    def edits(chunk, cell):
-        calls.append(("edits", tuple(chunk.contents), str(cell)))
-        return edit_rows(chunk, cell)
+    def edits(cell, batch):
+        calls.append(("edits", tuple(batch.contents), str(cell)))
+        return edit_rows(cell, batch)
 
-    monkeypatch.setattr(grid, "trace_rows", traces)
-    monkeypatch.setattr(grid, "edit_rows", edits)
+    monkeypatch.setattr(TraceCell, "rows", traces)
+    monkeypatch.setattr(EditCell, "rows", edits)
     return calls
 
 

@@ -1,25 +1,24 @@
-"""The editors' context texts, saved with a run: a run that goes on elsewhere takes the same."""
+"""The editors' context texts, saved with a run, so that a resumed run takes the same texts."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from loc_edit.files import write_atomic
-
-NAME = "contexts.json"
+from loc_edit.store.folder import CONTEXTS
 
 Contexts = Mapping[str, Sequence[str]]
-"""Method -> texts."""
+"""Texts by style, `rome` and `memit`."""
 
 
-def saved_contexts(folder: Path | None, seed: int) -> Contexts | None:
-    """Those saved in a run's folder that were sampled with this seed.
+def saved_contexts(folder: Path, seed: int) -> Contexts | None:
+    """The context texts in a run's folder that were sampled with this seed, so that a resumed run takes the same.
 
     Raises:
         ValueError: the file is damaged.
     """
-    path = folder / NAME if folder else None
-    if path is None or not path.is_file():
+    path = folder / CONTEXTS
+    if not path.is_file():
         return None
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))).get(str(seed))
@@ -28,9 +27,9 @@ def saved_contexts(folder: Path | None, seed: int) -> Contexts | None:
 
 
 def save_contexts(folder: Path, seed: int, contexts: Contexts) -> None:
-    """Save texts beside those of other seeds, where they are not saved yet."""
-    path = folder / NAME
-    there = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    if str(seed) not in there:
-        there[str(seed)] = {method: list(texts) for method, texts in contexts.items()}
-        write_atomic(path, json.dumps(there, indent=1, ensure_ascii=False).encode())
+    """Save context texts beside those of other seeds, if they are not saved yet."""
+    path = folder / CONTEXTS
+    by_seed = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    if str(seed) not in by_seed:
+        by_seed[str(seed)] = {style: list(texts) for style, texts in contexts.items()}
+        write_atomic(path, json.dumps(by_seed, indent=1, ensure_ascii=False).encode())

@@ -1,23 +1,23 @@
-"""What an experiment would take, told by computing a few of its rows: time, disk and memory."""
+"""What an experiment would take in time, disk and memory, estimated by computing a few of its rows."""
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from loc_edit.editing.settings import FinetuneSettings
-from loc_edit.experiment.units import Chunk, edit_rows, trace_rows
-from loc_edit.experiment.workbench import Cell, Workbench
+import pandas as pd
+
+from loc_edit.experiment.batch import Batch
+from loc_edit.experiment.cell import Cell
+from loc_edit.experiment.setup import Setup
+from loc_edit.experiment.study import EditCell, TraceCell
 from loc_edit.facts.fact import Fact
 from loc_edit.keys.moments import KeyStats
-from loc_edit.localization.cells import Localization
 from loc_edit.store.rows import Kind
 from loc_edit.store.shards import shard_size
 
-PROBED = 4
-"""Facts that are computed to tell."""
+PROBED_FACTS = 4
+"""Facts that are computed to estimate the rest."""
 
 
 @dataclass(frozen=True)
@@ -26,21 +26,21 @@ class Plan:
 
     Attributes:
         facts: how many.
-        traces: facts x windows x localisers, each at every layer and position.
+        traces: facts x windows x localizers, each at every layer and position.
         edits: facts x layers x methods x problems, controls not counted.
         combinations: methods x problems.
         layers: layers to edit.
-        traces_missing: those of the traces that are not in the run's folder yet.
-        edits_missing: likewise of the edits.
-        work: what is missing, for one process; from a few facts, the edits at the middle layer.
-        disk: the rows of traces, edits and controls.  Measured on the rows of those few facts: bytes per shard, one a
-            unit, and bytes per row in it, which in fuller shards are fewer, as they compress better.
-        stats_disk: the key statistics in the cache, d_mlp^2 x 4 bytes x layers of the model; 0 where no method
+        traces_missing: how many traces are not in the run's folder yet.
+        edits_missing: how many edits are not in the run's folder yet.
+        work: seconds that one process needs for what is missing; from a few facts, the edits at the middle layer.
+        disk: the rows of traces, edits and controls.  Measured on the rows of those few facts: bytes per shard, and
+            bytes per row in it, which are fewer in fuller shards, as they compress better.
+        stats_disk: the key statistics in the cache, d_mlp^2 x 4 bytes x layers of the model; 0 if no method
             needs them.  (Computing them takes more for a while: `loc-edit stats --plan`.)
         model: the model's parameters, as they are in memory.
         stats_memory: d_mlp^2 x 8 bytes x layers of the model: the float64 sums while key statistics are computed,
-            and afterwards at most their float64 factors, of which those are kept that fit in half of the free memory.
-        processes: that compute side by side, each with a model and factors of its own.
+            and afterwards at most their float64 factors, as many as fit in half of the free memory.
+        processes: how many compute side by side, each with a model and factors of its own.
     """
 
     facts: int
@@ -59,7 +59,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """The work divided by the processes; where these share cores, it takes longer."""
+        """The work divided by the processes; if these share cores, it takes longer."""
         return self.work / self.processes
 
     @property
@@ -69,97 +69,89 @@ class Plan:
 
 
 def make_plan(
-    bench: Workbench,
+    setup: Setup,
     facts: Sequence[Fact],
     cells: Sequence[Cell],
+    copied_cells: Sequence[Cell],
+    n_on_disk: Mapping[str, int],
     *,
-    localizations: Sequence[Localization],
-    controls: bool = True,
     processes: int = 1,
-    done: Callable[[str], int] = lambda cell: 0,
 ) -> Plan:
-    """The plan of an experiment; computes all of a few facts but for the layers beside the middle one.
+    """The plan of an experiment; computes all cells of a few facts but for the layers beside the middle one.
 
     No key statistics are computed for it: with the identity in their place, an edit takes as long.
 
     Args:
-        bench: what its units share.
+        setup: what its cells share.
         facts: its facts.
-        cells: its problems x methods x layers.
-        localizations: localisers with their windows.
-        controls: whether rows without an edit and at a random layer are part of it.
-        processes: that will compute side by side.
-        done: by the name of a cell, how many of the facts are on disk.
+        cells: what is computed for each fact.
+        copied_cells: what is copied from finished rows.
+        n_on_disk: by the name of a cell, how many of the facts are on disk.
+        processes: how many will compute side by side.
     """
-    n_layers = bench.model.cfg.n_layers
-    bench = replace(bench, stats=lambda: KeyStats.identity(bench.model, range(n_layers)))
-    probe, layers = Chunk(bench, facts[:PROBED]), list(dict.fromkeys(cell.layer for cell in cells))
-    needs_stats = any(not isinstance(cell.settings, FinetuneSettings) for cell in cells)
-    tracing, traced = _localizing(probe, localizations, lambda what: len(facts) - done(bench.trace_cell(what)))
+    cfg = setup.model.cfg
+    setup = setup.with_stats(KeyStats.identity(setup.model, range(cfg.n_layers)))
+    probe = Batch(setup, facts[:PROBED_FACTS])
+    traces = [cell for cell in cells if isinstance(cell, TraceCell)]
+    edits = [cell for cell in cells if isinstance(cell, EditCell)]
+    layers = list(dict.fromkeys(cell.layer for cell in edits))
+
+    def missing(some: Sequence[Cell]) -> int:
+        return sum(len(facts) - n_on_disk.get(cell.name(setup), 0) for cell in some)
+
+    work, trace_shards = 0.0, list[pd.DataFrame]()
+    for localizer in dict.fromkeys(cell.localizer for cell in traces):
+        windows = [cell for cell in traces if cell.localizer == localizer]  # which may share work
+        seconds, shards = _timed(windows, probe)
+        work += seconds * missing(windows) / len(windows)
+        trace_shards += shards
     _ = probe.essences
-    problems = list(dict.fromkeys(cell.problem for cell in cells))
-    for problem in problems:
+    for problem in setup.config.problems:
         probe.posed(problem)
-    middle = [cell for cell in cells if cell.layer == layers[len(layers) // 2]]
-    editing, edited = _timed(lambda: [edit_rows(probe, cell) for cell in middle])
-    traces_missing = sum(len(facts) - done(bench.trace_cell(what)) for what in localizations)
-    edits_missing = sum(len(facts) - done(bench.edit_cell(cell)) for cell in cells)
-    edits_share = edits_missing / (len(middle) * len(probe.facts))
-    share, n_chunks = len(facts) / len(probe.facts), math.ceil(len(facts) / bench.config.chunk)
-    groups = len({(cell.problem, cell.method, cell.window) for cell in cells})
-    # controls have the columns of edits: without an edit one row a problem and fact, at a random layer one a group
-    cells_each = len(cells) + (len(problems) + groups if controls else 0)
-    _, edit_shard, edit_row = _sizes("edits", edited)
-    disk = cells_each * (n_chunks * edit_shard + len(facts) * edit_row)
-    if localizations:
-        n_rows, trace_shard, trace_row = _sizes("traces", traced)
-        disk += len(localizations) * (n_chunks * trace_shard + share * n_rows * trace_row)
-    cfg = bench.model.cfg
-    moments = cfg.n_layers * int(cfg.d_mlp or 0) ** 2 if needs_stats else 0
+    middle = [cell for cell in edits if cell.layer == layers[len(layers) // 2]]
+    seconds, edit_shards = _timed(middle, probe)
+    work += seconds * missing(edits) / len(middle)
+    n_chunks, share = math.ceil(len(facts) / setup.config.chunk), len(facts) / len(probe.facts)
+    n_like_edits = len(cells) - len(traces) + len(copied_cells)  # controls have the columns of edits
+    disk = n_like_edits * _bytes_per_cell("edits", edit_shards, n_chunks, share)
+    if traces:
+        disk += len(traces) * _bytes_per_cell("traces", trace_shards, n_chunks, share)
+    moments = cfg.n_layers * int(cfg.d_mlp or 0) ** 2 if any(cell.needs_stats for cell in cells) else 0
     return Plan(
         facts=len(facts),
-        traces=len(facts) * len(localizations),
-        edits=len(facts) * len(cells),
-        combinations=groups,
+        traces=len(facts) * len(traces),
+        edits=len(facts) * len(edits),
+        combinations=len({(cell.problem, cell.method, cell.window) for cell in edits}),
         layers=len(layers),
-        traces_missing=traces_missing,
-        edits_missing=edits_missing,
-        work=tracing + editing * edits_share,
+        traces_missing=missing(traces),
+        edits_missing=missing(edits),
+        work=work,
         disk=round(disk),
         stats_disk=4 * moments,
-        model=sum(p.nbytes for p in bench.model.parameters()),
+        model=sum(p.nbytes for p in setup.model.parameters()),
         stats_memory=8 * moments,
         processes=processes,
     )
 
 
-def _localizing(
-    probe: Chunk, localizations: Sequence[Localization], missing: Callable[[Localization], int]
-) -> tuple[float, Sequence[Any]]:
-    """Seconds that the missing traces take, and the probe's rows; a localiser's windows may share work."""
-    seconds, rows = 0.0, list[Any]()
-    for name in dict.fromkeys(what.localizer for what in localizations):
-        mine = [what for what in localizations if what.localizer == name]
-        took, found = _timed(partial(_all_rows, probe, mine))
-        seconds += took * sum(map(missing, mine)) / (len(mine) * len(probe.facts))
-        rows += found
-    return seconds, rows
-
-
-def _all_rows(probe: Chunk, some: Sequence[Localization]) -> Sequence[Any]:
-    return [trace_rows(probe, what) for what in some]
-
-
-def _sizes(kind: Kind, shards: Sequence[Any]) -> tuple[float, float, float]:
-    """Of some shards of several rows each: rows in one, bytes of one beside its rows, bytes of a row; means."""
-    n_rows = sum(map(len, shards)) / len(shards)
-    first = sum(shard_size(kind, rows[:1]) for rows in shards) / len(shards)
-    whole = sum(shard_size(kind, rows) for rows in shards) / len(shards)
-    row = (whole - first) / (n_rows - 1) if n_rows > 1 else 0.0
-    return n_rows, first - row, row
-
-
-def _timed(work: Callable[[], Sequence[Any]]) -> tuple[float, Sequence[Any]]:
+def _timed(cells: Sequence[Cell], probe: Batch) -> tuple[float, list[pd.DataFrame]]:
+    """Seconds that these cells take together for one fact, and the rows of each."""
     start = time.perf_counter()
-    made = work()
-    return time.perf_counter() - start, made
+    shards = [cell.rows(probe) for cell in cells]
+    return (time.perf_counter() - start) / len(probe.facts), shards
+
+
+def _bytes_per_cell(kind: Kind, shards: Sequence[pd.DataFrame], n_chunks: int, share: float) -> float:
+    """What the rows of one cell take on disk.
+
+    Args:
+        kind: of rows.
+        shards: rows of the probe, one frame per cell.
+        n_chunks: how many shards a cell has.
+        share: how many times the probe's facts there are.
+    """
+    n_rows = sum(map(len, shards)) / len(shards)
+    one_row = sum(shard_size(kind, rows[:1]) for rows in shards) / len(shards)
+    all_rows = sum(shard_size(kind, rows) for rows in shards) / len(shards)
+    row = (all_rows - one_row) / (n_rows - 1) if n_rows > 1 else 0.0
+    return n_chunks * (one_row - row) + share * n_rows * row

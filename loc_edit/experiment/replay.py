@@ -4,16 +4,17 @@ The same settings, contexts and seeds give the same edits; each cell's name, a d
 on, is compared with the rows'.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from loc_edit.analysis.run import Run
 from loc_edit.analysis.tables.rows import without_controls
-from loc_edit.editing.problems import pose
 from loc_edit.editing.update import Edit
+from loc_edit.events import progress
+from loc_edit.experiment.batch import Batch
 from loc_edit.experiment.config import ExperimentConfig
+from loc_edit.experiment.edits import edit_batch
 from loc_edit.experiment.experiment import Experiment
-from loc_edit.experiment.units import Chunk, edit_all
-from loc_edit.experiment.workbench import Cell
+from loc_edit.experiment.study import EditCell
 from loc_edit.models.identity import fingerprint
 from loc_edit.prompts.encoding import encode
 from loc_edit.prompts.recall import NextTokens, next_tokens
@@ -27,7 +28,6 @@ def replay(
     run: Run,
     ids: Iterable[int],
     model: str | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[dict[int, NextTokens], dict[int, dict[Key, tuple[int, NextTokens]]]]:
     """Next tokens before, and after each method's and problem's edit at the layer where it did best for the fact.
 
@@ -35,7 +35,6 @@ def replay(
         run: a run of an experiment, finished or not.
         ids: the facts; those that the run has no finished edit of are left out.
         model: where its model is now; by default as the run's configuration names it.
-        progress: told how many cells' edits are made again.
 
     Returns:
         Tokens before, by fact; and by fact and (problem, method, window) the layer and the tokens after.
@@ -47,22 +46,21 @@ def replay(
     experiment = again(run, model)
     facts, net = {fact.fact_id: fact for fact in experiment.facts}, experiment.model
     groups = list(_best(run, set(ids) & set(facts)))
-    bench = experiment.bench(run.path)
-    cells = {(c.problem, c.method, c.window, c.layer): c for c in experiment.cells}
+    setup = experiment.setup_for(run.path)
+    cells = {(c.problem, c.method, c.window, c.layer): c for c in experiment.cells if isinstance(c, EditCell)}
     edited = sorted({fact_id for *_, some in groups for fact_id in some})
     before = {i: next_tokens(net, encode(net, facts[i])) for i in edited}
     after: dict[int, dict[Key, tuple[int, NextTokens]]] = {i: {} for i in edited}
     for done, (place, name, some) in enumerate(groups):
         cell = cells.get(place)
-        if cell is None or bench.edit_cell(cell) != name:
+        if cell is None or cell.name(setup) != name:
             what = cell or f"{place[0]}, {place[1]}-{place[2]}, layer {place[3]}"
             raise RunMismatch(f"{run.path}: {what}: its edits cannot be made again, this version computes others")
         for start in range(0, len(some), experiment.config.chunk):
-            chunk = Chunk(bench, [facts[i] for i in some[start : start + experiment.config.chunk]])
-            for fact_id, tokens in _edited(chunk, cell):
+            batch = Batch(setup, [facts[i] for i in some[start : start + experiment.config.chunk]])
+            for fact_id, tokens in _edited(batch, cell):
                 after[fact_id][cell.problem, cell.method, cell.window] = (cell.layer, tokens)
-        if progress:
-            progress("edits made again", done + 1, len(groups))
+        progress("cells made again", done + 1, len(groups))
     return before, after
 
 
@@ -94,14 +92,12 @@ def _best(run: Run, ids: set[int]) -> Iterator[tuple[tuple[str, str, int, int], 
         yield (str(problem), str(method), int(str(window)), int(str(layer))), str(name), part["fact_id"].tolist()
 
 
-def _edited(chunk: Chunk, cell: Cell) -> Iterator[tuple[int, NextTokens]]:
-    """Each fact of a chunk with the next tokens after its edit; those that cannot be edited are left out."""
-    model, sigma, seed = chunk.bench.model, chunk.bench.corruption.sigma, chunk.bench.config.seed
-    requests = [
-        pose(fact, cell.problem, model, noise=noise, noise_scale=sigma, seed=seed)
-        for fact, noise in zip(chunk.facts, chunk.noise, strict=True)
-    ]
-    for request, edit in zip(requests, edit_all(chunk.bench, cell, requests), strict=True):
+def _edited(batch: Batch, cell: EditCell) -> Iterator[tuple[int, NextTokens]]:
+    """Each fact of a batch with the next tokens after its edit; facts that cannot be edited are left out."""
+    setup = batch.setup
+    requests = [setup.pose(fact, cell.problem, noise) for fact, noise in zip(batch.facts, batch.noise, strict=True)]
+    edits = edit_batch(setup, requests, cell.method, cell.window, cell.layer, cell.settings)
+    for request, edit in zip(requests, edits, strict=True):
         if isinstance(edit, Edit):
-            with edit.applied(model):
-                yield request.fact_id, next_tokens(model, request.prompt)
+            with edit.applied(setup.model):
+                yield request.fact_id, next_tokens(setup.model, request.prompt)

@@ -17,9 +17,10 @@ import tomli_w
 from loc_edit.analysis.run import Run
 from loc_edit.experiment.config import BadConfig, ExperimentConfig
 from loc_edit.experiment.experiment import Experiment
-from loc_edit.experiment.workbench import Cell
+from loc_edit.experiment.random_layer import RandomLayerCell
+from loc_edit.experiment.setup import Setup
+from loc_edit.experiment.study import EditCell
 from loc_edit.files import DATA, write_atomic
-from loc_edit.localization.cells import Localization
 from loc_edit.names import parse_method
 
 GRIDS_PATH = DATA / "tuning.toml"
@@ -47,10 +48,9 @@ class Tuning(Experiment):
         BadConfig: more than one layer, a method with nothing to try, or a setting that it does not have.
     """
 
-    controls = False
-
     def __init__(self, config: ExperimentConfig, grid: Grid) -> None:
         super().__init__(config)
+        self.setup = Setup(config, default_layers=lambda n_layers: [n_layers // 3])
         if config.layers is not None and len(config.layers) != 1:
             raise BadConfig(f"layers {list(config.layers)}: settings are tuned at one layer")
         self.grid = grid
@@ -79,23 +79,19 @@ class Tuning(Experiment):
         return found
 
     @cached_property
-    def layers(self) -> list[int]:
-        """The one layer."""
-        return list(self.config.layers or [self.model.cfg.n_layers // 3])
-
-    @property
-    def localizations(self) -> list[Localization]:
-        """None: nothing is traced."""
-        return []
-
-    @cached_property
-    def cells(self) -> list[Cell]:
-        """Every problem x method x candidate."""
+    def cells(self) -> list[EditCell]:  # type: ignore[override]
+        """Every problem x method x candidate: nothing is traced, and there are no controls."""
+        [layer] = self.setup.layers
         return [
-            Cell(problem, *parse_method(method), self.layers[0], self.config.settings_of(method, problem, candidate))
+            EditCell(problem, *parse_method(method), layer, self.config.settings_of(method, problem, candidate))
             for (problem, method), candidates in self.candidates.items()
             for candidate in candidates
         ]
+
+    @property
+    def copied_cells(self) -> list[RandomLayerCell]:
+        """None."""
+        return []
 
     def resolved(self) -> dict[str, Any]:
         """The whole configuration, with the grid."""
@@ -110,9 +106,9 @@ class Tuning(Experiment):
         those whose neighborhood is at least `floor`; if there is none, among those within .02 of the best
         neighborhood.  Equal ones are told apart by their neighborhood.
         """
-        bench, edits, rows = self.bench(run.path), run.edits, []
+        setup, edits, rows = self.setup_for(run.path), run.edits, []
         for cell, (name, candidate) in zip(self.cells, self._named(), strict=True):
-            mine = edits[edits["cell"] == bench.edit_cell(cell)]
+            mine = edits[edits["cell"] == cell.name(setup)]
             done = mine[mine["status"] == "done"]
             means: dict[str, Any] = {name: done[name].mean() for name in ("rewrite", "paraphrase", "neighborhood")}
             counts = {"n": len(done), "failed": int((mine["status"] == "failed").sum())}

@@ -1,4 +1,4 @@
-"""What computes units, wherever it stands: it has the model, and the chunk of facts that it is at."""
+"""What computes tasks, in whatever process: it has the setup, the facts, and the batch that it is working on."""
 
 import logging
 import time
@@ -8,79 +8,91 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from loc_edit.experiment.grid import Block, Unit
-from loc_edit.experiment.units import Chunk, Rows
-from loc_edit.experiment.workbench import Workbench
+from loc_edit.experiment.batch import Batch
+from loc_edit.experiment.schedule import FactIndices, Task
+from loc_edit.experiment.setup import Setup
 from loc_edit.facts.fact import Fact
 from loc_edit.store.settings import cell_key
 
-Said = tuple[str, int, str]
-"""A logged message: logger, level, text."""
+
+@dataclass(frozen=True)
+class LogMessage:
+    """A message that was logged in another process."""
+
+    logger: str
+    level: int
+    text: str
+
+    def repeat(self) -> None:
+        """Log it in this process."""
+        logging.getLogger(self.logger).log(self.level, "%s", self.text)
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """The rows of a unit.
+class Computed:
+    """The rows of a task.
 
     Attributes:
-        rows: as `Run.write` takes them.
-        seconds: that computing took.
-        said: warnings meanwhile, where the worker is another process: they belong into the run's log.
+        rows: as a run folder takes them.
+        seconds: how long computing took.
+        warnings: logged meanwhile, if the worker is another process: they belong into the run's log.
     """
 
-    rows: Rows | pd.DataFrame
+    rows: pd.DataFrame
     seconds: float
-    said: Sequence[Said] = ()
+    warnings: Sequence[LogMessage] = ()
 
 
 class Worker:
-    """Computes units one after another; those of the same facts in succession share work.
+    """Computes tasks one after another; tasks of the same facts in succession share a batch.
 
     Args:
-        bench: what all units share.
-        facts: the experiment's, in the order of `grid.ranked`.
-        away: whether this is another process than that of the run.
+        setup: what all tasks share.
+        facts: the experiment's facts.
+        elsewhere: whether this is another process than the run's.
     """
 
-    def __init__(self, bench: Workbench, facts: Sequence[Fact], *, away: bool = False) -> None:
-        self.bench, self.facts, self.away = bench, facts, away
-        self._at: Block = ()
-        self._names: dict[Block, str] = {}
-        self._chunk: Chunk | None = None
+    def __init__(self, setup: Setup, facts: Sequence[Fact], *, elsewhere: bool = False) -> None:
+        self.setup, self.facts, self.elsewhere = setup, facts, elsewhere
+        self._indices: FactIndices = ()
+        self._batch: Batch | None = None
+        self._names: dict[FactIndices, str] = {}
 
-    def __call__(self, unit: Unit) -> Outcome:
-        """The rows of a unit."""
+    def __call__(self, task: Task) -> Computed:
+        """The rows of a task."""
         start = time.perf_counter()
-        if not self.away:
-            return Outcome(unit.place.compute(self.chunk(unit.facts)), time.perf_counter() - start)
-        with _listening() as said:
-            rows = unit.place.compute(self.chunk(unit.facts))
-        return Outcome(rows, time.perf_counter() - start, said)
+        if not self.elsewhere:
+            return Computed(task.cell.rows(self.batch(task.facts)), time.perf_counter() - start)
+        with _collected_warnings() as warnings:
+            rows = task.cell.rows(self.batch(task.facts))
+        return Computed(rows, time.perf_counter() - start, warnings)
 
-    def name(self, block: Block) -> str:
-        """The name of some facts, which depends on their contents."""
-        if block not in self._names:
-            facts = [self.facts[index] for index in block]
-            self._names[block] = cell_key({"facts": [[fact.fact_id, fact.content] for fact in facts]})
-        return self._names[block]
+    def batch(self, indices: FactIndices) -> Batch:
+        """The batch of some facts; what was computed once for the last batch is let go."""
+        if self._batch is None or self._indices != indices:
+            self._indices, self._batch = indices, Batch(self.setup, [self.facts[index] for index in indices])
+        return self._batch
 
-    def chunk(self, block: Block) -> Chunk:
-        """The chunk of some facts; what was computed once for the last one is let go."""
-        if self._chunk is None or self._at != block:
-            self._at, self._chunk = block, Chunk(self.bench, [self.facts[index] for index in block])
-        return self._chunk
+    def shard_name(self, task: Task) -> str:
+        """The name of a task's shard: its cell's, and a hash of its facts with their contents."""
+        if task.facts not in self._names:
+            facts = [self.facts[index] for index in task.facts]
+            self._names[task.facts] = cell_key({"facts": [[fact.fact_id, fact.content] for fact in facts]})
+        return f"{task.name}-{self._names[task.facts]}"
 
 
 @contextmanager
-def _listening() -> Iterator[list[Said]]:
-    """Collects the package's warnings in place of printing them where nobody looks."""
-    said: list[Said] = []
-    logger, ear = logging.getLogger("loc_edit"), logging.Handler(logging.WARNING)
-    ear.emit = lambda record: said.append((record.name, record.levelno, record.getMessage()))  # type: ignore[method-assign]
-    logger.addHandler(ear)
+def _collected_warnings() -> Iterator[list[LogMessage]]:
+    """Collects the package's warnings instead of printing them where nobody looks."""
+    messages: list[LogMessage] = []
+    logger, handler = logging.getLogger("loc_edit"), logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(  # type: ignore[method-assign]
+        LogMessage(record.name, record.levelno, record.getMessage())
+    )
+    logger.addHandler(handler)
     logger.propagate = False
     try:
-        yield said
+        yield messages
     finally:
-        logger.removeHandler(ear)
+        logger.removeHandler(handler)
         logger.propagate = True

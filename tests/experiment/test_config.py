@@ -3,9 +3,11 @@
 import pytest
 from pydantic import ValidationError
 
+from loc_edit import names
 from loc_edit.editing.settings import FinetuneSettings, MemitSettings, RomeSettings, presets, resolve_settings
 from loc_edit.experiment.config import NAMED, BadConfig, ExperimentConfig
-from loc_edit.names import PROBLEMS
+
+PROBLEMS = tuple(names.PROBLEMS)
 
 
 def read(path, text):

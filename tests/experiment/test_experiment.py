@@ -16,12 +16,12 @@ import pytest
 from runs import assert_same_rows, edited, files
 
 import loc_edit
+from loc_edit.editing.registry import EDITORS
 from loc_edit.editing.value import EditFailed
-from loc_edit.experiment import experiment as experiment_room
-from loc_edit.experiment import grid, units
+from loc_edit.events import listening
 from loc_edit.experiment.experiment import Experiment
+from loc_edit.experiment.study import EditCell, TraceCell
 from loc_edit.facts.loading import save_facts
-from loc_edit.names import PROBLEMS
 from loc_edit.store.folder import RunMismatch
 from loc_edit.store.lock import RunLocked
 from loc_edit.store.rows import KEYS, SCHEMAS
@@ -121,13 +121,14 @@ def test_plan_counts_and_writes_nothing(lab, tmp_path):
     assert len(run.traces.groupby(["fact_id", "window"])) == plan.traces
 
 
-def test_progress_counts_every_unit(lab):
+def test_progress_counts_every_shard(lab):
     seen = []
-    lab().run(progress=lambda words, done, total: seen.append((words, done, total)))
-    assert [done for _, done, _ in seen] == list(
-        range(1, 11)
-    )  # 2 chunks x (1 window + no edit + 2 layers + random layer)
-    assert {total for *_, total in seen} == {10}
+    with listening(lambda event: seen.append(event.fields) if event.name == "progress" else None):
+        lab().run()
+    shards = [fields for fields in seen if fields["task"] == "shards"]
+    # 2 chunks x (1 window + no edit + 2 layers + random layer)
+    assert [fields["done"] for fields in shards] == list(range(1, 11))
+    assert {fields["total"] for fields in shards} == {10}
     assert seen[0][0] == "tracing, window 1"
     assert seen[1][0] == "error_injection, no edit"
     assert "error_injection, rome-1, layer 0" in seen[2][0]
@@ -216,7 +217,7 @@ def test_the_seed_changes_the_numbers(lab, tmp_path):
 )
 def test_a_stopped_run_goes_on_to_the_same_rows(lab, tmp_path, monkeypatch, computed, stop, n):
     whole = lab(out=str(tmp_path / "whole")).run()
-    counting = grid.trace_rows, grid.edit_rows
+    counting = TraceCell.rows, EditCell.rows
     computed.clear()
 
     def stopping(work):
@@ -228,8 +229,8 @@ def test_a_stopped_run_goes_on_to_the_same_rows(lab, tmp_path, monkeypatch, comp
         return compute
 
     with monkeypatch.context() as patch:
-        patch.setattr(grid, "trace_rows", stopping(counting[0]))
-        patch.setattr(grid, "edit_rows", stopping(counting[1]))
+        patch.setattr(TraceCell, "rows", stopping(counting[0]))
+        patch.setattr(EditCell, "rows", stopping(counting[1]))
         with pytest.raises(stop):
             lab().run()
     finished = list(computed)
@@ -246,7 +247,7 @@ def test_contexts_are_those_of_the_first_start(lab, monkeypatch, computed):
     saved = (first.path / "contexts.json").read_bytes()
     shards = {path: pq.read_table(path).column("method")[0].as_py() for path in (first.path / "edits").iterdir()}
     next(path for path, method in shards.items() if method == "rome").unlink()
-    monkeypatch.setattr(experiment_room, "sample_contexts", lambda *a, **k: pytest.fail("sampled again"))
+    monkeypatch.setattr("loc_edit.experiment.setup.sample_contexts", lambda *a, **k: pytest.fail("sampled again"))
     computed.clear()
     second = lab().run()
     assert len(computed) == 1
@@ -307,7 +308,10 @@ def test_a_killed_run_goes_on_to_the_same_rows(builtin_run, tmp_path, computed):
 
 PARENT = """
 import os, time
-from loc_edit.engine import Engine, spread_out
+from loc_edit.engine import Engine, compute_tasks
+from loc_edit.experiment.setup import Setup
+
+PROBLEMS = tuple(names.PROBLEMS)
 
 def open_worker():
     return slow
@@ -318,7 +322,7 @@ def slow(task):
     return os.getpid()
 
 if __name__ == "__main__":
-    for n, (_, pid) in enumerate(spread_out([[0, 1], [0, 1]], open_worker, Engine(workers=2))):
+    for n, (_, pid) in enumerate(compute_tasks([[0, 1], [0, 1]], open_worker, Engine(workers=2))):
         print(pid, flush=True)
 """
 
@@ -355,7 +359,7 @@ def is_alive(pid):
 def test_another_model_in_the_folder_is_refused(lab, monkeypatch, make_model):
     run = lab(methods=("finetune-1",)).run()
     before = files(run.path)
-    monkeypatch.setattr(Experiment, "model", make_model(seed=9))
+    monkeypatch.setattr(Setup, "model", make_model(seed=9))
     with pytest.raises(RunMismatch, match="another model"):
         lab(methods=("finetune-1",)).run()
     assert files(run.path) == before
@@ -398,7 +402,7 @@ def test_a_fact_that_does_not_fit_makes_no_folder(lab, tmp_path, facts):
 
 def test_facts_of_one_id_are_refused(lab, tmp_path, facts):
     save_facts([facts[0], replace(facts[1], fact_id=0)], tmp_path / "twice.jsonl")
-    with pytest.raises(loc_edit.BadFact, match="record 1: its id 0 is that of record 0"):
+    with pytest.raises(loc_edit.BadFact, match="record 1: its id 0 already belongs to record 0"):
         lab(data=str(tmp_path / "twice.jsonl")).run()
 
 
@@ -434,10 +438,12 @@ def test_malformed_records_are_refused_or_left_out(lab, tmp_path, facts):
 def test_statistics_are_those_of_the_layers_that_editors_need(lab, tiny, stats_of, monkeypatch):
     asked, given = [], stats_of(tiny)
     monkeypatch.undo()  # the lab's statistics are given
-    monkeypatch.setattr(Experiment, "model", tiny)
-    monkeypatch.setattr(experiment_room, "key_stats", lambda *args, **kwargs: asked.append((args, kwargs)) or given)
-    _ = lab(layers=(1,), methods=("rome", "finetune-2"), ridge=0.5).stats
-    _ = lab(layers=(1,), methods=("memit-2",)).stats
+    monkeypatch.setattr(Setup, "model", tiny)
+    monkeypatch.setattr(
+        "loc_edit.experiment.setup.key_stats", lambda *args, **kwargs: asked.append((args, kwargs)) or given
+    )
+    _ = lab(layers=(1,), methods=("rome", "finetune-2"), ridge=0.5).setup.stats
+    _ = lab(layers=(1,), methods=("memit-2",)).setup.stats
     assert [args[1] for args, _ in asked] == [[1], [0, 1]]
     assert asked[0][1]["ridge"] == 0.5
 
@@ -447,14 +453,14 @@ def test_statistics_are_those_of_the_layers_that_editors_need(lab, tiny, stats_o
 
 def test_a_fact_that_fails_has_a_row_and_stops_no_other(lab, tmp_path, monkeypatch):
     whole = lab(chunk=4, out=str(tmp_path / "whole")).run()
-    rome = units.METHODS["rome"].edit
+    rome = EDITORS["rome"]
 
     def failing(model, requests, *args, **kwargs):
         if 1 in [request.fact_id for request in requests]:
             raise EditFailed("fact 1: the value is not finite")
         return rome(model, requests, *args, **kwargs)
 
-    monkeypatch.setitem(units.METHODS, "rome", replace(units.METHODS["rome"], edit=failing))
+    monkeypatch.setitem(EDITORS, "rome", failing)
     run = lab(chunk=4).run()
     edits = edited(run).set_index("fact_id")
     assert set(edits.loc[1, "status"]) == {"failed"}

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from loc_edit import names
 from loc_edit.editing.settings import FinetuneSettings, MemitSettings, RomeSettings
 from loc_edit.experiment.config import NAMED, ExperimentConfig
 from loc_edit.facts.download import PUBLIC
 from loc_edit.keys.corpora import open_corpus
-from loc_edit.names import LOCALIZERS, PROBLEMS
+
+PROBLEMS = tuple(names.PROBLEMS)
 
 FOLDER = Path(__file__).parents[2] / "scripts" / "experiments"
 FILES = sorted(FOLDER.glob("*.toml"))
@@ -56,7 +58,7 @@ def test_the_study_s_facts_methods_and_corpus(name):
 
 def test_the_study_of_localizers():
     found = config("builtin_localizers")
-    assert (found.localizers, found.problems, found.methods) == (LOCALIZERS, PROBLEMS, STUDY)
+    assert (found.localizers, found.problems, found.methods) == (tuple(names.LOCALIZERS), PROBLEMS, STUDY)
     assert found.facts >= 200
 
 

@@ -3,6 +3,7 @@
 import json
 import tomllib
 from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
 
 import pandas as pd
@@ -12,8 +13,11 @@ from runs import assert_same_rows, edited, files, rows
 import loc_edit
 from loc_edit.analysis.run import load_run
 from loc_edit.analysis.status import run_progress
-from loc_edit.experiment import grid
+from loc_edit.experiment.schedule import missing_tasks
+from loc_edit.experiment.setup import Setup
+from loc_edit.experiment.study import UneditedCell
 from loc_edit.facts.loading import save_facts
+from loc_edit.facts.sampling import sample_by_relation
 from loc_edit.names import PROBLEMS
 from loc_edit.store.folder import RunMismatch
 
@@ -115,12 +119,12 @@ def test_another_chunk_size_computes_nothing_again(lab, computed):
 
 
 def test_a_compacted_run_goes_on_and_grows(lab, many, tmp_path, computed, capsys):
-    from loc_edit import cli
+    from loc_edit.cli.main import main
 
     larger = {"facts": 8, "layers": (0, 1), "methods": ("rome", "finetune-2")}
     whole = lab(**many, **larger, out=str(tmp_path / "whole")).run()
     small = lab(**many, facts=4, layers=(1,), methods=("rome",)).run()
-    assert cli.main(["compact", str(tmp_path / "run")]) == 0
+    assert main(["compact", str(tmp_path / "run")]) == 0
     assert "4 files fewer, 4 left" in capsys.readouterr().out
     found = run_progress(load_run(tmp_path / "run"))
     assert found.remaining == 0
@@ -242,10 +246,11 @@ def test_a_damaged_selection_is_named_and_made_anew(lab, tmp_path):
 
 
 def test_a_plan_knows_what_is_there_and_computes_no_statistics(lab, many, monkeypatch, tmp_path):
-    from loc_edit.experiment.experiment import Experiment
 
     lab(**many, facts=4, layers=(1,)).run()
-    monkeypatch.setattr(Experiment, "stats", property(lambda self: pytest.fail("key statistics are computed")))
+    refused = cached_property(lambda self: pytest.fail("key statistics are computed"))
+    refused.__set_name__(Setup, "stats")
+    monkeypatch.setattr(Setup, "stats", refused)
     before = files(tmp_path)
     plan = lab(**many, facts=8, workers=2).plan()
     assert (plan.traces, plan.traces_missing) == (8, 4)
@@ -261,25 +266,23 @@ def test_a_plan_knows_what_is_there_and_computes_no_statistics(lab, many, monkey
 
 def test_chunks_of_more_facts_begin_with_those_of_fewer():
     everything = loc_edit.load_facts()
-    from loc_edit.facts.sampling import spread
-
     for fewer, more in ((100, 200), (25, 300), (60, 737)):
-        small, large = (grid.ranked(spread(everything, n)) for n in (fewer, more))
+        small, large = (sample_by_relation(everything, n) for n in (fewer, more))
         assert large[:fewer] == small
 
 
-def test_only_what_is_lacking_is_a_unit():
-    places = [grid.Place("edits", name, name, "x") for name in "ab"]
+def test_only_missing_facts_are_a_task():
+    cells = {name: UneditedCell(name) for name in "ab"}
     done = {"a": pd.Series([1, 1, 1, 0, 0, 1, 1], dtype=bool).to_numpy()}
-    streams = grid.missing(places, 7, 3, done)
-    assert [[(unit.place.name, unit.facts) for unit in stream] for stream in streams] == [
+    streams = missing_tasks(cells, 7, 3, done)
+    assert [[(task.name, task.facts) for task in stream] for stream in streams] == [
         [("b", (0, 1, 2))],
         [("a", (3, 4)), ("b", (3, 4, 5))],
         [("b", (6,))],
     ]
 
 
-def test_the_log_tells_of_every_start_and_unit(lab, tmp_path):
+def test_the_log_tells_of_every_start_and_shard(lab, tmp_path):
     lab(layers=(1,)).run()
     at_work = lab().rows()
     next(at_work)
@@ -287,14 +290,14 @@ def test_the_log_tells_of_every_start_and_unit(lab, tmp_path):
     lab().run()
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     names = [line["event"] for line in lines]
-    assert names == ["start", *["unit"] * 8, "end", "start", "unit", "end", "start", *["unit"] * 3, "end"]
+    assert names == ["start", *["shard"] * 8, "end", "start", "shard", "end", "start", *["shard"] * 3, "end"]
     starts, ends = ([line for line in lines if line["event"] == name] for name in ("start", "end"))
     assert [end["how"] for end in ends] == ["finished", "left", "finished"]
     assert starts[0]["config"] != starts[1]["config"] == starts[2]["config"]
-    assert [(start["found"], start["units"]) for start in starts] == [(0, 8), (6, 10), (7, 10)]
+    assert [(start["found"], start["shards"]) for start in starts] == [(0, 8), (6, 10), (7, 10)]
     assert starts[0]["versions"]["torch"]
-    unit = lines[1]
-    assert unit["what"] == "tracing, window 1"
-    assert unit["seconds"] > 0
-    assert unit["rows"] > 0
+    shard = lines[1]
+    assert shard["cell"] == "tracing, window 1"
+    assert shard["seconds"] > 0
+    assert shard["rows"] > 0
     assert all(line["time"] < later["time"] or line["elapsed"] <= later["elapsed"] for line, later in pairwise(lines))

@@ -15,8 +15,8 @@ import torch
 from runs import assert_same_rows, edited, files
 
 from loc_edit.analysis.run import load_run
+from loc_edit.editing.registry import EDITORS
 from loc_edit.editing.update import Edit
-from loc_edit.experiment import units
 from loc_edit.files import StoreError
 from loc_edit.store.lock import RunLocked
 from loc_edit.store.rows import KEYS
@@ -140,7 +140,7 @@ def test_damaged_shards_are_set_aside_and_computed_again(lab, tmp_path, computed
 
 DYING = """
 import os, signal, sys
-from loc_edit.engine import Engine, WorkerDied, spread_out
+from loc_edit.engine import Engine, WorkerDied, compute_tasks
 
 def open_worker():
     return square
@@ -156,9 +156,9 @@ def square(task):
 
 if __name__ == "__main__":
     streams = [[(1, ""), (2, sys.argv[1]), (3, "")], [(4, ""), (5, "")]]
-    print(sorted(result for _, result in spread_out(streams, open_worker, Engine(workers=2))), flush=True)
+    print(sorted(result for _, result in compute_tasks(streams, open_worker, Engine(workers=2))), flush=True)
     try:
-        list(spread_out([[(13, ""), (1, "")]], open_worker, Engine(workers=2)))
+        list(compute_tasks([[(13, ""), (1, "")]], open_worker, Engine(workers=2)))
     except WorkerDied as error:
         print(error)
 """
@@ -177,7 +177,7 @@ def test_a_worker_that_dies_is_replaced_and_one_that_always_dies_ends_the_run(tm
 
 def test_want_of_memory_halves_the_batch_and_ends_in_the_same_rows(lab, tmp_path, monkeypatch):
     whole = lab(chunk=4, out=str(tmp_path / "whole")).run()
-    rome, sizes = units.METHODS["rome"].edit, []
+    rome, sizes = EDITORS["rome"], []
 
     def greedy(model, requests, *args, **kwargs):
         sizes.append(len(requests))
@@ -185,13 +185,13 @@ def test_want_of_memory_halves_the_batch_and_ends_in_the_same_rows(lab, tmp_path
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return rome(model, requests, *args, **kwargs)
 
-    monkeypatch.setitem(units.METHODS, "rome", replace(units.METHODS["rome"], edit=greedy))
+    monkeypatch.setitem(EDITORS, "rome", greedy)
     run = lab(chunk=4).run()
-    assert sizes == [4, 2, 1, 1, 2, 1, 1] * 2
+    assert sizes == [4, 2, 1, 1, 1, 1] * 2
     assert set(run.edits["status"]) == {"done"}
     assert_same_rows(run, whole, rtol=2e-4, atol=1e-5)
     warnings = [line["message"] for line in log_of(run.path) if line["event"] == "warning"]
-    assert len(warnings) == 6
+    assert len(warnings) == 4
     assert "out of memory" in warnings[0]
 
 
@@ -200,7 +200,7 @@ def test_memory_that_does_not_suffice_for_one_fact_stops_the_run_and_is_no_resul
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setitem(units.METHODS, "rome", replace(units.METHODS["rome"], edit=greedy))
+        patch.setitem(EDITORS, "rome", greedy)
         with pytest.raises(torch.OutOfMemoryError):
             lab().run()
     assert not (load_run(lab().config.out).edits["status"] == "failed").any()
@@ -212,7 +212,7 @@ def test_memory_that_does_not_suffice_for_one_fact_stops_the_run_and_is_no_resul
 
 def test_an_edit_of_nan_is_a_failed_row_with_a_reason(lab, tmp_path, monkeypatch):
     whole = lab(out=str(tmp_path / "whole")).run()
-    rome = units.METHODS["rome"].edit
+    rome = EDITORS["rome"]
 
     def broken(model, requests, *args, **kwargs):
         edits = rome(model, requests, *args, **kwargs)
@@ -221,7 +221,7 @@ def test_an_edit_of_nan_is_a_failed_row_with_a_reason(lab, tmp_path, monkeypatch
     def spoilt(edit):
         return Edit(tuple(replace(u, right=u.right * float("nan")) for u in edit.updates), edit.about)
 
-    monkeypatch.setitem(units.METHODS, "rome", replace(units.METHODS["rome"], edit=broken))
+    monkeypatch.setitem(EDITORS, "rome", broken)
     edits = edited(lab().run()).set_index("fact_id")
     assert set(edits.loc[[1], "status"]) == {"failed"}
     assert edits.loc[[1], "rewrite"].isna().all()

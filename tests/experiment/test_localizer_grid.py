@@ -14,13 +14,14 @@ import loc_edit
 from loc_edit.analysis.run import load_run
 from loc_edit.analysis.status import run_progress
 from loc_edit.experiment.config import BadConfig, ExperimentConfig
+from loc_edit.experiment.study import trace_cells
 from loc_edit.facts.loading import save_facts
-from loc_edit.localization.cells import grid_options
 from loc_edit.localization.references import references
+from loc_edit.localization.registry import EFFECTS, grid_options
 from loc_edit.names import LOCALIZERS, TRACING
-from loc_edit.names import LOCALIZERS as NAMES
 from loc_edit.store.shards import write_shard
 
+NAMES = tuple(LOCALIZERS)
 SOME = (TRACING, "attribution", "resample_ablation", "direct")
 
 
@@ -45,16 +46,16 @@ def traced(computed):
     return [what for kind, _, what in computed if kind == "traces"]
 
 
-def test_the_names_of_both_wings_are_the_same():
-    assert (TRACING, *LOCALIZERS) == NAMES
+def test_every_localizer_of_the_vocabulary_has_a_function():
+    assert (TRACING, *EFFECTS) == tuple(LOCALIZERS)
 
 
 def test_the_other_localisers_may_have_windows_of_their_own(lab):
     options = {"localizers": (TRACING, "direct", "random"), "facts": 1}
-    pairs = [(one.localizer, one.window) for one in lab(**options, windows=(1, 2)).localizations]
+    pairs = [(one.localizer, one.window) for one in trace_cells(lab(**options, windows=(1, 2)).setup)]
     assert pairs == [(name, window) for name in options["localizers"] for window in (1, 2)]
     pairs = [
-        (one.localizer, one.window) for one in lab(**options, windows=(1, 2), localizer_windows=(2,)).localizations
+        (one.localizer, one.window) for one in trace_cells(lab(**options, windows=(1, 2), localizer_windows=(2,)).setup)
     ]
     assert pairs == [(TRACING, 1), (TRACING, 2), ("direct", 2), ("random", 2)]
 
@@ -129,7 +130,7 @@ def test_what_a_localizer_depends_on_is_in_its_cell(lab, many, tmp_path, facts):
     other = str(tmp_path / "other.jsonl")
     save_facts(many[0][:-1], other)
     experiments = [lab(localizers=SOME, data=path) for path in (data, other)]
-    names = [[one.bench({}).trace_cell(what) for what in one.localizations] for one in experiments]
+    names = [[cell.name(one.setup) for cell in trace_cells(one.setup)] for one in experiments]
     same = [a == b for a, b in zip(*names, strict=True)]
     assert dict(zip(SOME, same, strict=True)) == {name: name != "resample_ablation" for name in SOME}
     assert len(set(names[0])) == len(SOME)
@@ -265,14 +266,14 @@ def test_all_means_all(tmp_path):
 
 
 def test_the_commands_take_localizers(lab, tmp_path, capsys):
-    from loc_edit import cli
+    from loc_edit.cli.main import main
 
     lab(localizers=(TRACING, "attribution")).run()
-    assert cli.main(["status", str(tmp_path / "run")]) == 0
+    assert main(["status", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
     assert "traces     window 1: 4 of 4 facts" in said
     assert "traces     attribution, window 1: 4 of 4 facts" in said
-    assert cli.main(["plan", "--localizers", "atribution"]) == 1
+    assert main(["plan", "--localizers", "atribution"]) == 1
     assert "did you mean 'attribution'" in capsys.readouterr().err
 
 

@@ -9,9 +9,10 @@ import pytest
 from runs import assert_same_rows, rows
 
 import loc_edit
+from loc_edit.events import listening
 from loc_edit.experiment import experiment as experiment_room
 from loc_edit.experiment.config import ExperimentConfig
-from loc_edit.experiment.engine.engine import Engine, spread_out
+from loc_edit.experiment.engine.engine import Engine, compute_tasks
 from loc_edit.experiment.engine.local import WorkerDied
 from loc_edit.experiment.experiment import Experiment
 
@@ -71,7 +72,7 @@ def squares(pause=0.0):
 
 def test_every_task_is_done_once_and_a_stream_stays_with_its_actor(cluster, nodes):
     streams = [[(10 * s + n, "") for n in range(4)] for s in range(6)]
-    found = list(spread_out(streams, squares(0.01), on(cluster)))
+    found = list(compute_tasks(streams, squares(0.01), on(cluster)))
     assert sorted(task for task, _ in found) == sorted(task for stream in streams for task in stream)
     assert all(square == number**2 for (number, _), (square, _) in found)
     of_stream = {s: {pid for (number, _), (_, pid) in found if number // 10 == s} for s in range(6)}
@@ -83,7 +84,7 @@ def test_every_task_is_done_once_and_a_stream_stays_with_its_actor(cluster, node
 
 def test_a_lost_actor_costs_no_task(cluster, nodes, tmp_path, caplog):
     streams = [[(10 * s + n, str(tmp_path / "died") if (s, n) == (1, 1) else "") for n in range(4)] for s in range(4)]
-    found = list(spread_out(streams, squares(), on(cluster)))
+    found = list(compute_tasks(streams, squares(), on(cluster)))
     assert (tmp_path / "died").exists()
     assert sorted(number for (number, _), _ in found) == sorted(10 * s + n for s in range(4) for n in range(4))
     assert "a Ray worker was lost" in caplog.text
@@ -91,18 +92,18 @@ def test_a_lost_actor_costs_no_task(cluster, nodes, tmp_path, caplog):
 
 def test_a_task_that_ends_every_actor_ends_the_run(cluster, nodes):
     with pytest.raises(WorkerDied, match=r"3 Ray workers ended while they computed \(666"):
-        list(spread_out([[(1, ""), (666, ""), (2, "")]], squares(), on(cluster)))
+        list(compute_tasks([[(1, ""), (666, ""), (2, "")]], squares(), on(cluster)))
 
 
 def test_an_error_in_a_task_is_raised_as_it_is(cluster, nodes):
     with pytest.raises(ValueError, match="-4 has no root"):
-        list(spread_out([[(1, ""), (-4, "")]], squares(), on(cluster)))
+        list(compute_tasks([[(1, ""), (-4, "")]], squares(), on(cluster)))
 
 
 def test_a_lost_node_costs_no_task(cluster, nodes):
     streams = [[(10 * s + n, "") for n in range(3)] for s in range(8)]
     found = []
-    for result in spread_out(streams, squares(0.1), on(cluster)):
+    for result in compute_tasks(streams, squares(0.1), on(cluster)):
         found.append(result)
         if len(found) == 4:
             cluster.remove_node(nodes[0], allow_graceful=False)  # the raylet and its workers are killed
@@ -110,7 +111,7 @@ def test_a_lost_node_costs_no_task(cluster, nodes):
 
 
 def test_results_do_not_pile_up(cluster, nodes):
-    at_work = spread_out([[(n, "") for n in range(50)]], squares(), on(cluster, 1))
+    at_work = compute_tasks([[(n, "") for n in range(50)]], squares(), on(cluster, 1))
     next(at_work)
     time.sleep(1.0)  # the actor could do all of them meanwhile
     assert len(ray.util.list_named_actors()) == 0
@@ -165,19 +166,21 @@ def test_a_run_on_ray_has_the_rows_of_one_in_this_process(cluster, nodes, config
         return compute
 
     monkeypatch.setattr(experiment_room, "_open_worker", open_worker)
-    units = []
+    shards = []
 
-    def progress(words, done, total):
-        units.append(words)
-        if len(units) == 6:
+    def watch(event):
+        if event.name == "shard":
+            shards.append(event.fields["shard"])
+        if len(shards) == 6:
             cluster.remove_node(nodes[1], allow_graceful=False)
 
-    torn = Experiment(config.model_copy(update=options | {"out": str(tmp_path / "torn")})).run(progress=progress)
+    with listening(watch):
+        torn = Experiment(config.model_copy(update=options | {"out": str(tmp_path / "torn")})).run()
     assert os.path.exists(marker)
     same(whole, torn)
     assert not torn.read("edits").duplicated(["problem", "method", "layer", "window", "fact_id"]).any()
     log = pd.read_json(torn.path / "log.jsonl", lines=True)
-    assert (log["event"] == "unit").sum() == len(units), "no unit is written twice"
+    assert (log["event"] == "shard").sum() == len(shards), "no shard is written twice"
     assert log["message"].dropna().str.contains("a Ray worker was lost").any()
 
 
@@ -185,7 +188,7 @@ def test_a_run_on_ray_has_the_rows_of_one_in_this_process(cluster, nodes, config
 def test_an_address_without_a_cluster_is_refused_at_once(address):
     ray.shutdown()
     with pytest.raises(ConnectionError, match=f"no Ray cluster at '{address}'"):
-        list(spread_out([[(1, "")]], squares(), Engine("ray", 1, address)))
+        list(compute_tasks([[(1, "")]], squares(), Engine("ray", 1, address)))
 
 
 def test_without_an_address_ray_is_started_for_the_run_and_ended_after_it(config, tmp_path):

@@ -7,6 +7,7 @@ import loc_edit
 from loc_edit.experiment import tuning
 from loc_edit.experiment.config import BadConfig, ExperimentConfig
 from loc_edit.experiment.experiment import Experiment
+from loc_edit.experiment.setup import Setup
 from loc_edit.experiment.tuning import Tuning, choose
 from loc_edit.facts.loading import save_facts
 
@@ -39,8 +40,8 @@ def test_nothing_is_chosen_where_nothing_has_a_score():
 def lab(tmp_path, monkeypatch, tiny, stats_of, facts):
     """(grid, **options) -> a tuning on the tiny model and its four facts."""
     save_facts(facts, tmp_path / "facts.jsonl")
-    monkeypatch.setattr(Experiment, "model", tiny)
-    monkeypatch.setattr(Experiment, "stats", stats_of(tiny))
+    monkeypatch.setattr(Setup, "model", tiny)
+    monkeypatch.setattr(Setup, "stats", stats_of(tiny))
 
     def make(grid=GRID, **options):
         defaults = {
@@ -108,7 +109,7 @@ def test_it_goes_on_where_it_was_stopped(lab):
 
 
 def test_the_layer_is_a_third_of_the_way_up(lab, tiny):
-    assert lab(layers=None).layers == [tiny.cfg.n_layers // 3]
+    assert lab(layers=None).setup.layers == [tiny.cfg.n_layers // 3]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_the_layer_is_a_third_of_the_way_up(lab, tiny):
         ({**GRID, "rome": {}}, {}, "method 'rome': the grid has no values"),
         ({**GRID, "rome": {"clamp": 4.0}}, {}, r"clamp = 4.0, and a list of values is wanted"),
         ({**GRID, "rome": {"clmp": [4.0]}}, {}, "grid of rome: .*clmp unknown"),
-        ({**GRID, "rome": {"clamp": ["a"]}}, {}, "grid of rome: .*float is wanted"),
+        ({**GRID, "rome": {"clamp": ["a"]}}, {}, "grid of rome: .*expected float"),
         ({**GRID, "rome": {"clamp": [4.0, 4.0]}}, {}, "has a value twice"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Where units are computed: in this process, in processes beside it, or on a Ray cluster.
+"""Where tasks are computed: in this process, in processes beside it, or on a Ray cluster.
 
 Every engine is one function: streams of tasks in, results out in the order in which they finish.
 """
@@ -8,11 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from loc_edit.experiment.engine.local import WorkerDied, in_processes, in_this_process
-
-Name = Literal["local", "ray"]
-
-__all__ = ["Engine", "Name", "WorkerDied", "cores", "spread_out"]
+from loc_edit.experiment.engine.local import in_processes, in_this_process
 
 
 @dataclass(frozen=True)
@@ -23,10 +19,10 @@ class Engine:
         name: `local` (this machine), or `ray`.
         workers: how many compute side by side; `local` with 1 is this process; `None` leaves it to Ray.
         address: of a Ray cluster: `auto`, `ray://host:10001`, `host:6379`; `None` starts one on this machine.
-        gpus: GPUs of each Ray worker; `None` for one where the cluster has any, else none.
+        gpus: GPUs of each Ray worker; `None` for one if the cluster has any, else none.
     """
 
-    name: Name = "local"
+    name: Literal["local", "ray"] = "local"
     workers: int | None = 1
     address: str | None = None
     gpus: float | None = None
@@ -37,22 +33,21 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def spread_out(
+def compute_tasks(
     streams: Sequence[Sequence[Any]], open_worker: Callable[[], Callable[[Any], Any]], engine: Engine
 ) -> Iterator[tuple[Any, Any]]:
     """Every task of every stream with its result, in the order in which they finish.
 
     Args:
-        streams: tasks; those of one stream are computed in their order by one worker, which so computes once what
-            they share.
+        streams: tasks; one worker computes the tasks of a stream in their order, and so computes what they share once.
         open_worker: called once in each worker; makes what computes a task there.
         engine: where.
 
     Raises:
-        WorkerDied: a task has ended several workers, for want of memory or by a signal.
+        WorkerDied: a task has ended several workers, because memory ran out or by a signal.
     """
     if engine.name == "ray":
-        from loc_edit.experiment.engine.cluster import on_ray
+        from loc_edit.experiment.engine.cluster import on_ray  # an optional dependency
 
         return on_ray(streams, open_worker, engine.workers, address=engine.address, gpus=engine.gpus)
     workers = engine.workers or cores()

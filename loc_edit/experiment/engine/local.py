@@ -1,4 +1,7 @@
-"""Units computed in this process, or side by side in processes of this machine, each with the model in its memory."""
+"""Tasks computed in this process, or side by side in processes of this machine, each with the model in its memory.
+
+A lane is one worker process and the tasks that it has in front of it; `loky` keeps the process.
+"""
 
 import logging
 import multiprocessing
@@ -7,11 +10,12 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import torch
+from loky import ProcessPoolExecutor
 
 log = logging.getLogger(__name__)
 
@@ -23,16 +27,14 @@ TRIES = 3
 
 
 class WorkerDied(RuntimeError):
-    """Workers ended in the middle of a unit, again and again; what was written before is kept."""
+    """Workers ended in the middle of a task, again and again; what was written before is kept."""
 
 
 def in_this_process(streams: Sequence[Sequence[Any]], open_worker: Callable[[], Compute]) -> Iterator[tuple[Any, Any]]:
     """Every task with its result, one after another."""
-    compute = open_worker() if any(streams) else None
-    for stream in streams:
-        for task in stream:
-            assert compute is not None
-            yield task, compute(task)
+    if any(streams):
+        compute = open_worker()
+        yield from ((task, compute(task)) for stream in streams for task in stream)
 
 
 def in_processes(
@@ -44,7 +46,7 @@ def in_processes(
         streams: tasks; a stream stays with one worker.
         open_worker: called once in each worker; makes what computes a task there.
         workers: number of processes.
-        cores: of the machine, which the workers share.
+        cores: how many cores of the machine the workers share.
 
     Raises:
         WorkerDied: a task has ended `TRIES` workers.
@@ -69,14 +71,7 @@ def in_processes(
                 try:
                     result = future.result()
                 except BrokenProcessPool as error:
-                    lane.deaths += 1
-                    if lane.deaths >= TRIES:
-                        raise WorkerDied(
-                            f"{TRIES} worker processes ended while they computed {task} (is memory enough?); "
-                            "rows finished before are kept, run again to go on"
-                        ) from error
-                    log.warning("a worker process ended while it computed %s: it is computed again", task)
-                    lane.replace()
+                    lane.replace(task, error)
                     running[lane.submit(task)] = (lane, task)
                     continue
                 lane.deaths = 0
@@ -97,30 +92,34 @@ class _Lane:
         self._start()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would copy torch's locks in any state
-        self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_start, initargs=self._arguments)
+        # The worker keeps the model, so it is not to end for want of work.
+        self._pool = ProcessPoolExecutor(1, timeout=None, initializer=_start, initargs=self._arguments)
 
     def submit(self, task: Any) -> Future[Any]:
-        return self._pool.submit(_work, task)
+        return self._pool.submit(_compute_in_worker, task)
 
-    def replace(self) -> None:
-        """A new process in place of one that died."""
-        self._pool.shutdown(wait=False)
+    def replace(self, task: Any, error: BrokenProcessPool) -> None:
+        """A new process in place of one that died while it computed `task`."""
+        self.deaths += 1
+        if self.deaths >= TRIES:
+            raise WorkerDied(
+                f"{TRIES} worker processes ended while they computed {task} (is memory enough?); "
+                "rows finished before are kept, run again to go on"
+            ) from error
+        log.warning("a worker process ended while it computed %s: it is computed again", task)
+        self.stop()
         self._start()
 
     def stop(self) -> None:
         """End the worker at once: what it has not finished is computed when the run goes on."""
-        processes = list((self._pool._processes or {}).values())
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
+        self._pool.shutdown(wait=False, kill_workers=True)
 
 
 _compute: Compute | None = None
 
 
 def _start(open_worker: Callable[[], Compute], threads: int) -> None:
-    """Make a fresh process a worker; Ctrl-C is for the one who gave it work."""
+    """Make a fresh process a worker; Ctrl-C is for the process that gave it work."""
     global _compute
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -136,6 +135,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(task: Any) -> Any:
+def _compute_in_worker(task: Any) -> Any:
     assert _compute is not None
     return _compute(task)

@@ -1,0 +1,170 @@
+"""What all cells and batches of an experiment share: model, data set, noise, context texts and key statistics.
+
+Everything is made when it is first asked for, so that looking at a configuration costs nothing.
+"""
+
+import copy
+from collections.abc import Callable, Hashable, Sequence
+from functools import cached_property
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from loc_edit.editing.problems import EditRequest, pose
+from loc_edit.experiment.config import ExperimentConfig
+from loc_edit.experiment.contexts import Contexts
+from loc_edit.facts.fact import BadFact, Fact
+from loc_edit.facts.loading import load_facts
+from loc_edit.keys.compute import key_stats
+from loc_edit.keys.corpora import corpus_content
+from loc_edit.keys.moments import KeyStats
+from loc_edit.localization.hooks import window_layers
+from loc_edit.models.checks import check_editable, check_layers
+from loc_edit.models.identity import fingerprint
+from loc_edit.models.loading import load_model
+from loc_edit.models.model import Model
+from loc_edit.names import LOCALIZERS, METHODS, Problem, parse_method
+from loc_edit.prompts.noise import Corruption, corruption
+from loc_edit.prompts.sampling import sample_contexts
+from loc_edit.store.settings import cell_key
+
+SENT = ("config", "corruption", "references", "layers", "contexts")
+"""What another process is given; the rest it makes for itself."""
+
+
+class Setup:
+    """What all cells and batches of an experiment share.
+
+    Args:
+        config: the configuration.
+        default_layers: number of layers -> the layers to edit if the configuration names none; all of them by default.
+    """
+
+    def __init__(self, config: ExperimentConfig, default_layers: Callable[[int], Sequence[int]] = range) -> None:
+        self.config = config
+        self._default_layers = default_layers
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs to make the same setup; it loads the model for itself."""
+        return {name: value for name, value in vars(self).items() if name in SENT}
+
+    def with_contexts(self, contexts: Contexts | None) -> "Setup":
+        """The same setup with these context texts, or with its own if there are none."""
+        if contexts is None:
+            return self
+        other = copy.copy(self)
+        other.__dict__ = {**vars(self), "contexts": contexts}
+        other.__dict__.pop("_names", None)
+        return other
+
+    def with_stats(self, stats: KeyStats) -> "Setup":
+        """The same setup with these key statistics."""
+        other = copy.copy(self)
+        other.__dict__ = {**vars(self), "stats": stats}
+        return other
+
+    @cached_property
+    def model(self) -> Model:
+        """The model, checked to be one that can be edited."""
+        model = load_model(self.config.model)
+        check_editable(model)
+        return model
+
+    @cached_property
+    def data(self) -> list[Fact]:
+        """The whole data set, in the order of its file."""
+        config = self.config
+        return load_facts(config.data, limit=config.data_limit, seed=config.seed, skip_invalid=config.skip_invalid)
+
+    @cached_property
+    def layers(self) -> list[int]:
+        """The layers to edit."""
+        n_layers = self.model.cfg.n_layers
+        layers = list(self._default_layers(n_layers) if self.config.layers is None else self.config.layers)
+        check_layers(self.model, layers)
+        return layers
+
+    @property
+    def first_edited_layers(self) -> list[int]:
+        """The lowest layer of each edit: scores start there."""
+        return sorted({window[0] for window in self._edited_windows(self.config.methods)})
+
+    def _edited_windows(self, methods: Sequence[str]) -> list[range]:
+        sizes = {parse_method(name)[1] for name in methods}
+        return [window_layers(layer, size, self.model.cfg.n_layers) for size in sizes for layer in self.layers]
+
+    @cached_property
+    def corruption(self) -> Corruption:
+        """The subject noise; whatever depends on subjects depends on those of the whole data set."""
+        return corruption(self.model, self.config.noise, self.data)
+
+    @cached_property
+    def references(self) -> list[Fact]:
+        """The facts that reference prompts are drawn from: the data set, if any localizer needs them.
+
+        Raises:
+            BadFact: the data set has only one subject.
+        """
+        if not any(LOCALIZERS[name].references for name in self.config.localizers):
+            return []
+        if len({fact.subject for fact in self.data}) < 2:
+            raise BadFact(f"{self.config.data}: mean and resample ablation need facts with several subjects")
+        return self.data
+
+    @cached_property
+    def contexts(self) -> Contexts:
+        """The editors' context texts, sampled from the model."""
+        styles = ("rome", "memit")
+        return {style: sample_contexts(self.model, style, seed=self.config.seed) for style in styles}
+
+    @cached_property
+    def stats(self) -> KeyStats:
+        """Second moments of the keys at every layer at which an editor needs them."""
+        config = self.config
+        methods = [name for name in config.methods if METHODS[parse_method(name)[0]].contexts]
+        layers = sorted({layer for window in self._edited_windows(methods) for layer in window})
+        return key_stats(self.model, layers, config.corpus, tokens=config.corpus_tokens, ridge=config.ridge)
+
+    def pose(self, fact: Fact, problem: str, noise: Float[Tensor, "sample subject d_model"] | None) -> EditRequest:
+        """The request that a problem makes of a fact, with this experiment's noise and seed."""
+        sigma = self.corruption.sigma
+        return pose(fact, problem, self.model, noise=noise, noise_scale=sigma, seed=self.config.seed)
+
+    # What the names of cells depend on
+
+    def name_of(self, cell: Hashable, identity: Callable[[], dict[str, Any]]) -> str:
+        """The name of a cell: a hash of the model, the seed and all else that its rows depend on but the fact."""
+        if cell not in self._names:
+            self._names[cell] = cell_key({"model": self._fingerprint, "seed": self.config.seed, **identity()})
+        return self._names[cell]
+
+    @cached_property
+    def _names(self) -> dict[Hashable, str]:
+        return {}
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.model)
+
+    @property
+    def noise_identity(self) -> dict[str, Any]:
+        """What the subject noise depends on."""
+        return {**self.corruption.identity, "samples": self.config.noise_samples}
+
+    def score_identity(self, problem: Problem) -> dict[str, Any]:
+        """What scores depend on for a problem: the noise too, if the problem sees any."""
+        return {**(self.noise_identity if problem.sees_noise else {}), "essence": self.config.essence}
+
+    def texts_identity(self, method: str) -> dict[str, Any]:
+        """What a method takes from texts: its contexts, and the corpus behind the key statistics."""
+        config = self.config
+        return {
+            "contexts": list(self.contexts.get(METHODS[method].contexts or "", ())),
+            "corpus": [corpus_content(config.corpus), config.corpus_tokens, config.ridge],
+        }
+
+    @cached_property
+    def reference_identity(self) -> str:
+        """A hash of what reference prompts depend on."""
+        return cell_key({"prompts": [[f.fact_id, f.relation, f.template, f.subject] for f in self.references]})
