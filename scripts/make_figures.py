@@ -1,4 +1,4 @@
-"""Make `figures/`: the whole grid on the built-in model with all localisers, its tables and figures copied flat.
+"""Make `figures/`: the whole grid on the built-in model with all localizers, its tables and figures copied flat.
 
 python scripts/make_figures.py            # runs what is missing in runs/figures, an hour on two cores, then draws
 python scripts/make_figures.py --facts 8  # quick look
@@ -10,10 +10,11 @@ import shutil
 from pathlib import Path
 
 from loc_edit.analysis.analyze import analyze
-from loc_edit.names import LOCALIZERS
+from loc_edit.analysis.run import load_run
+from loc_edit.events import ProgressLines, listening
 from loc_edit.experiment.config import ExperimentConfig
 from loc_edit.experiment.experiment import Experiment
-from loc_edit.analysis.run import load_run
+from loc_edit.names import LOCALIZERS
 
 HERE = Path(__file__).parent
 FULL = HERE / "experiments" / "builtin_full.toml"
@@ -38,14 +39,10 @@ def main() -> None:
     parser.add_argument("--no-run", action="store_true", help="draw what is there")
     args = parser.parse_args()
     if not args.no_run:
-        more = {"facts": args.facts, "localizers": LOCALIZERS, "localizer_windows": (5,)}
+        more = {"facts": args.facts, "localizers": tuple(LOCALIZERS), "localizer_windows": (5,)}
         experiment = Experiment(ExperimentConfig.from_toml(FULL).model_copy(update=more))
-        experiment.run(
-            args.run,
-            progress=lambda words, done, total: print(f"\r{done}/{total} {words:60}", end="", flush=True),
-            workers=experiment.default_workers(),
-        )
-        print()
+        with listening(ProgressLines()):
+            experiment.run(args.run, workers=experiment.default_workers())
     found = analyze(load_run(args.run), compare_paper=True)
     args.out.mkdir(parents=True, exist_ok=True)
     for old in (path for kind in KINDS for path in args.out.glob(kind)):

@@ -10,13 +10,13 @@ from random import Random
 from typing import Any
 
 import torch
-from loc_edit.facts.sampling import spread
 from tokenizers import Tokenizer
 from transformer_lens import HookedTransformer
 
 import loc_edit
 from loc_edit.editing.settings import presets, resolve_settings
 from loc_edit.facts.builtin import builtin_facts, builtin_rows
+from loc_edit.facts.sampling import sample_by_relation
 from loc_edit.facts.wording import filler_sentence, held_out_templates
 from loc_edit.models.loading import read_builtin
 
@@ -58,7 +58,7 @@ def knowledge(model: HookedTransformer, tokenizer: Tokenizer, cases: list[tuple[
 def tracing_figures(model: HookedTransformer, n_facts: int) -> dict[str, Any]:
     """Where the effects are, by layer and position, with windows 1 and 5."""
     every = builtin_facts()
-    facts = spread(every, n_facts)
+    facts = sample_by_relation(every, n_facts)
     prompts = [loc_edit.encode(model, fact) for fact in facts]
     sigma = loc_edit.noise_scale(model, "s3", every)
     noises = [loc_edit.subject_noise(model, prompt, scale=sigma, samples=SAMPLES) for prompt in prompts]
@@ -82,7 +82,7 @@ def tracing_figures(model: HookedTransformer, n_facts: int) -> dict[str, Any]:
 
 def editing_lines(model: HookedTransformer, n_facts: int) -> list[str]:
     """Mean scores of error injection by layer, as lines of a table: ROME and fine-tuning with their presets."""
-    facts = spread(builtin_facts(), n_facts)
+    facts = sample_by_relation(builtin_facts(), n_facts)
     requests = [loc_edit.pose(fact, "error_injection", model) for fact in facts]
     layers = list(range(model.cfg.n_layers))
     stats, contexts = loc_edit.key_stats(model, layers=layers), loc_edit.sample_contexts(model)

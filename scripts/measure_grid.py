@@ -1,4 +1,4 @@
-"""What the grid costs: its share of a run's time, listing a million units, reading millions of rows, Ray, faults.
+"""What the grid costs: its share of a run's time, listing a million shards, reading millions of rows, Ray, faults.
 
     python scripts/measure_grid.py overhead list read ray faults --json grid.json
 
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 FACTS, CELLS = 25_000, 1_000
-"""Facts and cells of a million units of 25 facts."""
+"""Facts and cells of a million shards of 25 facts."""
 ROWS, ROWS_OF_A_CELL = 5_000_000, 21_919
 KILLS = 20
 
@@ -31,11 +31,11 @@ def small(folder: Path, **options):
 
 
 def measure_overhead(folder: Path) -> dict:
-    """The share of bookkeeping in a run: wall time that is no unit's own, loading and statistics not counted."""
+    """The share of bookkeeping in a run: wall time that is no shard's own, loading and statistics not counted."""
     from loc_edit.experiment.experiment import Experiment
 
     experiment = Experiment(small(folder / "run", facts=12))
-    _ = experiment.model, experiment.stats  # not the grid's
+    _ = experiment.model, experiment.setup.stats  # not the grid's
     start = time.perf_counter()
     run = experiment.run()
     wall = time.perf_counter() - start
@@ -43,39 +43,40 @@ def measure_overhead(folder: Path) -> dict:
     start = time.perf_counter()
     experiment.run()
     return {
-        "units": end["units"],
+        "shards": end["shards"],
         "seconds of work": end["working"],
         "seconds of the grid": end["seconds"] - end["working"],
         "overhead %": 100 * (end["seconds"] / end["working"] - 1),
-        "with checks before the first unit %": 100 * (wall / end["working"] - 1),
+        "with checks before the first shard %": 100 * (wall / end["working"] - 1),
         "seconds to find all done": time.perf_counter() - start,
     }
 
 
 def measure_list(folder: Path) -> dict:
-    """A million planned units, none done, and half of them done."""
+    """A million planned shards, none done, and half of them done."""
     import numpy as np
 
-    from loc_edit.experiment import grid
+    from loc_edit.experiment.schedule import missing_tasks
+    from loc_edit.experiment.study import UneditedCell
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    wanted = [grid.Place("edits", f"{n:016x}", "a cell", "x") for n in range(CELLS)]
+    cells = {f"{n:016x}": UneditedCell(str(n)) for n in range(CELLS)}
     start = time.perf_counter()
-    streams = grid.missing(wanted, FACTS, 25, {})
+    streams = missing_tasks(cells, FACTS, 25, {})
     seconds = time.perf_counter() - start
     n = sum(map(len, streams))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     del streams
-    done = {place.name: np.zeros(FACTS, dtype=bool) for place in wanted}
+    done = {name: np.zeros(FACTS, dtype=bool) for name in cells}
     for mask in done.values():
         mask[: FACTS // 2 + 10] = True
     start = time.perf_counter()
-    half = sum(map(len, grid.missing(wanted, FACTS, 25, done)))
+    half = sum(map(len, missing_tasks(cells, FACTS, 25, done)))
     return {
-        "units": n,
+        "shards": n,
         "seconds": seconds,
         "MB": memory / 1024,
-        "units missing of a half-done run": half,
+        "shards missing of a half-done run": half,
         "seconds for these": time.perf_counter() - start,
     }
 
@@ -85,8 +86,8 @@ def measure_read(folder: Path) -> dict:
     import numpy as np
     import pyarrow as pa
 
-    from loc_edit.store.rows import SCHEMAS
     from loc_edit.analysis.run import Run, load_run
+    from loc_edit.store.rows import SCHEMAS
     from loc_edit.store.selection import Selection
     from loc_edit.store.settings import cell_key
     from loc_edit.store.shards import write_table
@@ -163,36 +164,35 @@ def measure_read(folder: Path) -> dict:
 
 
 def measure_ray(folder: Path) -> dict:
-    """Ray with 2 workers and 2 processes against this process, from the first unit to the last."""
+    """Ray with 2 workers and 2 processes against this process, from the first shard to the last."""
     from loc_edit.experiment.experiment import Experiment
 
     found = {}
     options = {"methods": ("rome", "finetune-1"), "problems": ("error_injection",), "chunk": 5, "facts": 40}
     for name, more in (("1", {}), ("2 processes", {"workers": 2}), ("2 on Ray", {"engine": "ray", "workers": 2})):
         experiment = Experiment(small(folder / name, **options, **more))
-        _ = experiment.model, experiment.stats
-        stamps: list[float] = []
-        experiment.run(progress=lambda *_, stamps=stamps: stamps.append(time.perf_counter()))
+        _ = experiment.model, experiment.setup.stats
+        experiment.run()
         log = [json.loads(line) for line in (folder / name / "log.jsonl").read_text().splitlines()]
-        rows = [(line["elapsed"], line["rows"]) for line in log if line["event"] == "unit"]
+        rows = [(line["elapsed"], line["rows"]) for line in log if line["event"] == "shard"]
         found[f"seconds, {name}"] = log[-1]["seconds"]
-        found[f"seconds from the second unit on, {name}"] = rows[-1][0] - rows[1][0]
-    base = found["seconds from the second unit on, 1"]
+        found[f"seconds from the second shard on, {name}"] = rows[-1][0] - rows[1][0]
+    base = found["seconds from the second shard on, 1"]
     for name in ("2 processes", "2 on Ray"):
-        found[f"speed-up, {name}"] = base / found[f"seconds from the second unit on, {name}"]
+        found[f"speed-up, {name}"] = base / found[f"seconds from the second shard on, {name}"]
     found["load of the machine"] = os.getloadavg()[0]
     return found
 
 
-RUN = "import sys; from loc_edit.experiment import Experiment; Experiment.from_toml(sys.argv[1]).run()"
+RUN = "import sys; from loc_edit import Experiment; Experiment.from_toml(sys.argv[1]).run()"
 
 
 def measure_faults(folder: Path) -> dict:
     """Real processes of the built-in model, killed 20 times at random moments: rows expected, found, twice."""
+    from loc_edit.analysis.run import load_run
     from loc_edit.analysis.tables.rows import without_controls
     from loc_edit.experiment.experiment import Experiment
     from loc_edit.store.rows import KEYS
-    from loc_edit.analysis.run import load_run
 
     options = {"facts": 40, "chunk": 1, "methods": ("finetune-1",), "problems": ("error_injection", "fact_forcing")}
     config = small(folder / "run", **options, essence=False, settings={"finetune": {"steps": 3}})

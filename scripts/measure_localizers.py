@@ -1,9 +1,9 @@
-"""What each localiser costs beside Causal Tracing, and how far its layer profiles agree with Causal Tracing's.
+"""What each localizer costs beside Causal Tracing, and how far its layer profiles agree with Causal Tracing's.
 
     python scripts/measure_localizers.py                       # the built-in model, 20 facts, window 5
     python scripts/measure_localizers.py --facts 50 --rounds 5 --json localizers.json
 
-Every fact is localised by one localiser after another, Causal Tracing before and after each, in one process: the cost
+Every fact is localized by one localizer after another, Causal Tracing before and after each, in one process: the cost
 is the median over facts of the ratio to the mean of these two, so that whatever else the machine does meanwhile falls
 on both.  Seconds are of the processor on a CPU, which a busy machine does not change much, and of the clock on a GPU.
 The agreement is Spearman's correlation over the layers of a fact, its median and quartiles over facts.
@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from loc_edit.facts.sampling import spread
 from scipy import stats
 
 import loc_edit
-from loc_edit.localization.cells import Localization, grid_options
+from loc_edit.facts.sampling import sample_by_relation
+from loc_edit.localization.registry import grid_options
 from loc_edit.names import LOCALIZERS, TRACING
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--model", default="builtin")
     parser.add_argument("--data", default="builtin")
     parser.add_argument("--facts", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3, help="times that each fact is localised; the fastest counts")
+    parser.add_argument("--rounds", type=int, default=3, help="times that each fact is localized; the fastest counts")
     parser.add_argument("--window", type=int, default=5)
     parser.add_argument("--site", default="mlp_out")
     parser.add_argument("--samples", type=int, default=10)
@@ -43,7 +43,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model, data = loc_edit.load_model(args.model), loc_edit.load_facts(args.data)
     rows = []
-    for fact in spread(data, args.facts):
+    for fact in sample_by_relation(data, args.facts):
         rows += measure(model, fact, data, args)
     table = summary(pd.DataFrame(rows))
     about = f"{args.model}, {args.facts} facts, window {args.window} at {args.site}, {args.samples} samples"
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def measure(model: Any, fact: Any, data: list[Any], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One fact: seconds of each localiser, of Causal Tracing around it, and the correlation of the profiles."""
+    """One fact: seconds of each localizer, of Causal Tracing around it, and the correlation of the profiles."""
     prompt = loc_edit.encode(model, fact)
     noise = loc_edit.subject_noise(model, prompt, scale="s3", facts=data, samples=args.samples)
     shared = {"noise": noise, "window": args.window, "site": args.site}
@@ -65,8 +65,8 @@ def measure(model: Any, fact: Any, data: list[Any], args: argparse.Namespace) ->
 
     traced = run(TRACING, {})
     rows = []
-    for name in LOCALIZERS:
-        if Localization(name, 1).metric == "logit_difference" and fact.target_new is None:
+    for name, localizer in LOCALIZERS.items():
+        if name == TRACING or (localizer.metric == "logit_difference" and fact.target_new is None):
             continue
         asked = run(name, grid_options(name, model, fact, data))
         before, reference = fastest(traced, args.rounds)
@@ -109,7 +109,7 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Medians and quartiles over facts, a row per localiser."""
+    """Medians and quartiles over facts, a row per localizer."""
     found = []
     for name, mine in rows.groupby("localizer", sort=False):
         cost, r = mine["ratio"].quantile([0.25, 0.5, 0.75]), mine["r"].quantile([0.25, 0.5, 0.75])

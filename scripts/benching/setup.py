@@ -5,7 +5,6 @@ from functools import cache
 from types import SimpleNamespace
 
 import torch
-from loc_edit.facts.sampling import spread
 from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import PreTrainedTokenizerFast
@@ -13,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 import loc_edit
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.settings import presets, resolve_settings
+from loc_edit.facts.sampling import sample_by_relation
 from loc_edit.models.loading import BUILTIN, quiet
 from loc_edit.prompts.encoding import Prompt
 from loc_edit.scoring.probes import Meter, make_probes
@@ -89,7 +89,7 @@ class Case:
 def make_cases(model: HookedTransformer, n: int, samples: int, before: str = "") -> list[Case]:
     """Built-in facts whose objects are one token, spread over the relations; `before` makes their prompts longer."""
     facts, usable, cases = loc_edit.load_facts("builtin"), [], []
-    for fact in spread(facts, len(facts)):
+    for fact in sample_by_relation(facts, len(facts)):
         short = len(loc_edit.target_tokens(model, fact.prompt, fact.target_true)) == 1
         if short and fact.target_new and fact.paraphrases and fact.neighbors:
             usable.append(fact)
