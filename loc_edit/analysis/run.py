@@ -1,10 +1,10 @@
-"""A run for its readers: the rows of a run folder, and the frame that the statistics are made from."""
+"""Opens a run folder for readers: its rows as frames, and every edit beside its fact's tracing effect."""
 
 from pathlib import Path
 
 import pandas as pd
 
-from loc_edit.analysis.tables.rows import join, without_controls
+from loc_edit.analysis.tables.rows import EffectDefinition, join, without_controls
 from loc_edit.effects import Denominator, Regressor
 from loc_edit.files import StoreError
 from loc_edit.names import TRACING
@@ -29,17 +29,9 @@ class Run(RunFolder):
     ) -> pd.DataFrame:
         """The edit rows, each with the effect that one localizer finds for its fact at its layer.
 
-        The arguments and errors are those of `analysis.tables.rows.join`.
+        The arguments are those of `EffectDefinition`, the errors those of `join`, both in `analysis.tables.rows`.
         """
-        return join(
-            self.edits,
-            self.traces,
-            window=window,
-            localizer=localizer,
-            site=site,
-            regressor=regressor,
-            denominator=denominator,
-        )
+        return join(self.edits, self.traces, EffectDefinition(window, site, regressor, denominator, localizer))
 
     def counts(self) -> dict[str, int]:
         """How many edit rows of the present configuration have each status, controls not counted."""
@@ -67,6 +59,6 @@ def load_run(path: str | Path) -> Run:
     """Opens a run folder for reading, also while it is being written.
 
     Raises:
-        BadRun: there is no such folder, it holds no run, or one that this version cannot read.
+        BadRun: there is no such folder, it holds no run, or this version cannot read it.
     """
     return Run.open(path)

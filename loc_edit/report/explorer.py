@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from loc_edit.analysis.tables.localized import localizers_in, of_localizer
-from loc_edit.analysis.tables.rows import by_layer, in_paper_order, without_controls
+from loc_edit.analysis.tables.rows import EffectDefinition, by_layer, in_paper_order, without_controls
 from loc_edit.facts.fact import Fact
 from loc_edit.names import TRACING, method_label, problem_label
 from loc_edit.report.packing import number, packed
@@ -133,7 +133,8 @@ def _add_traces(records: dict[int, dict[str, Any]], grid: Mapping[str, Any], row
     """Each fact's grid of one localiser, site and window: restored numbers [layer, pos], its curve over the layers."""
     rows = rows[rows["fact_id"].isin(records)]
     rows = rows.sort_values(["fact_id", "layer", "pos"], kind="stable")
-    curves = by_layer(rows, grid["window"], grid["site"], localizer=grid["localizer"]) if len(rows) else rows
+    definition = EffectDefinition(grid["window"], grid["site"], localizer=grid["localizer"])
+    curves = by_layer(rows, definition) if len(rows) else rows
     by_fact = {fact: part["trace"].to_numpy() for (fact,), part in _groups(curves, ["fact_id"])}
     for (fact,), cells in _groups(rows, ["fact_id"]):
         first = cells.iloc[0]

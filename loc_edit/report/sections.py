@@ -15,7 +15,7 @@ from loc_edit.analysis.regression.paper import TABLES
 from loc_edit.analysis.regression.statistics import statistics
 from loc_edit.analysis.status import grouped_reasons, reason_lines
 from loc_edit.analysis.tables.paper import rounded
-from loc_edit.analysis.tables.rows import Rows, RowsMissing, without_controls
+from loc_edit.analysis.tables.rows import RowsMissing, StudyRows, without_controls
 from loc_edit.names import method_label, problem_label
 from loc_edit.views.style import styled
 
@@ -33,7 +33,7 @@ BESIDE = [
 """Of `regress.statistics`, what stands beside the naive tests of the paper's tables."""
 
 
-def table_sections(rows: Rows, draws: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def table_sections(rows: StudyRows, draws: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Every table of the paper that the rows allow (`name, title, columns, cells`), and why not the others.
 
     Args:
@@ -58,7 +58,7 @@ def table_sections(rows: Rows, draws: int) -> tuple[list[dict[str, Any]], dict[s
     return found, missing
 
 
-def _beside(rows: Rows, draws: int) -> pd.DataFrame:
+def _beside(rows: StudyRows, draws: int) -> pd.DataFrame:
     if not draws:
         raise RowsMissing("the statistics were left out (no draws)")
     found = statistics(rows.joined(), draws=draws)
@@ -78,7 +78,7 @@ def _table(name: str, title: str, built: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def figure_sections(rows: Rows) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def figure_sections(rows: StudyRows) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Every figure of the paper that the rows allow, and why not the others.
 
     Returns:
@@ -88,7 +88,7 @@ def figure_sections(rows: Rows) -> tuple[list[dict[str, Any]], dict[str, str]]:
     missing: dict[str, str] = {}
     for name, figure in FIGURES.items():
         try:
-            drawn = figure.draw(figure.data(rows))
+            drawn = figure.draw(figure.build(rows))
             source = inline(drawn)
         except (RowsMissing, ValueError) as error:
             missing[label(name)] = str(error)
@@ -99,7 +99,7 @@ def figure_sections(rows: Rows) -> tuple[list[dict[str, Any]], dict[str, str]]:
 
 
 def localizer_sections(
-    rows: Rows, draws: int
+    rows: StudyRows, draws: int
 ) -> tuple[tuple[list[dict[str, Any]], list[dict[str, Any]]], dict[str, str]]:
     """The comparison of localisers as tables and figures, or why there is none."""
     try:
@@ -144,7 +144,7 @@ def provenance(config: Mapping[str, Any], made_by: Mapping[str, Any]) -> dict[st
     }
 
 
-def reasons(rows: Rows) -> list[str]:
+def reasons(rows: StudyRows) -> list[str]:
     """Why edits were skipped or failed, a line per problem and status."""
     edits = without_controls(rows.edits)
     return reason_lines(grouped_reasons(edits)) if len(edits) else []

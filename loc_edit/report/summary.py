@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from loc_edit.analysis.regression.statistics import MEANINGFUL, localization_informs_editing
-from loc_edit.analysis.tables.rows import Rows, RowsMissing, by_layer, without_controls
+from loc_edit.analysis.tables.rows import RowsMissing, StudyRows, without_controls
 from loc_edit.analysis.tables.summaries import mean_scores
 from loc_edit.names import method_label, problem_label
 from loc_edit.report.explorer import OUTCOMES
@@ -15,7 +15,7 @@ from loc_edit.report.packing import number
 QUESTION = "Does the place where a fact seems to be stored tell us where to edit it?"
 
 
-def verdicts(rows: Rows, draws: int) -> tuple[list[dict[str, Any]], str]:
+def verdicts(rows: StudyRows, draws: int) -> tuple[list[dict[str, Any]], str]:
     """The answer per problem and method, for a table; or none, and why.
 
     Args:
@@ -73,11 +73,11 @@ def headline(answers: list[str], why_none: str = "") -> tuple[str, str]:
     )
 
 
-def curves(rows: Rows) -> dict[str, Any]:
+def curves(rows: StudyRows) -> dict[str, Any]:
     """Mean scores by edited layer and the mean tracing effect beside them, one panel per problem."""
     tracing: dict[int, float | None] = {}
     try:
-        found = by_layer(rows.traces, rows.window, rows.site)
+        found = rows.by_layer()
         tracing = {int(str(layer)): number(v) for layer, v in found.groupby("layer")["trace"].mean().items()}
     except (RowsMissing, ValueError):
         pass
@@ -91,7 +91,7 @@ def curves(rows: Rows) -> dict[str, Any]:
     return {"tracing": sorted(tracing.items()), "problems": panels, "outcomes": list(OUTCOMES)}
 
 
-def counts(rows: Rows, config: Mapping[str, Any]) -> list[tuple[str, str]]:
+def counts(rows: StudyRows, config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the run is made of: a few numbers with their names, the number first."""
     edits = without_controls(rows.edits)
     facts = set(edits["fact_id"]) | set(rows.traces["fact_id"])

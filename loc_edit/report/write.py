@@ -11,7 +11,7 @@ import pandas as pd
 from loc_edit.analysis.run import Run, load_run
 from loc_edit.analysis.status import run_progress
 from loc_edit.analysis.tables.localized import of_localizer
-from loc_edit.analysis.tables.rows import DEFAULT_WINDOW, Rows, RowsMissing
+from loc_edit.analysis.tables.rows import DEFAULT_WINDOW, RowsMissing, StudyRows
 from loc_edit.facts.fact import Fact
 from loc_edit.files import write_atomic
 from loc_edit.report import page, sections, summary
@@ -78,7 +78,7 @@ def _place(run: Run, out: str | Path | None) -> Path:
     return path / NAME if path.is_dir() or str(out).endswith(os.sep) else path
 
 
-def _rows(run: Run, window: int | None) -> tuple[Rows, list[str]]:
+def _rows(run: Run, window: int | None) -> tuple[StudyRows, list[str]]:
     """The run's rows of one site and metric, and what there is to say about them."""
     localized, edits = run.traces, run.read("edits", lists=True)
     traces = of_localizer(localized)
@@ -100,7 +100,7 @@ def _rows(run: Run, window: int | None) -> tuple[Rows, list[str]]:
     if run.damaged:
         notes.append(f"{len(run.damaged)} damaged files are left out.")
     others = localized[~localized.index.isin(of_localizer(localized).index)]
-    return Rows(traces, edits, window, site, pd.concat([traces, others])), [note for note in notes if note]
+    return StudyRows(traces, edits, window, site, pd.concat([traces, others])), [note for note in notes if note]
 
 
 def _one_kind(traces: pd.DataFrame) -> tuple[pd.DataFrame, str, list[str]]:
@@ -133,7 +133,7 @@ def _unfinished(run: Run) -> str:
 
 def _content(
     run: Run,
-    rows: Rows,
+    rows: StudyRows,
     notes: list[str],
     most: int,
     draws: int,
@@ -168,7 +168,7 @@ def _content(
     }
 
 
-def _explorer(rows: Rows, texts: Mapping[int, Fact], most: int, found: Continuations | None) -> dict[str, Any]:
+def _explorer(rows: StudyRows, texts: Mapping[int, Fact], most: int, found: Continuations | None) -> dict[str, Any]:
     """The explorer's data, of fewer facts where it would make the page heavy."""
     data = explorer(rows.localized, rows.edits, texts, most=most, window=rows.window, next_tokens=found)
     heavy = len(embedded(data).encode("utf-8", "replace")) / HEAVIEST

@@ -6,7 +6,7 @@ from synthetic import edit_rows, trace_rows
 
 from loc_edit.analysis.analyze import analyze, gather
 from loc_edit.analysis.run import Run, load_run
-from loc_edit.analysis.tables.rows import Rows, RowsMissing
+from loc_edit.analysis.tables.rows import RowsMissing, StudyRows
 from loc_edit.store.folder import RunMismatch
 
 CONFIG = {"data": "d", "facts": 8, "problems": ["error_injection"], "sigma": 0.5}
@@ -40,10 +40,12 @@ def make(tmp_path, rows):
 @pytest.fixture(autouse=True)
 def drawn(monkeypatch):
     """Figures as names: drawing is tested elsewhere."""
-    monkeypatch.setattr("loc_edit.analysis.figures.paper.save", lambda figure, data, folder, name: [folder / f"{name}.png"])
+    monkeypatch.setattr(
+        "loc_edit.analysis.figures.paper.save", lambda figure, data, folder, name: [folder / f"{name}.png"]
+    )
 
 
-def test_runs_of_parts_are_analysed_as_one(make, tmp_path):
+def test_runs_of_parts_are_analyzed_as_one(make, tmp_path):
     whole, first, second = make("whole", range(8)), make("first", range(5), chunk=5), make("second", range(3, 8))
     pd.testing.assert_frame_equal(gather([first, second])[0], whole.traces)
     analyze(whole, tmp_path / "one", window=1, draws=0)
@@ -99,10 +101,10 @@ def test_traces_alone_are_drawn_and_the_rest_says_why(make, rows, tmp_path):
 
 def test_another_site_and_other_windows_have_their_tables(make, rows, tmp_path):
     traces, edits = rows
-    chosen = Rows.of(traces.assign(site="attn_out"), edits)
+    chosen = StudyRows.of(traces.assign(site="attn_out"), edits)
     assert (chosen.site, chosen.window) == ("attn_out", 1)
-    assert (Rows.of(traces, edits).site, Rows.of(traces, edits).window) == ("mlp_out", 1)
-    assert chosen.joined()["trace"].tolist() == Rows.of(traces, edits).joined()["trace"].tolist()
+    assert (StudyRows.of(traces, edits).site, StudyRows.of(traces, edits).window) == ("mlp_out", 1)
+    assert chosen.joined()["trace"].tolist() == StudyRows.of(traces, edits).joined()["trace"].tolist()
     with Run.create(
         tmp_path / "attn", CONFIG | {"settings": SETTINGS, "site": "attn_out"}, {"model_fingerprint": "a"}
     ) as w:

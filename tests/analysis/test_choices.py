@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from synthetic import edit_rows, regression_rows, trace_rows
 
-from loc_edit.analysis.figures.choices import layer_choice
+from loc_edit.analysis.figures.choices import plot_layer_choices
 from loc_edit.analysis.regression.choices import layer_choices
 from loc_edit.analysis.tables.rows import RowsMissing, join
 from loc_edit.views.style import save
@@ -65,7 +65,7 @@ def test_a_family_of_methods_is_drawn_without_controls(tmp_path):
     frame = join(edit_rows(traces), traces)
     found = layer_choices(frame, draws=50)
     assert len(found) == 2 * 4 * 4
-    drawn = layer_choice(found)
+    drawn = plot_layer_choices(found)
     titles = [ax.get_title(loc="left") for ax in drawn.axes]
     assert titles == ["Error injection", "Fact forcing"]
     assert [label.get_text() for label in drawn.axes[0].get_yticklabels()] == ["FT-1", "FT-5", "ROME", "MEMIT"]

@@ -9,12 +9,11 @@ from synthetic import edit_rows, trace_rows
 
 from loc_edit.analysis.figures.editing import scatter, scores_by_layer
 from loc_edit.analysis.figures.explained import r2_bars
-from loc_edit.analysis.figures.localization import peak_layers
+from loc_edit.analysis.figures.localization import fact_heatmap, peak_layers
 from loc_edit.analysis.figures.paper import FIGURES, draw_all
 from loc_edit.analysis.regression.ols import fit, fits
-from loc_edit.analysis.tables.rows import Rows, by_layer, effects, join
+from loc_edit.analysis.tables.rows import EffectDefinition, StudyRows, by_layer, cell_effects, join
 from loc_edit.analysis.tables.summaries import argmax_histogram, fit_points, mean_scores
-from loc_edit.views.heatmap import heatmap
 from loc_edit.views.style import save
 
 
@@ -36,7 +35,7 @@ def edits(traces):
 
 
 def test_save_writes_the_drawn_numbers_and_the_same_bytes_each_time(tmp_path, traces):
-    data = argmax_histogram(by_layer(traces, 5)).assign(window=5)
+    data = argmax_histogram(by_layer(traces, EffectDefinition(5))).assign(window=5)
     first = save(peak_layers(data), data, tmp_path / "a", "peaks")
     second = save(peak_layers(data), data, tmp_path / "b", "peaks")
     assert [path.name for path in first] == ["peaks.pdf", "peaks.png", "peaks.csv"]
@@ -46,7 +45,7 @@ def test_save_writes_the_drawn_numbers_and_the_same_bytes_each_time(tmp_path, tr
 
 def test_bars_of_the_histogram_are_the_counts(traces):
     data = pd.concat(
-        [argmax_histogram(by_layer(traces, window)).assign(window=window) for window in (1, 5)]
+        [argmax_histogram(by_layer(traces, EffectDefinition(window))).assign(window=window) for window in (1, 5)]
     )
     figure = peak_layers(data)
     heights = [patch.get_height() for ax in figure.axes for patch in ax.patches]
@@ -54,9 +53,9 @@ def test_bars_of_the_histogram_are_the_counts(traces):
 
 
 def test_heatmap_has_tokens_down_layers_across_and_zero_in_the_middle(traces):
-    cells = effects(traces, 5)
+    cells = cell_effects(traces, EffectDefinition(5))
     one = cells[cells["fact_id"] == 4]
-    ax = heatmap(one).axes[0]
+    ax = fact_heatmap(one).axes[0]
     (image,) = ax.images
     expected = one.pivot(index="pos", columns="layer", values="effect")
     np.testing.assert_array_equal(image.get_array(), expected)
@@ -70,24 +69,24 @@ def test_heatmap_has_tokens_down_layers_across_and_zero_in_the_middle(traces):
 
 
 def test_heatmap_shows_any_token(tmp_path, traces):
-    cells = effects(traces, 5)
+    cells = cell_effects(traces, EffectDefinition(5))
     one = cells[cells["fact_id"] == 4].copy()
     odd = ["$x^$", "\n", "\U0001f99c", "</script>", "\u05d0", " ", "\\"]
     one["token"] = [odd[pos % len(odd)] for pos in one["pos"]]
-    figure = heatmap(one)
+    figure = fact_heatmap(one)
     save(figure, one, tmp_path, "odd")
     assert figure.axes[0].get_yticklabels()[0].get_text().startswith("$x^$")
 
 
 def test_heatmap_names_the_metric(traces):
-    cells = effects(traces.assign(metric="logit_difference"), 5)
-    figure = heatmap(cells[cells["fact_id"] == 4])
+    cells = cell_effects(traces.assign(metric="logit_difference"), EffectDefinition(5))
+    figure = fact_heatmap(cells[cells["fact_id"] == 4])
     assert figure.axes[1].get_ylabel() == "effect on logit difference"
     assert figure.axes[0].get_title(loc="left").startswith("logit difference: clean")
 
 
 def test_scatter_draws_every_point_with_the_line_through_them(traces, edits):
-    frame = join(edits, traces, window=5).query("method == 'rome' and problem == 'error_injection'")
+    frame = join(edits, traces, EffectDefinition(5)).query("method == 'rome' and problem == 'error_injection'")
     points = fit_points(frame)
     axes = scatter(points).axes
     assert len(axes) == 5
@@ -101,7 +100,7 @@ def test_scatter_draws_every_point_with_the_line_through_them(traces, edits):
 
 
 def test_r2_bars_come_in_pairs(traces, edits):
-    data = fits(join(edits, traces, window=5))
+    data = fits(join(edits, traces, EffectDefinition(5)))
     ax = r2_bars(data).axes[0]
     heights = [patch.get_height() for patch in ax.patches]
     np.testing.assert_array_equal(heights, data[["r2_layer", "r2_both"]].to_numpy().ravel())
@@ -127,10 +126,10 @@ def quick_files(monkeypatch):
 
 
 def test_what_is_missing_is_said(tmp_path, traces, edits, quick_files):
-    written, missing = draw_all(traces, edits[edits["method"] == "memit"], tmp_path)
+    written, missing = draw_all(StudyRows.of(traces, edits[edits["method"] == "memit"]), tmp_path)
     assert {"figure_1", "figure_2", "figure_6"} <= set(written)
     assert missing["figure_4"] == "no finished edits of ROME, error injection"
-    written, missing = draw_all(pd.DataFrame(), pd.DataFrame(), tmp_path)
+    written, missing = draw_all(StudyRows.of(pd.DataFrame(), pd.DataFrame()), tmp_path)
     assert not written
     assert set(missing) == set(FIGURES)
     assert missing["figure_1"] == "there are no trace rows"
@@ -140,12 +139,12 @@ def test_what_is_missing_is_said(tmp_path, traces, edits, quick_files):
 def test_one_fact_at_one_layer_is_drawn(tmp_path, quick_files):
     traces = trace_rows(n_facts=1, n_layers=1)
     edits = edit_rows(traces, problems=("error_injection",), methods=(("rome", 1),))
-    written, _ = draw_all(traces, edits, tmp_path)
+    written, _ = draw_all(StudyRows.of(traces, edits), tmp_path)
     assert {"figure_1", "figure_2", "figure_4", "figure_6"} <= set(written)
 
 
 def test_the_users_matplotlib_settings_neither_matter_nor_change(tmp_path, traces):
-    data = argmax_histogram(by_layer(traces, 5)).assign(window=5)
+    data = argmax_histogram(by_layer(traces, EffectDefinition(5))).assign(window=5)
     plain = save(peak_layers(data), data, tmp_path, "plain")
     with mpl.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.dpi": 50}):
         before = dict(mpl.rcParams)
@@ -156,7 +155,7 @@ def test_the_users_matplotlib_settings_neither_matter_nor_change(tmp_path, trace
 
 def test_every_figure_but_the_second_models_comes_from_a_full_run(tmp_path, quick_files):
     traces = trace_rows(n_facts=8, n_layers=3, windows=(1, 5, 10))
-    written, missing = draw_all(traces, edit_rows(traces), tmp_path)
+    written, missing = draw_all(StudyRows.of(traces, edit_rows(traces)), tmp_path)
     numbers = [1, 2, 4, *range(6, 18)]
     assert set(written) == {f"figure_{n}" for n in numbers if n != 13} | {"layer_choice"}
     assert missing == {"figure_13": "the rows of a second model are needed (second=)"}
@@ -168,18 +167,18 @@ def test_the_second_model_is_drawn_at_window_10(tmp_path, traces, edits, monkeyp
     more = edit_rows(wide, problems=("error_injection",), methods=(("rome", 1),))
     only = {"figure_13": FIGURES["figure_13"]}
     monkeypatch.setattr("loc_edit.analysis.figures.paper.FIGURES", only)
-    written, missing = draw_all(traces, edits, tmp_path, second=(wide, more))
+    written, missing = draw_all(StudyRows.of(traces, edits), tmp_path, second=(wide, more))
     assert not missing
     drawn = pd.read_csv(written["figure_13"][2])
-    assert drawn["r2_both"].item() == fit(join(more, wide, window=10)).r2_both
+    assert drawn["r2_both"].item() == fit(join(more, wide, EffectDefinition(10))).r2_both
 
 
 def test_magnitudes_are_drawn_against_the_absolute_effect(traces, edits):
-    data = FIGURES["figure_14"].data(Rows.of(traces, edits))
+    data = FIGURES["figure_14"].build(StudyRows.of(traces, edits))
     rome = edits.query("method == 'rome' and problem == 'error_injection'").set_index(["layer", "fact_id"])
     moved = rome["rewrite_after"].map(lambda v: v[0]) - rome["rewrite_before"].map(lambda v: v[0])
     np.testing.assert_allclose(data.set_index(["layer", "fact_id"])["magnitude"], moved.sort_index())
-    cells = effects(traces, 5)
+    cells = cell_effects(traces, EffectDefinition(5))
     last = cells[cells["pos"] == cells["subject_end"] - 1].set_index(["layer", "fact_id"])["effect"].sort_index()
     np.testing.assert_allclose(data.set_index(["layer", "fact_id"])["trace_absolute"], last)
 

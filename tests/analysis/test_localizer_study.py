@@ -1,4 +1,4 @@
-"""Localisers in the regression: a planted effect is found, none where there is none, and peaks are compared."""
+"""Localizers in the regression: a planted effect is found, none where there is none, and peaks are compared."""
 
 import numpy as np
 import pandas as pd
@@ -7,20 +7,19 @@ from synthetic import dependent_rows, edit_rows, regression_rows, trace_rows
 
 import loc_edit
 from loc_edit.analysis.analyze import analyze, compare_localizers
-from loc_edit.analysis.figures.localizers import localizer_choice
-from loc_edit.analysis.figures.localizers import localizer_matrix as plot_localizer_matrix
+from loc_edit.analysis.figures.localizers import plot_localizer_choices, plot_localizer_matrix
 from loc_edit.analysis.figures.paper import FIGURES
-from loc_edit.analysis.regression.localizers import localizer_matrix as regressed_localizer_matrix
-from loc_edit.analysis.regression.ols import fits as regressed_fits
+from loc_edit.analysis.regression.localizers import localizer_matrix
+from loc_edit.analysis.regression.ols import fits
 from loc_edit.analysis.regression.statistics import holm, sensitivity
 from loc_edit.analysis.run import Run, load_run
 from loc_edit.analysis.tables.localized import of_localizer
-from loc_edit.analysis.tables.rows import Rows, RowsMissing, join_by_localizer
+from loc_edit.analysis.tables.rows import RowsMissing, StudyRows, join_by_localizer
 from loc_edit.analysis.tables.summaries import mean_effects
 
 
 def several(n_facts=8, windows=(5,), names=("causal_tracing", "attribution", "random")):
-    """Trace rows of several localisers, and edits of their facts."""
+    """Trace rows of several localizers, and edits of their facts."""
     parts = [
         trace_rows(n_facts=n_facts, n_layers=4, windows=windows, seed=i).assign(localizer=name, metric="probability")
         for i, name in enumerate(names)
@@ -82,8 +81,8 @@ def test_under_no_effect_p_is_uniform_and_holm_holds_the_family():
 
 def test_holm_is_over_the_whole_matrix():
     frames = {name: regression_rows(n_facts=20, seed=i, r2_added=0.05) for i, name in enumerate("abcd")}
-    found = regressed_localizer_matrix(frames, draws=200)
-    alone = regressed_localizer_matrix({"a": frames["a"]}, draws=200)
+    found = localizer_matrix(frames, draws=200)
+    alone = localizer_matrix({"a": frames["a"]}, draws=200)
     assert found["p_permutation"].iloc[0] == alone["p_permutation"].iloc[0]
     np.testing.assert_allclose(found["p_permutation_holm"], holm(found["p_permutation"]))
     assert (found["p_permutation_holm"] > found["p_permutation"]).any()
@@ -91,7 +90,7 @@ def test_holm_is_over_the_whole_matrix():
 
 def test_one_layer_has_no_number_and_says_why():
     frame = regression_rows(n_facts=20, seed=1, r2_added=0.05)
-    (row,) = regressed_localizer_matrix({"a": frame[frame["layer"] == 2]}, draws=50).to_dict("records")
+    (row,) = localizer_matrix({"a": frame[frame["layer"] == 2]}, draws=50).to_dict("records")
     assert row["reason"]
     assert np.isnan([row[name] for name in ("r2_added", "added_corrected", "p_permutation")]).all()
 
@@ -103,10 +102,10 @@ def test_windows_never_mix_and_what_is_unfinished_is_left_out(caplog):
     assert set(join_by_localizer(edits, other_window)) == {"causal_tracing", "random"}
     assert "a localizer is left out: attribution: no traces with window 5" in caplog.text
     lacks_a_fact = traces[~attribution | (traces["fact_id"] != 3)]
-    assert set(Rows.of(lacks_a_fact, edits).joined_by_localizer()) == {"causal_tracing", "random"}
+    assert set(StudyRows.of(lacks_a_fact, edits).joined_by_localizer()) == {"causal_tracing", "random"}
     alone = traces[~traces["localizer"].isin(["random"]) & (~attribution | (traces["window"] == 1))]
     with pytest.raises(RowsMissing, match="attribution: no traces with window 5"):
-        Rows.of(alone, edits).joined_by_localizer()
+        StudyRows.of(alone, edits).joined_by_localizer()
 
 
 def test_choices_of_each_localizer_on_rows_by_hand():
@@ -131,21 +130,21 @@ def test_a_run_gives_the_matrix_of_its_own_frames(run):
     assert list(dict.fromkeys(found["localizer"])) == ["causal_tracing", "attribution", "random"]
     assert len(found) == 3 * 2 * 4
     for name in ("causal_tracing", "attribution", "random"):
-        fits = regressed_fits(run.frame(localizer=name))
-        mine = found[found["localizer"] == name].reset_index(drop=True)
-        np.testing.assert_allclose(mine["r2_added"], fits["r2_added"])
+        fitted = fits(run.frame(localizer=name))
+        rows_of_localizer = found[found["localizer"] == name].reset_index(drop=True)
+        np.testing.assert_allclose(rows_of_localizer["r2_added"], fitted["r2_added"])
     assert found["r2_added"].nunique() == len(found)
     assert set(loc_edit.localizer_choices(run, draws=0)["choice"]) == {"peak", "one layer", "any layer", "oracle"}
 
 
 def test_tables_and_figures_of_causal_tracing_do_not_see_the_others(run):
     alone = of_localizer(run.traces)
-    rows, plain = Rows.of(run.traces, run.edits), Rows.of(alone, run.edits)
+    rows, plain = StudyRows.of(run.traces, run.edits), StudyRows.of(alone, run.edits)
     pd.testing.assert_frame_equal(rows.joined(), plain.joined())
     pd.testing.assert_frame_equal(mean_effects(run.traces), mean_effects(alone))
     pd.testing.assert_frame_equal(sensitivity(run.edits, run.traces), sensitivity(run.edits, alone))
     for name in ("figure_1", "figure_2", "figure_6"):
-        pd.testing.assert_frame_equal(FIGURES[name].data(rows), FIGURES[name].data(plain))
+        pd.testing.assert_frame_equal(FIGURES[name].build(rows), FIGURES[name].build(plain))
 
 
 def test_analyze_writes_the_study_and_says_what_is_missing_without(run, tmp_path, monkeypatch):
@@ -158,17 +157,19 @@ def test_analyze_writes_the_study_and_says_what_is_missing_without(run, tmp_path
     assert all(path.exists() for path in found.written["localizer_choice"])
     assert (tmp_path / "tables/localizer_choices.csv").exists()
     assert "no draws" in analyze(run, tmp_path, draws=0).missing["localizer_matrix"]
-    alone = Rows.of(of_localizer(run.traces), run.edits)
+    alone = StudyRows.of(of_localizer(run.traces), run.edits)
     with pytest.raises(RowsMissing, match=r"there are \['causal_tracing'\]"):
         compare_localizers(alone)
 
 
-def test_a_run_without_causal_tracing_is_analysed_as_far_as_it_goes(run, tmp_path, monkeypatch):
+def test_a_run_without_causal_tracing_is_analyzed_as_far_as_it_goes(run, tmp_path, monkeypatch):
     traces = run.traces[run.traces["localizer"] == "attribution"]
     with Run.create(tmp_path / "run", run.config, {"model_fingerprint": "a"}) as writer:
         writer.write("traces", "all", traces)
         writer.write("edits", "all", run.edits)
-    monkeypatch.setattr("loc_edit.analysis.figures.paper.save", lambda figure, data, folder, name: [folder / f"{name}.png"])
+    monkeypatch.setattr(
+        "loc_edit.analysis.figures.paper.save", lambda figure, data, folder, name: [folder / f"{name}.png"]
+    )
     found = analyze(load_run(tmp_path / "run"), tmp_path, draws=20)
     assert found.fits.empty
     assert not found.scores.empty
@@ -185,7 +186,7 @@ def test_figures_of_the_study_name_every_localizer_and_method(run):
     texts = [text.get_text().rstrip("*") for text in drawn.axes[0].texts]
     for value in matrix["added_corrected"]:
         assert (f"{100 * value:.1f}" if value else "0") in texts
-    chosen = localizer_choice(loc_edit.localizer_choices(run, draws=20))
+    chosen = plot_localizer_choices(loc_edit.localizer_choices(run, draws=20))
     assert len(chosen.axes) == 8
 
 

@@ -7,8 +7,7 @@ import pytest
 import scipy.stats
 from synthetic import edit_rows, regression_rows, trace_rows
 
-from loc_edit.analysis.regression.ols import fit as regressed_fit
-from loc_edit.analysis.regression.ols import fits as regressed_fits
+from loc_edit.analysis.regression.ols import fit, fits
 from loc_edit.analysis.tables.paper import table_1
 from loc_edit.analysis.tables.rows import RowsMissing, join
 
@@ -30,7 +29,7 @@ def test_r2_and_f_by_hand():
             "rewrite": [0, 0, 2, 2, 2, 4, 2, 4],
         }
     )
-    found = regressed_fit(frame)
+    found = fit(frame)
     # SS: total 16, between layers 8; layer 0's line takes 4 more; the line over all rows takes 2.
     np.testing.assert_allclose([found.r2_layer, found.r2_trace, found.r2_both], [8 / 16, 2 / 16, 12 / 16])
     np.testing.assert_allclose(found.r2_added, 4 / 16)
@@ -49,7 +48,7 @@ def test_values_that_r_gives():
     mpg += [32.4, 30.4, 33.9, 21.5, 15.5, 15.2, 13.3, 19.2, 27.3, 26, 30.4, 15.8, 19.7, 15, 21.4]
     wt = [2.62, 2.875, 2.32, 3.215, 3.44, 3.46, 3.57, 3.19, 3.15, 3.44, 3.44, 4.07, 3.73, 3.78, 5.25, 5.424]
     wt += [5.345, 2.2, 1.615, 1.835, 2.465, 3.52, 3.435, 3.84, 3.845, 1.935, 2.14, 1.513, 3.17, 2.77, 3.57, 2.78]
-    found = regressed_fit(pd.DataFrame({"fact_id": range(32), "layer": cyl, "trace": wt, "rewrite": mpg}))
+    found = fit(pd.DataFrame({"fact_id": range(32), "layer": cyl, "trace": wt, "rewrite": mpg}))
     r2s = [found.r2_layer, found.r2_layer_adjusted, found.r2_trace, found.r2_both, found.r2_both_adjusted]
     np.testing.assert_allclose(r2s, [0.7325, 0.714, 0.7528, 0.8616, 0.8349], atol=5e-5)
     assert (found.df_num, found.df_den) == (3, 26)
@@ -58,7 +57,7 @@ def test_values_that_r_gives():
 
 @pytest.mark.parametrize(("r2_layer", "r2_added"), [(0.6, 0.1), (0.9, 0.0), (0.1, 0.5)])
 def test_known_shares_of_variance_are_recovered(r2_layer, r2_added):
-    found = regressed_fit(regression_rows(r2_layer=r2_layer, r2_added=r2_added, n_facts=200))
+    found = fit(regression_rows(r2_layer=r2_layer, r2_added=r2_added, n_facts=200))
     np.testing.assert_allclose(found.r2_layer, r2_layer, atol=1e-10)
     np.testing.assert_allclose(found.r2_added, r2_added, atol=1e-10)
     assert found.r2_both >= found.r2_layer
@@ -66,7 +65,7 @@ def test_known_shares_of_variance_are_recovered(r2_layer, r2_added):
 
 def test_degrees_of_freedom_of_the_study():
     frame = regression_rows(n_facts=50, layers=(0, 4, 5, 8, 12, 16, 20, 24, 27))
-    found = regressed_fit(frame)
+    found = fit(frame)
     assert (found.df_num, found.df_den) == (9, len(frame) - 18)
 
 
@@ -75,9 +74,9 @@ def test_nan_rows_are_dropped_once_and_counted():
     holes = frame.copy()
     holes.loc[[0, 1], "rewrite"] = np.nan
     holes.loc[[1, 9], "trace"] = np.nan
-    found = regressed_fit(holes)
+    found = fit(holes)
     assert found.n_dropped == 3
-    assert found == replace(regressed_fit(frame.drop(index=[0, 1, 9])), n_dropped=3)
+    assert found == replace(fit(frame.drop(index=[0, 1, 9])), n_dropped=3)
 
 
 def test_fit_refuses_several_combinations_and_names_fits():
@@ -85,8 +84,8 @@ def test_fit_refuses_several_combinations_and_names_fits():
     with pytest.raises(
         ValueError, match=r"got 2: error_injection x rome x 1, error_injection x finetune x 5; use fits"
     ):
-        regressed_fit(frame)
-    table = regressed_fits(frame)
+        fit(frame)
+    table = fits(frame)
     assert table[["method", "window"]].to_numpy().tolist() == [["finetune", 5], ["rome", 1]]
     assert table["r2_layer"].round(10).tolist() == [0.6, 0.6]
 
@@ -94,8 +93,8 @@ def test_fit_refuses_several_combinations_and_names_fits():
 def test_controls_stay_out():
     frame = regression_rows()
     control = frame.assign(method="none", layer=-1, rewrite=0.0)
-    assert regressed_fit(pd.concat([frame, control])) == regressed_fit(frame)
-    assert len(regressed_fits(pd.concat([frame, control]))) == 1
+    assert fit(pd.concat([frame, control])) == fit(frame)
+    assert len(fits(pd.concat([frame, control]))) == 1
 
 
 @pytest.mark.parametrize(
@@ -143,7 +142,7 @@ def test_controls_stay_out():
     ],
 )
 def test_what_can_be_computed_is_and_the_rest_says_why_not(change, computed, reason):
-    found = regressed_fit(change(regression_rows(n_facts=20)))
+    found = fit(change(regression_rows(n_facts=20)))
     numbers = ["r2_layer", "r2_trace", "r2_both", "r2_added", "r2_layer_adjusted", "r2_both_adjusted"]
     numbers += ["f", "df_num", "df_den", "p"]
     assert {name for name in numbers if not np.isnan(getattr(found, name))} == computed
@@ -153,18 +152,18 @@ def test_what_can_be_computed_is_and_the_rest_says_why_not(change, computed, rea
 def test_a_layer_whose_effect_never_varies_costs_a_degree_of_freedom():
     frame = regression_rows(n_facts=30)
     frame.loc[frame["layer"] == 0, "trace"] = 0.0
-    found = regressed_fit(frame)
+    found = fit(frame)
     assert (found.df_num, found.df_den) == (3, len(frame) - 7)
     assert np.isfinite(found.p)
 
 
 def test_missing_columns_are_named():
     with pytest.raises(ValueError, match="fit: no column overall; there are fact_id, problem"):
-        regressed_fit(regression_rows(), "overall")
+        fit(regression_rows(), "overall")
 
 
 def test_representations():
-    found = regressed_fit(regression_rows())
+    found = fit(regression_rows())
     assert "R^2 layer 0.600" in repr(found)
     assert "ROME" in repr(found)
     assert "<table" in found._repr_html_()
@@ -173,11 +172,11 @@ def test_representations():
 
 def test_table_1_has_one_row_per_problem_of_rome():
     traces = trace_rows(n_facts=15)
-    fits = regressed_fits(join(edit_rows(traces), traces))
-    assert len(fits) == 8
-    assert (fits["r2_both"] >= fits["r2_layer"]).all()
-    table = table_1(fits)
+    fitted = fits(join(edit_rows(traces), traces))
+    assert len(fitted) == 8
+    assert (fitted["r2_both"] >= fitted["r2_layer"]).all()
+    table = table_1(fitted)
     assert table["Problem"].tolist() == ["Error injection", "Fact forcing"]
     assert table["Method"].unique().tolist() == ["ROME"]
     with pytest.raises(RowsMissing, match="ROME"):
-        table_1(fits[fits["method"] == "memit"])
+        table_1(fitted[fitted["method"] == "memit"])

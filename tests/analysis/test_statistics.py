@@ -10,9 +10,9 @@ from synthetic import dependent_rows, edit_rows, regression_rows, trace_rows
 
 from loc_edit.analysis.regression.dependence import clustered, fact_correlations, mixed_model, within_facts
 from loc_edit.analysis.regression.ols import fit, fits
-from loc_edit.analysis.regression.resampling import Profiles, bootstrap_added, explained, permutation_p
+from loc_edit.analysis.regression.resampling import Profiles, Resampling, bootstrap_added, explained, permutation_p
 from loc_edit.analysis.regression.statistics import holm, localization_informs_editing, sensitivity, statistics
-from loc_edit.analysis.tables.rows import join
+from loc_edit.analysis.tables.rows import EffectDefinition, join
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_the_permutation_statistic_is_the_refitted_one():
 def test_under_no_effect_the_permutation_p_is_uniform_and_the_naive_one_is_not():
     rng = np.random.default_rng(0)
     frames = [dependent_rows(shared=0.95, rng=rng) for _ in range(120)]
-    dealt = [permutation_p(frame, draws=99, seed=place) for place, frame in enumerate(frames)]
+    dealt = [permutation_p(frame, resampling=Resampling(draws=99, seed=place)) for place, frame in enumerate(frames)]
     naive = [fit(frame).p for frame in frames]
     assert scipy.stats.kstest(dealt, "uniform").pvalue > 0.01
     assert np.mean(np.asarray(dealt) < 0.05) < 0.1
@@ -77,7 +77,8 @@ def test_the_bootstrap_interval_covers_the_truth(slope):
     rng = np.random.default_rng(1)
     truth, _ = _added(dependent_rows(50_000, slope=slope, rng=rng))
     intervals = [
-        bootstrap_added(dependent_rows(100, slope=slope, rng=rng), draws=200, seed=s) for s in range(60)
+        bootstrap_added(dependent_rows(100, slope=slope, rng=rng), resampling=Resampling(draws=200, seed=s))
+        for s in range(60)
     ]
     covered = [i["added_low"] <= truth + 1e-4 and truth <= i["added_high"] for i in intervals]
     assert np.mean(covered) >= 0.85
@@ -186,7 +187,7 @@ def test_nine_facts_are_too_few_for_a_verdict(n_facts):
     frame = regression_rows(r2_layer=0.5, r2_added=0.3, n_facts=n_facts)
     (row,) = localization_informs_editing(frame, draws=100).to_dict("records")
     assert (row["answer"] == "cannot say") == (n_facts < 10)
-    assert ("cannot say (too few facts: 9, and 10 are wanted)" in row["verdict"]) == (n_facts < 10)
+    assert ("cannot say (too few facts: expected at least 10, got 9)" in row["verdict"]) == (n_facts < 10)
     assert row["r2_added"] > 0.2  # the numbers are there all the same
 
 
@@ -224,5 +225,5 @@ def test_sensitivity_goes_through_the_choices():
     choices = ["site", "trace_window", "denominator", "regressor"]
     assert len(table) == len(table[choices].drop_duplicates()) == 16
     one = table.set_index(choices).loc[("attn_out", 1, "max", "last_subject")]
-    frame = join(edits, traces, window=1, site="attn_out", regressor="last_subject", denominator="max")
+    frame = join(edits, traces, EffectDefinition(1, "attn_out", "last_subject", "max"))
     assert one["r2_both"] == fit(frame).r2_both

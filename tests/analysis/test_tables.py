@@ -4,12 +4,10 @@ import pytest
 import scipy.stats
 from synthetic import edit_rows, regression_rows, trace_rows
 
-from loc_edit.analysis.regression.ols import fits as regressed_fits
+from loc_edit.analysis.regression.ols import fits
 from loc_edit.analysis.regression.paper import write_tables
-from loc_edit.analysis.tables.paper import compare_paper as tabled_compare_paper
-from loc_edit.analysis.tables.paper import paper_numbers, with_paper_layers, write
-from loc_edit.analysis.tables.rows import RowsMissing, by_layer, join
-from loc_edit.analysis.tables.rows import effects as tabled_effects
+from loc_edit.analysis.tables.paper import beside_paper, paper_numbers, with_paper_layers, write_table
+from loc_edit.analysis.tables.rows import EffectDefinition, RowsMissing, StudyRows, by_layer, cell_effects, join
 from loc_edit.analysis.tables.summaries import (
     argmax_histogram,
     concentrated_facts,
@@ -42,15 +40,15 @@ def one_fact(**changes):
 
 
 def test_effect_and_fraction_by_hand():
-    cells = tabled_effects(one_fact(), 5)
+    cells = cell_effects(one_fact(), EffectDefinition(5))
     np.testing.assert_allclose(cells["effect"], [0, 0.4, -0.1, 0, -0.05, -0.15], atol=1e-12)
     np.testing.assert_allclose(cells["fraction"], [0, 0.5, -0.125, 0, -0.0625, -0.1875], atol=1e-12)
 
 
 def test_denominator_max_uses_the_best_restored_run():
     rows = one_fact(p_clean=0.4)
-    np.testing.assert_allclose(tabled_effects(rows, 5)["fraction"].max(), 2.0)
-    np.testing.assert_allclose(tabled_effects(rows, 5, denominator="max")["fraction"].max(), 1.0)
+    np.testing.assert_allclose(cell_effects(rows, EffectDefinition(5))["fraction"].max(), 2.0)
+    np.testing.assert_allclose(cell_effects(rows, EffectDefinition(5, denominator="max"))["fraction"].max(), 1.0)
 
 
 def test_regressor_max_is_floored_and_ignores_the_prefix():
@@ -60,13 +58,13 @@ def test_regressor_max_is_floored_and_ignores_the_prefix():
 
 
 def test_last_subject_is_not_floored():
-    layers = by_layer(one_fact(), regressor="last_subject")
+    layers = by_layer(one_fact(), EffectDefinition(regressor="last_subject"))
     np.testing.assert_allclose(layers["trace"], [0.5, -0.0625])
 
 
 def test_degenerate_facts_become_nan_and_are_counted(caplog):
     rows = pd.concat([one_fact(), one_fact(fact_id=8, p_clean=0.2 + 5e-7)])
-    cells = tabled_effects(rows, 5)
+    cells = cell_effects(rows, EffectDefinition(5))
     assert cells["degenerate"].sum() == 6
     assert cells.loc[cells["fact_id"] == 8, "fraction"].isna().all()
     assert cells.attrs["n_degenerate"] == 1
@@ -78,21 +76,21 @@ def test_degenerate_facts_become_nan_and_are_counted(caplog):
 
 def test_the_window_is_found_or_asked_for(caplog):
     traces = trace_rows(windows=(1, 5))
-    assert set(tabled_effects(traces)["window"]) == {5}
+    assert set(cell_effects(traces)["window"]) == {5}
     assert "taking window 5" in caplog.text
-    assert set(tabled_effects(traces[traces["window"] == 1])["window"]) == {1}
+    assert set(cell_effects(traces[traces["window"] == 1])["window"]) == {1}
     with pytest.raises(RowsMissing, match=r"window 3 .*there are \[1, 5\]"):
-        tabled_effects(traces, 3)
+        cell_effects(traces, EffectDefinition(3))
     with pytest.raises(RowsMissing, match="say which one"):
-        tabled_effects(traces.assign(window=traces["window"] + 1))
+        cell_effects(traces.assign(window=traces["window"] + 1))
     with pytest.raises(RowsMissing, match="no traces at site 'attn_out'"):
-        tabled_effects(traces, 5, site="attn_out")
+        cell_effects(traces, EffectDefinition(5, "attn_out"))
 
 
 def test_traces_of_several_metrics_are_not_mixed():
     rows = pd.concat([one_fact(metric="probability"), one_fact(metric="log_probability")])
     with pytest.raises(ValueError, match=r"several metrics \(log_probability, probability\): keep one"):
-        tabled_effects(rows)
+        cell_effects(rows)
 
 
 def test_join_gives_each_edit_the_effect_of_its_fact_at_its_layer():
@@ -134,9 +132,9 @@ def test_join_says_what_is_missing():
     with pytest.raises(RowsMissing, match="no edit rows"):
         join(edit_rows(traces).query("method == 'none'"), traces)
     with pytest.raises(ValueError, match="trace rows: no column p_clean"):
-        tabled_effects(traces.drop(columns="p_clean"))
+        cell_effects(traces.drop(columns="p_clean"))
     with pytest.raises((ValueError, TypeError), match="denominator"):
-        tabled_effects(traces, denominator="noised")
+        cell_effects(traces, EffectDefinition(denominator="noised"))
 
 
 def test_layer_correlations_are_pearsons_with_fishers_interval():
@@ -202,7 +200,7 @@ def test_layers_in_paper_tables_count_from_one():
 
 def test_tables_are_written_in_three_forms(tmp_path):
     table = pd.DataFrame({"Problem": ["a|b & c"], "R^2": [0.123456789], "p": [3.2e-12], "n": [80], "F": [np.nan]})
-    paths = write(table, tmp_path / "tables", "table_1")
+    paths = write_table(table, tmp_path / "tables", "table_1")
     assert [path.name for path in paths] == ["table_1.csv", "table_1.tex", "table_1.md"]
     assert pd.read_csv(paths[0])["R^2"].item() == 0.123456789
     assert r"a|b \& c" in paths[1].read_text()
@@ -229,7 +227,7 @@ def test_mean_effects_are_over_all_cells():
     np.testing.assert_allclose(means["effect"], [0.1, 0.1, 0.1, -0.2 / 3])
 
 
-def test_magnitudes_point_in_the_wanted_direction():
+def test_magnitudes_point_in_the_direction_of_the_objective():
     edits = pd.DataFrame(
         {
             "problem": ["error_injection", "fact_erasure", "error_injection"],
@@ -244,11 +242,11 @@ def test_magnitudes_point_in_the_wanted_direction():
 
 
 def test_our_numbers_stand_beside_the_studys():
-    fits = regressed_fits(regression_rows(r2_layer=0.8, r2_added=0.05))
-    row = tabled_compare_paper(fits).iloc[0]
+    fitted = fits(regression_rows(r2_layer=0.8, r2_added=0.05))
+    row = beside_paper(fitted).iloc[0]
     assert (row["r2_layer"].round(6), row["r2_layer_paper"], row["r2_both_paper"]) == (0.8, 0.947, 0.948)
     with pytest.raises(RowsMissing, match="none of these fits"):
-        tabled_compare_paper(fits.assign(method="emmet"))
+        beside_paper(fitted.assign(method="emmet"))
     known = paper_numbers()
     assert not known.duplicated(["problem", "method", "window", "layer", "outcome", "quantity"]).any()
     assert known["source"].notna().all()
@@ -265,7 +263,7 @@ def test_our_numbers_stand_beside_the_studys():
 def test_every_table_of_the_paper_is_written(tmp_path):
     traces = trace_rows(n_facts=8)
     edits = edit_rows(traces, methods=(("rome", 1), ("finetune", 5)), problems=("error_injection",))
-    written, missing = write_tables(traces, edits, tmp_path, draws=50, compare_paper=True)
+    written, missing = write_tables(StudyRows.of(traces, edits), tmp_path, draws=50, compare_paper=True)
     assert not missing
     assert set(pd.read_csv(tmp_path / "statistics.csv")["outcome"]) == set(SCORES)
     assert {f"table_{n}" for n in range(1, 7)} | {"statistics", "verdict", "compare_paper"} < set(written)
@@ -273,10 +271,10 @@ def test_every_table_of_the_paper_is_written(tmp_path):
     assert 0 < len(subset) < 8
     table_2 = pd.read_csv(tmp_path / "table_2.csv")
     frame = join(edits, traces)
-    np.testing.assert_allclose(table_2["Both"], regressed_fits(frame[frame["fact_id"].isin(subset)])["r2_both"])
-    written, missing = write_tables(traces, edits.drop(columns="overall"), tmp_path, draws=0)
+    np.testing.assert_allclose(table_2["Both"], fits(frame[frame["fact_id"].isin(subset)])["r2_both"])
+    written, missing = write_tables(StudyRows.of(traces, edits.drop(columns="overall")), tmp_path, draws=0)
     assert missing == {"table_6": "no overall scores in the edit rows"}
-    written, missing = write_tables(pd.DataFrame(), pd.DataFrame(), tmp_path)
+    written, missing = write_tables(StudyRows.of(pd.DataFrame(), pd.DataFrame()), tmp_path)
     assert not written
 
 

@@ -9,7 +9,7 @@ import pytest
 from test_report import HOSTILE, few_pictures, hostile_facts, hostile_run, make_run, rows  # noqa: F401 (a fixture)
 
 import loc_edit
-from loc_edit.analysis.tables.rows import by_layer
+from loc_edit.analysis.tables.rows import EffectDefinition, by_layer
 from loc_edit.report import sections
 from loc_edit.report.explorer import Continuations
 
@@ -128,7 +128,7 @@ def test_a_click_shows_another_fact(show, rows):  # noqa: F811
 def test_the_list_s_numbers_are_the_rows(show, rows):  # noqa: F811
     browser = show("usual")
     traces, edits = rows
-    curve = by_layer(traces, 5).query("fact_id == 4").set_index("layer")["trace"]
+    curve = by_layer(traces, EffectDefinition(5)).query("fact_id == 4").set_index("layer")["trace"]
     scores = edits.query("fact_id == 4 and method == 'rome' and problem == 'error_injection'").set_index("layer")[
         "rewrite"
     ]

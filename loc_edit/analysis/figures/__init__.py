@@ -1,1 +1,1 @@
-"""Figures: a tidy frame in, a matplotlib figure out; the paper's figures by name."""
+"""Figures: they turn a frame into a matplotlib figure; the paper's figures are listed by name."""

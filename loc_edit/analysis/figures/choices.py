@@ -1,8 +1,9 @@
-"""Dot plots: what a choice of the edited layer is worth."""
+"""Draws the scores of different ways to choose the edited layer."""
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from loc_edit.analysis.tables.rows import methods_in
 from loc_edit.names import method_label, problem_label
 from loc_edit.views.style import BLACK, BLUE, GRAY, ORANGE, panels, styled
 
@@ -14,25 +15,24 @@ MARKS = {
 }
 
 
-def layer_choice(data: pd.DataFrame) -> Figure:
+def plot_layer_choices(data: pd.DataFrame) -> Figure:
     """The mean score of each choice with its interval, a row per method, a panel per problem.
 
     Args:
-        data: what `regress.layer_choices` returns.
+        data: the rows of `layer_choices`.
     """
-    problems = list(dict.fromkeys(data["problem"]))
-    methods = list(dict.fromkeys(zip(data["method"], data["window"], strict=True)))
+    problems, methods = list(data["problem"].unique()), methods_in(data)
     with styled():
         size = 2.3, 0.75 + 0.38 * len(methods)
         figure, axes = panels(len(problems), size=size, sharex=True, sharey=True)
         for ax, problem in zip(axes, problems, strict=True):
             rows = data[data["problem"] == problem]
             for place, (choice, (color, marker, label)) in enumerate(MARKS.items()):
-                mine = rows[rows["choice"] == choice]
-                pairs = zip(mine["method"], mine["window"], strict=True)
+                dots = rows[rows["choice"] == choice]
+                pairs = zip(dots["method"], dots["window"], strict=True)
                 places = [methods.index(pair) + 0.17 * (place - 1.5) for pair in pairs]  # side by side
-                ax.hlines(places, mine["low"], mine["high"], color=color, linewidth=1.2, alpha=0.6)
-                ax.scatter(mine["mean"], places, color=color, marker=marker, s=22, label=label, zorder=3)
+                ax.hlines(places, dots["low"], dots["high"], color=color, linewidth=1.2, alpha=0.6)
+                ax.scatter(dots["mean"], places, color=color, marker=marker, s=22, label=label, zorder=3)
             ax.set_title(problem_label(problem), loc="left")
             ax.set_yticks(range(len(methods)), [method_label(method, window) for method, window in methods])
             ax.set_ylim(len(methods) - 0.5, -0.5)

@@ -1,4 +1,4 @@
-"""The figure of key statistics: how C^-1 k, the condition number and the rank settle as the sample grows."""
+"""Draws how C^-1 k, the condition number and the rank of the key statistics settle as the sample grows."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ COLUMNS = ["layer", "tokens", "rank", "condition", "change"]
 
 
 def key_convergence(data: pd.DataFrame) -> Figure:
-    """Change of C^-1 k against the whole sample, condition number and rank, against tokens; a line per layer.
+    """Change of C^-1 k, condition number and rank against the number of tokens; a line per layer.
 
     Args:
         data: `layer, tokens, rank, condition, change`, see `KeyStats.convergence`.
@@ -28,11 +28,11 @@ def key_convergence(data: pd.DataFrame) -> Figure:
         shade = ScalarMappable(scale, "viridis")
         whole = data["tokens"].max()
         for layer, rows in data.sort_values("tokens").groupby("layer"):
-            about: dict[str, Any] = {"color": shade.cmap(scale(int(str(layer)))), "marker": "o", "markersize": 3}
-            before = rows[rows["tokens"] < whole]
-            axes[0].plot(before["tokens"], before["change"], **about)
-            axes[1].plot(rows["tokens"], rows["condition"], **about)
-            axes[2].plot(rows["tokens"], rows["rank"], **about)
+            style: dict[str, Any] = {"color": shade.cmap(scale(int(str(layer)))), "marker": "o", "markersize": 3}
+            parts = rows[rows["tokens"] < whole]  # the whole sample's change against itself is 0
+            axes[0].plot(parts["tokens"], parts["change"], **style)
+            axes[1].plot(rows["tokens"], rows["condition"], **style)
+            axes[2].plot(rows["tokens"], rows["rank"], **style)
         names = ("change of $C^{-1}k$", "condition number of $C$", "rank of $C$")
         ticks = sorted(data["tokens"].unique())
         for ax, name in zip(axes, names, strict=True):

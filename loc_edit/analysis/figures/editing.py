@@ -1,4 +1,4 @@
-"""Figures of edits: scores against tracing effect and against layer."""
+"""Draws the scores of edits against the tracing effect and against the edited layer."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from loc_edit.analysis.tables.rows import is_control, require, without_controls
+from loc_edit.analysis.tables.rows import is_control, method_labels, require, without_controls
 from loc_edit.names import SCORES, method_label, problem_label
 from loc_edit.views.style import BLUE, GRAY, METHOD_COLORS, METHOD_MARKERS, RED, layer_ticks, panels, styled
 
@@ -22,10 +22,10 @@ def scatter(data: pd.DataFrame, outcome: str = "rewrite", regressor: str = "trac
 
     Args:
         data: points of one method x problem, `layer`, outcome, regressor, `r, slope, intercept`, see
-            `tables.fit_points`.
+            `fit_points`.
         outcome: the column on the y axis.
         regressor: the column on the x axis.
-        where: words for the x axis on the tokens that the effect is of.
+        where: words on the x axis that say at which tokens the effect is taken.
     """
     require(data, ["layer", outcome, regressor, "r", "slope", "intercept"], "scatter")
     with styled():
@@ -38,18 +38,16 @@ def scatter(data: pd.DataFrame, outcome: str = "rewrite", regressor: str = "trac
             _points(ax, data[data["layer"] == layer], outcome, regressor, size=10.0 if alone else 5.0)
             ax.set_title(f"layer {layer}", loc="left")
             ax.tick_params(labelleft=place % columns == 0)
-        x_name, y_name = (
-            f"{AXIS_NAMES.get(regressor, regressor)} {where}".strip(),
-            AXIS_NAMES.get(outcome, f"{outcome} score"),
-        )
+        x_name = f"{AXIS_NAMES.get(regressor, regressor)} {where}".strip()
+        y_name = AXIS_NAMES.get(outcome, f"{outcome} score")
         if alone:
             axes[0].set_xlabel(x_name)
             axes[0].set_ylabel(y_name)
-            axes[0].set_title(f"{_which(data)}, layer {layers[0]}".lstrip(", "), loc="left")
+            axes[0].set_title(f"{_combination(data)}, layer {layers[0]}".lstrip(", "), loc="left")
         else:
             figure.supxlabel(x_name, fontsize=8.5)
             figure.supylabel(y_name, fontsize=8.5)
-            figure.suptitle(_which(data), fontsize=9, x=0.01, ha="left")
+            figure.suptitle(_combination(data), fontsize=9, x=0.01, ha="left")
     return figure
 
 
@@ -57,8 +55,8 @@ def scores_by_layer(data: pd.DataFrame) -> Figure:
     """Mean scores against the edited layer, a line per method, a panel per problem x score (Figures 7 to 9).
 
     Args:
-        data: `problem, method, window, layer, outcome, mean, low, high`, see `tables.mean_scores`.  Controls among
-            the rows, see `tables.control_scores`, are level lines: dashed at a random layer, dotted without an edit.
+        data: `problem, method, window, layer, outcome, mean, low, high`, see `mean_scores`.  Controls among the
+            rows, see `control_scores`, are level lines: dashed at a random layer, dotted without an edit.
     """
     require(data, ["problem", "method", "window", "layer", "outcome", "mean", "low", "high"], "scores_by_layer")
     with styled():
@@ -70,10 +68,8 @@ def scores_by_layer(data: pd.DataFrame) -> Figure:
             cell = data[(data["problem"] == problem) & (data["outcome"] == outcome)]
             _control_lines(ax, cell[is_control(cell)])
             _score_lines(ax, without_controls(cell))
-            title = problem_label(problem) + (f": {outcome}" if len(outcomes) > 1 else "")
-            ax.set_title(title, loc="left")
+            ax.set_title(problem_label(problem) + (f": {outcome}" if len(outcomes) > 1 else ""), loc="left")
             ax.tick_params(labelleft=place % columns == 0)
-        for ax in axes:
             layer_ticks(ax, without_controls(data)["layer"])
         axes[0].set_ylim(-0.03, 1.03)
         figure.supxlabel("edited layer", fontsize=8.5)
@@ -94,8 +90,7 @@ def _points(ax: Axes, cell: pd.DataFrame, outcome: str, regressor: str, size: fl
 
 
 def _score_lines(ax: Axes, cell: pd.DataFrame) -> None:
-    for key, line in cell.groupby(["method", "window"], sort=False):
-        name = _label(*key)
+    for name, line in cell.assign(label=method_labels(cell)).groupby("label", sort=False):
         line = line.sort_values("layer")
         color = METHOD_COLORS.get(name, GRAY)
         ax.plot(line["layer"], line["mean"], marker=METHOD_MARKERS.get(name, "x"), color=color, label=name)
@@ -107,7 +102,7 @@ def _control_lines(ax: Axes, cell: pd.DataFrame) -> None:
         if row["method"] == "none":
             ax.axhline(row["mean"], color=GRAY, linestyle=":", label="no edit")
             continue
-        name = _label(row["method"].removeprefix("random_layer_"), row["window"])
+        name = method_label(row["method"].removeprefix("random_layer_"), row["window"])
         ax.axhline(row["mean"], color=METHOD_COLORS.get(name, GRAY), linestyle="--", linewidth=0.7)
         ax.plot([], [], color=GRAY, linestyle="--", linewidth=0.7, label="random layer")
 
@@ -120,12 +115,8 @@ def _one_legend(figure: Figure, axes: list[Axes]) -> None:
     figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=len(entries))
 
 
-def _which(data: pd.DataFrame) -> str:
+def _combination(data: pd.DataFrame) -> str:
+    """Method and problem of the points, in words."""
     if not {"method", "window", "problem"} <= set(data):
         return ""
-    row = data.iloc[0]
-    return f"{_label(row['method'], row['window'])}, {problem_label(row['problem']).lower()}"
-
-
-def _label(method: Any, window: Any) -> str:
-    return method_label(str(method), int(window))
+    return f"{method_labels(data)[0]}, {problem_label(data['problem'].iloc[0]).lower()}"

@@ -1,4 +1,6 @@
-"""Figures of causal tracing: where facts seem to be stored."""
+"""Draws the effects of Causal Tracing: where facts seem to be stored."""
+
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -6,8 +8,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from loc_edit.analysis.tables.rows import require
-from loc_edit.views import heatmap as views
+from loc_edit.analysis.tables.rows import TRACE_COLUMNS, require
+from loc_edit.views.heatmap import heatmap
 from loc_edit.views.style import BLUE, layer_ticks, panels, styled
 
 
@@ -15,7 +17,7 @@ def peak_layers(data: pd.DataFrame) -> Figure:
     """Histogram over facts of the layer with the largest effect; a panel per window (Figures 1 and 11).
 
     Args:
-        data: `window, layer, facts`, see `tables.argmax_histogram`.
+        data: `window, layer, facts`, see `argmax_histogram`.
     """
     require(data, ["window", "layer", "facts"], "peak_layers")
     with styled():
@@ -36,28 +38,25 @@ def peak_layers(data: pd.DataFrame) -> Figure:
     return figure
 
 
-
-
-def heatmap(data: pd.DataFrame) -> Figure:
+def fact_heatmap(data: pd.DataFrame) -> Figure:
     """One fact: tracing effect by token and layer, subject tokens starred (Figure 2).
 
     Args:
-        data: the cells of one fact and window: `layer, pos, effect, subject_begin, subject_end`, and, where
-            known, `token, p_clean, p_corrupted, window, site, metric`.
+        data: the cells of one fact and window, see `cell_effects`, and, where known, `token, metric`.
     """
-    require(data, ["layer", "pos", "effect", "subject_begin", "subject_end"], "heatmap")
+    require(data, [*TRACE_COLUMNS, "effect"], "fact_heatmap")
     cells = data.pivot(index="layer", columns="pos", values="effect").sort_index()
     rows = data.drop_duplicates("pos").sort_values("pos")
     first = data.iloc[0]
-    return views.heatmap(
+    return heatmap(
         cells.to_numpy(),
         tokens=rows["token" if "token" in rows else "pos"].astype(str).tolist(),
         subject=(int(first["subject_begin"]), int(first["subject_end"])),
         layers=cells.index.tolist(),
         metric=str(first.get("metric", "probability")),
-        window=int(first["window"]) if "window" in data else None,
-        site=str(first["site"]) if "site" in data else None,
-        ends=(float(first["p_clean"]), float(first["p_corrupted"])) if {"p_clean", "p_corrupted"} <= set(data) else None,
+        window=int(first["window"]),
+        site=str(first["site"]),
+        ends=(float(first["p_clean"]), float(first["p_corrupted"])),
     )
 
 
@@ -65,30 +64,19 @@ def mean_effect(data: pd.DataFrame) -> Figure:
     """Mean tracing effect against layer, one line per window (Figure 10).
 
     Args:
-        data: `window, layer, effect`, and, where known, `low, high`.
+        data: `window, layer, effect`, see `mean_effects`.
     """
     require(data, ["window", "layer", "effect"], "mean_effect")
     with styled():
         figure, (ax,) = panels(1, size=(4.0, 2.3))
         windows = sorted(data["window"].unique())
-        colors = _shades(len(windows))
-        for color, marker, window in zip(colors, "o^sDvPX*" * len(windows), windows, strict=False):
+        colors = colormaps["viridis"](np.linspace(0.75, 0.0, len(windows)))  # light to dark, without light yellow
+        for color, marker, window in zip(colors, cycle("o^sDvPX*"), windows, strict=False):
             line = data[data["window"] == window].sort_values("layer")
             ax.plot(line["layer"], line["effect"], marker=marker, color=color, label=f"window {window}")
-            if {"low", "high"} <= set(line):
-                ax.fill_between(line["layer"], line["low"], line["high"], color=color, alpha=0.15, linewidth=0)
         ax.axhline(0, color="0.6", linewidth=0.6, zorder=0)
         layer_ticks(ax, data["layer"])
         ax.set_xlabel("layer restored")
         ax.set_ylabel("mean tracing effect")
         figure.legend(loc="outside right center")
     return figure
-
-
-def _shades(n: int) -> np.ndarray:
-    """Light to dark; the lightest yellows of the map are left out."""
-    return np.asarray(colormaps["viridis"](np.linspace(0.75, 0.0, n)))
-
-
-
-

@@ -1,4 +1,4 @@
-"""Where to edit: at the layer where tracing peaks, at one layer for all facts, anywhere, or where it works best."""
+"""Compares ways to choose the layer to edit: the tracing peak, one layer for all facts, any layer, the best layer."""
 
 from typing import Any
 
@@ -7,11 +7,16 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from loc_edit.analysis.regression.resampling import Profiles
-from loc_edit.analysis.tables.rows import RowsMissing as tabled_RowsMissing
-from loc_edit.analysis.tables.rows import combinations, in_paper_order, refuse_duplicates, require, without_controls
-
-CHOICES = ("tracing peak", "one layer", "any layer", "oracle")
+from loc_edit.analysis.regression.resampling import NAN, Profiles, Resampling
+from loc_edit.analysis.tables.rows import (
+    RowsMissing,
+    combination_columns,
+    groups_of,
+    in_paper_order,
+    refuse_duplicates,
+    require,
+    without_controls,
+)
 
 
 def layer_choices(
@@ -30,7 +35,7 @@ def layer_choices(
     over all.  `oracle`: the fact's best layer, which nobody knows.
 
     Args:
-        frame: rows of the regression, see `tables.join`; any number of methods and problems.
+        frame: rows of the regression, see `Run.frame`; any number of methods and problems.
         outcome: the score.
         regressor: the column with the tracing effect.
         draws: resamples of facts, for the intervals; 0 leaves them out.
@@ -38,65 +43,62 @@ def layer_choices(
         seed: of the resampling.
 
     Returns:
-        A row per problem x method x window x choice: mean, low, high; difference, difference_low, difference_high,
-        the mean score less that of `one layer`, fact by fact; share_best, how often the chosen layer is the fact's
-        best (or as good); n, facts with a number at every edited layer.
+        A row per problem x method x window x choice: mean, low, high; difference, difference_low, difference_high:
+        the mean score minus the score of `one layer`, fact by fact; share_best: how often the chosen layer is the
+        fact's best (or as good); n: the facts with a number at every edited layer.
 
     Raises:
         RowsMissing: no fact of any method x problem has a score at every layer.
     """
     frame = without_controls(frame)
     require(frame, ["fact_id", "layer", outcome, regressor], "rows")
-    keys = combinations(frame)
+    keys = combination_columns(frame)
     refuse_duplicates(frame, [*keys, "layer", "fact_id"], "rows")
-    found = []
-    groups: Any = frame.groupby(keys, sort=False) if keys else [((), frame)]
-    for key, rows in groups:
+    table = []
+    for key, rows in groups_of(frame, keys):
         profiles = Profiles.of(rows, outcome, regressor)
         whole = profiles.present.all(1)
         if whole.any():
-            which = dict(zip(keys, key, strict=True)) | {"outcome": outcome}
-            found += [
-                which | choice
-                for choice in _choices(
-                    profiles.trace[whole], profiles.score[whole], draws=draws, level=level, seed=seed
-                )
-            ]
-    if not found:
-        raise tabled_RowsMissing(f"no fact has a {outcome} score and a tracing effect at every edited layer")
-    return in_paper_order(pd.DataFrame(found))
+            choices = _choices(profiles.trace[whole], profiles.score[whole], Resampling(draws, level, seed))
+            table += [key | {"outcome": outcome} | choice for choice in choices]
+    if not table:
+        raise RowsMissing(f"no fact has a {outcome} score and a tracing effect at every edited layer")
+    return in_paper_order(pd.DataFrame(table))
 
 
-def _choices(
-    trace: NDArray[np.float64], score: NDArray[np.float64], *, draws: int, level: float, seed: int
-) -> list[dict[str, Any]]:
+def _choices(trace: NDArray[np.float64], score: NDArray[np.float64], resampling: Resampling) -> list[dict[str, Any]]:
     """The four choices for facts with whole profiles [fact, layer]."""
     n, facts = len(score), np.arange(len(score))
     others = (score.sum(0) - score) / max(1, n - 1)  # the layers' means without the fact
-    best = others.argmax(1) if n > 1 else np.zeros(n, dtype=int)
-    values = {
+    best_of_others = others.argmax(1) if n > 1 else np.zeros(n, dtype=int)
+    scores = {
         "tracing peak": score[facts, trace.argmax(1)],
-        "one layer": score[facts, best],
+        "one layer": score[facts, best_of_others],
         "any layer": score.mean(1),
         "oracle": score.max(1),
     }
     rows = []
-    for choice in CHOICES:
-        own, difference = values[choice], values[choice] - values["one layer"]
-        share = float("nan") if choice == "any layer" else float(np.mean(own >= score.max(1) - 1e-9))
+    for choice, own in scores.items():
+        difference = own - scores["one layer"]
         row = {"choice": choice, "mean": float(own.mean()), "difference": float(difference.mean())}
-        row |= dict(zip(("low", "high"), _interval(own, draws, level, seed), strict=True))
-        row |= dict(zip(("difference_low", "difference_high"), _interval(difference, draws, level, seed), strict=True))
-        rows.append(row | {"share_best": share, "n": n})
+        row["low"], row["high"] = _interval(own, resampling)
+        row["difference_low"], row["difference_high"] = _interval(difference, resampling)
+        row["share_best"] = NAN if choice == "any layer" else float(np.mean(own >= score.max(1) - 1e-9))
+        rows.append(row | {"n": n})
     return rows
 
 
-def _interval(values: NDArray[np.float64], draws: int, level: float, seed: int) -> tuple[float, float]:
+def _interval(values: NDArray[np.float64], resampling: Resampling) -> tuple[float, float]:
     """A percentile interval of the mean over facts."""
-    if draws == 0 or len(values) < 3:
-        return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    found = stats.bootstrap(
-        (values,), np.mean, n_resamples=draws, confidence_level=level, method="percentile", rng=rng, batch=500
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    if resampling.draws == 0 or len(values) < 3:
+        return NAN, NAN
+    interval = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=resampling.draws,
+        confidence_level=resampling.level,
+        method="percentile",
+        rng=np.random.default_rng(resampling.seed),
+        batch=500,
+    ).confidence_interval
+    return float(interval.low), float(interval.high)

@@ -1,24 +1,30 @@
-"""Every localiser in the same regression: what each adds to the layer, and what editing at its peak is worth."""
+"""Compares localizers: the R^2 that each adds to the layer's, and the score of editing where each one peaks."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from loc_edit.analysis.regression.choices import layer_choices
-from loc_edit.analysis.regression.ols import fits
-from loc_edit.analysis.regression.resampling import bootstrap_added, permutation_p
-from loc_edit.analysis.regression.statistics import holm
-from loc_edit.analysis.tables.rows import RowsMissing, combinations, join_by_localizer, without_controls
+from loc_edit.analysis.regression.ols import fits_beside
+from loc_edit.analysis.regression.resampling import NAN, RESAMPLED, Resampling, resampled
+from loc_edit.analysis.regression.statistics import ADDED, holm
+from loc_edit.analysis.tables.rows import (
+    EffectDefinition,
+    RowsMissing,
+    combination_columns,
+    join_by_localizer,
+    without_controls,
+)
 
 if TYPE_CHECKING:
     from loc_edit.analysis.run import Run
 
 SHUFFLES = 40
-"""Permutations for each row of a matrix, at least: Holm multiplies the smallest p by the number of rows."""
+"""The least number of permutations for each row of a matrix: Holm multiplies the smallest p by the number of rows."""
 
 Frames = Mapping[str, pd.DataFrame]
-"""By localiser, the rows of the regression with its effect: see `tables.join`."""
+"""By localizer, the rows of the regression with its effect, see `Run.frame`."""
 
 
 def localizer_matrix(
@@ -31,46 +37,38 @@ def localizer_matrix(
     level: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """What each localiser adds to the R^2 of the layer, for each problem x method.
+    """What each localizer adds to the R^2 of the layer, for each problem x method.
 
     Args:
-        run: a run; or, by localiser, the rows of the regression (`run.frame(localizer=...)`).
+        run: a run; or, by localizer, the rows of the regression (`run.frame(localizer=...)`).
         outcome: the score to be explained.
-        window: of a run, the layers that localisers take together; the only one there is, or 5.
-        site: of a run, where localisers looked.
-        draws: resamples of facts, and permutations; of these there are at least `SHUFFLES` times as many as rows.
+        window: of a run, the number of layers that localizers take together; by default the only one, or 5.
+        site: of a run, the site that localizers looked at.
+        draws: resamples of facts, and permutations; there are at least `SHUFFLES` permutations per row of the matrix.
         level: coverage of the interval.
         seed: of the resampling.
 
     Returns:
-        A row per localiser x problem x method x window: r2_layer, r2_trace, r2_both, r2_added; added_corrected,
-        added_low, added_high (facts resampled, less what chance adds, see `bootstrap_added`); p_permutation, and
+        A row per localizer x problem x method x window: r2_layer, r2_trace, r2_both, r2_added; added_corrected,
+        added_low, added_high (facts resampled, chance subtracted, see `bootstrap_added`); p_permutation, and
         p_permutation_holm over the whole matrix; n, n_facts and, where a number is missing, the reason.
 
     Raises:
-        RowsMissing: the run has no traces, or a finished edit has none of a localiser.
+        RowsMissing: the run has no traces, or a finished edit has no trace of a localizer.
     """
     frames = {name: without_controls(frame) for name, frame in _frames(run, window, site).items()}
-    n_cells = sum(len(frame.drop_duplicates(combinations(frame))) for frame in frames.values())
-    shuffles = max(draws, SHUFFLES * n_cells)
+    n_rows = sum(len(frame.drop_duplicates(combination_columns(frame))) for frame in frames.values())
+    resampling, permutations = Resampling(draws, level, seed), max(draws, SHUFFLES * n_rows)
     parts = []
     for name, frame in frames.items():
-        found = fits(frame, outcome)
-        keys = combinations(frame)
-        groups: dict[Any, pd.DataFrame] = dict(iter(frame.groupby(keys))) if keys else {(): frame}
-        more = []
-        for key in found[keys].itertuples(index=False, name=None):
-            drawn = bootstrap_added(groups[key], outcome, draws=draws, level=level, seed=seed)
-            more.append(drawn | {"p_permutation": permutation_p(groups[key], outcome, draws=shuffles, seed=seed)})
-        table = pd.concat([found, pd.DataFrame(more, index=found.index)], axis=1)
-        resampled = ["added_corrected", "added_low", "added_high", "p_permutation"]
-        table.loc[table["r2_added"].isna(), resampled] = float("nan")  # of one layer, say
-        parts.append(table.assign(localizer=name))
+        part = fits_beside(
+            frame, outcome, "trace", lambda rows: resampled(rows, outcome, "trace", resampling, permutations)
+        )
+        part.loc[part["r2_added"].isna(), RESAMPLED] = NAN  # with one layer only, for example
+        parts.append(part.assign(localizer=name))
     matrix = pd.concat(parts, ignore_index=True)
     matrix["p_permutation_holm"] = holm(matrix["p_permutation"])
-    columns = ["localizer", "problem", "method", "window", "outcome", "r2_layer", "r2_trace", "r2_both", "r2_added"]
-    columns += ["added_corrected", "added_low", "added_high", "p_permutation", "p_permutation_holm"]
-    return matrix[[*columns, "n", "n_facts", "reason"]]
+    return matrix[["localizer", "problem", "method", "window", "outcome", *ADDED, "n", "n_facts", "reason"]]
 
 
 def localizer_choices(
@@ -83,7 +81,7 @@ def localizer_choices(
     level: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """`layer_choices` for each localiser: its peak against one layer for all facts, any layer, and the oracle.
+    """`layer_choices` for each localizer: its peak against one layer for all facts, any layer, and the oracle.
 
     Args:
         run: see `localizer_matrix`.
@@ -96,28 +94,28 @@ def localizer_choices(
 
     Returns:
         The columns of `layer_choices` with `localizer` in front; the choice `tracing peak` is called `peak`, the
-        layer of the localiser's largest effect.  The other choices are of the same facts, those of which the
-        localiser has a number at every edited layer.
+        layer of the localizer's largest effect.  The other choices are computed from the same facts: the facts for
+        which the localizer has a number at every edited layer.
 
     Raises:
-        RowsMissing: no fact of any localiser has a score and an effect at every edited layer.
+        RowsMissing: no fact of any localizer has a score and an effect at every edited layer.
     """
     parts = []
     for name, frame in _frames(run, window, site).items():
         try:
-            found = layer_choices(frame, outcome, draws=draws, level=level, seed=seed)
+            part = layer_choices(frame, outcome, draws=draws, level=level, seed=seed)
         except RowsMissing:
             continue
-        found["choice"] = found["choice"].replace("tracing peak", "peak")
-        found.insert(0, "localizer", name)
-        parts.append(found)
+        part["choice"] = part["choice"].replace("tracing peak", "peak")
+        part.insert(0, "localizer", name)
+        parts.append(part)
     if not parts:
-        raise RowsMissing(f"no fact has a {outcome} score and a localiser's effect at every edited layer")
+        raise RowsMissing(f"no fact has a {outcome} score and a localizer's effect at every edited layer")
     return pd.concat(parts, ignore_index=True)
 
 
 def _frames(run: "Run | Frames", window: int | None, site: str) -> Frames:
-    """By localiser, the rows of the regression."""
+    """By localizer, the rows of the regression."""
     if isinstance(run, Mapping):
         return run
-    return join_by_localizer(run.edits, run.traces, window=window, site=site)
+    return join_by_localizer(run.edits, run.traces, EffectDefinition(window, site))

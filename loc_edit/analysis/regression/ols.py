@@ -1,6 +1,7 @@
-"""The paper's regressions: layer, tracing effect, both, and whether the tracing effect adds anything."""
+"""Fits the paper's regressions: of a score on the layer, on the tracing effect, and on both."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -10,7 +11,7 @@ import statsmodels.formula.api as smf
 from statsmodels.stats.anova import anova_lm
 from statsmodels.tools.sm_exceptions import SingularMatrixWarning
 
-from loc_edit.analysis.tables.rows import combinations, in_paper_order, require, without_controls
+from loc_edit.analysis.tables.rows import combination_columns, groups_of, in_paper_order, require, without_controls
 from loc_edit.analysis.tables.summaries import is_constant
 from loc_edit.names import method_label
 
@@ -64,9 +65,9 @@ class Fit:
     reason: str = ""
 
     def __repr__(self) -> str:
-        what = f"{self.outcome}, {method_label(self.method, self.window)}, {self.problem}".strip(", ")
+        names = f"{self.outcome}, {method_label(self.method, self.window)}, {self.problem}".strip(", ")
         text = (
-            f"Fit({what}: R^2 layer {self.r2_layer:.3f}, trace {self.r2_trace:.3f}, both {self.r2_both:.3f}, "
+            f"Fit({names}: R^2 layer {self.r2_layer:.3f}, trace {self.r2_trace:.3f}, both {self.r2_both:.3f}, "
             f"added {self.r2_added:+.4f}; F({self.df_num:.0f}, {self.df_den:.0f}) = {self.f:.2f}, "
             f"p = {self.p:.2g}; {self.n} rows, {self.n_facts} facts, {len(self.layers)} layers, "
             f"{self.n_dropped} dropped"
@@ -84,113 +85,111 @@ class Fit:
 def fit(frame: pd.DataFrame, outcome: str = "rewrite", regressor: str = "trace") -> Fit:
     """Explain an outcome by layer, by tracing effect, and by both, for ONE method x problem.
 
-    Rows with a NaN in outcome or tracing effect are dropped once, before all fits, and counted.  What
-    cannot be computed is NaN, and `reason` says why.
+    Rows with a NaN in outcome or tracing effect are dropped once, before all fits, and counted.  A number
+    that cannot be computed is NaN, and `reason` says why.
 
     Args:
-        frame: rows of the regression, see `tables.join`: `fact_id, layer, trace` and the outcome.
+        frame: rows of the regression, see `Run.frame`: `fact_id, layer, trace` and the outcome.
         outcome: the column to explain.
         regressor: the column with the tracing effect.
 
     Raises:
-        ValueError: the frame holds several methods or problems (`fits` takes those), or lacks a column.
+        ValueError: the frame holds several methods or problems (`fits` takes such frames), or lacks a column.
     """
     require(frame, ["fact_id", "layer", regressor, outcome], "fit")
     frame = without_controls(frame)
-    which = _the_combination(frame)
+    combination = _the_combination(frame)
     rows, n_dropped = usable_rows(frame, outcome, regressor)
-    known: dict[str, Any] = which | {
-        "outcome": outcome,
-        "n": len(rows),
-        "n_dropped": n_dropped,
-        "n_facts": int(rows["fact_id"].nunique()),
-        "layers": tuple(int(layer) for layer in np.unique(rows["layer"])),
-    }
-    return Fit(**known, **_explained(rows, outcome))
+    return Fit(
+        **combination,
+        outcome=outcome,
+        n=len(rows),
+        n_dropped=n_dropped,
+        n_facts=int(rows["fact_id"].nunique()),
+        layers=tuple(int(layer) for layer in np.unique(rows["layer"])),
+        **_explained(rows, outcome),
+    )
 
 
 def fits(frame: pd.DataFrame, outcome: str = "rewrite", regressor: str = "trace") -> pd.DataFrame:
     """`fit` for every problem x method x window in the frame: one row each, in the paper's order."""
+    return fits_beside(frame, outcome, regressor, lambda rows: {})
+
+
+def fits_beside(
+    frame: pd.DataFrame, outcome: str, regressor: str, more: Callable[[pd.DataFrame], dict[str, Any]]
+) -> pd.DataFrame:
+    """`fits` with further columns: `more` computes them from the rows of a combination."""
     require(frame, ["fact_id", "layer", regressor, outcome], "fits")
     frame = without_controls(frame)
-    keys = combinations(frame)
-    groups = [rows for _, rows in frame.groupby(keys)] if keys else [frame]
-    rows = [asdict(fit(group, outcome, regressor)) for group in groups if len(group)]
-    return in_paper_order(pd.DataFrame(rows, columns=[field.name for field in fields(Fit)]))
+    groups = [rows for _, rows in groups_of(frame, combination_columns(frame)) if len(rows)]
+    table = [asdict(fit(rows, outcome, regressor)) | more(rows) for rows in groups]
+    return in_paper_order(pd.DataFrame(table, columns=None if table else [field.name for field in fields(Fit)]))
 
 
 def usable_rows(frame: pd.DataFrame, outcome: str, regressor: str = "trace") -> tuple[pd.DataFrame, int]:
     """The rows `fact_id, layer, trace, y` without NaN, and the number of rows left out."""
-    rows = pd.DataFrame(
-        {
-            "fact_id": frame["fact_id"],
-            "layer": frame["layer"],
-            "trace": frame[regressor].astype(float),
-            "y": frame[outcome].astype(float),
-        }
-    ).replace([np.inf, -np.inf], np.nan)
-    kept = rows.dropna().reset_index(drop=True)
+    rows = frame[["fact_id", "layer"]].assign(trace=frame[regressor].astype(float), y=frame[outcome].astype(float))
+    kept = rows.replace([np.inf, -np.inf], np.nan).dropna().reset_index(drop=True)
     return kept, len(rows) - len(kept)
 
 
 def _the_combination(frame: pd.DataFrame) -> dict[str, Any]:
-    keys = combinations(frame)
-    found = frame[keys].drop_duplicates() if keys else frame[[]].head(0)
-    if len(found) > 1:
-        names = [" x ".join(f"{value}" for value in row) for row in found.itertuples(index=False)]
-        raise ValueError(f"fit takes one {' x '.join(keys)}, got {len(names)}: {', '.join(names)}; use fits")
-    row = found.to_dict("records")[0] if len(found) else {}
-    return {str(k): int(v) if k == "window" else str(v) for k, v in row.items()}
+    """The only problem, method and window of a frame."""
+    keys = combination_columns(frame)
+    combinations = frame[keys].drop_duplicates().to_dict("records") if keys else []
+    if len(combinations) > 1:
+        names = ", ".join(" x ".join(map(str, combination.values())) for combination in combinations)
+        raise ValueError(f"fit takes one {' x '.join(keys)}, got {len(combinations)}: {names}; use fits")
+    return {str(k): int(v) if k == "window" else str(v) for row in combinations for k, v in row.items()}
 
 
 def _explained(rows: pd.DataFrame, outcome: str) -> dict[str, Any]:
-    """The R^2s and the test that these rows allow, and the reason for those they do not."""
+    """The R^2s and the test that these rows allow, and the reasons why others are missing."""
     if rows.empty:
         return {"reason": f"no row has both {outcome} and a tracing effect"}
     if is_constant(rows["y"]):
         return {"reason": f"{outcome} is constant"}
-    one_layer = rows["layer"].nunique() == 1
-    flat = is_constant(rows["trace"])
-    found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     reasons = []
-    if one_layer:
+    if rows["layer"].nunique() == 1:
         reasons.append("there is one layer only")
     elif len(rows) <= rows["layer"].nunique():
         reasons.append("too few rows for the layers")
     else:
         by_layer = smf.ols("y ~ C(layer)", rows).fit()
-        found |= {"r2_layer": by_layer.rsquared, "r2_layer_adjusted": by_layer.rsquared_adj}
-    if flat:
+        numbers |= {"r2_layer": by_layer.rsquared, "r2_layer_adjusted": by_layer.rsquared_adj}
+    if is_constant(rows["trace"]):
         reasons.append("the tracing effect is constant")
     elif len(rows) <= 2:
         reasons.append("too few rows for a line")
     else:
-        found["r2_trace"] = smf.ols("y ~ trace", rows).fit().rsquared
+        numbers["r2_trace"] = smf.ols("y ~ trace", rows).fit().rsquared
     if not reasons:
-        more, why = _nested(rows, by_layer)
-        found |= more
-        reasons += why
-    return {name: float(value) for name, value in found.items()} | {"reason": "; ".join(reasons)}
+        nested, reason = _nested(rows, by_layer)
+        numbers |= nested
+        reasons.append(reason)
+    return {name: float(value) for name, value in numbers.items()} | {"reason": "; ".join(reasons)}
 
 
-def _nested(rows: pd.DataFrame, by_layer: Any) -> tuple[dict[str, float], list[str]]:
-    """The full model, and the F-test against the layers alone."""
+def _nested(rows: pd.DataFrame, by_layer: Any) -> tuple[dict[str, float], str]:
+    """The full model, and the F-test against the layers alone, or the reason why there is none."""
     with warnings.catch_warnings():
         # A layer whose tracing effect never varies has no slope; rank and degrees of freedom account for it.
         warnings.simplefilter("ignore", SingularMatrixWarning)
         both = smf.ols("y ~ C(layer) * trace", rows).fit()
     if both.df_resid < 1:
-        return {}, ["too few rows for layer and tracing effect together"]
-    found = {
+        return {}, "too few rows for layer and tracing effect together"
+    numbers = {
         "r2_both": both.rsquared,
         "r2_both_adjusted": both.rsquared_adj,
         "r2_added": both.rsquared - by_layer.rsquared,
         "df_num": by_layer.df_resid - both.df_resid,
         "df_den": both.df_resid,
     }
-    if found["df_num"] < 1:
-        return found, ["the tracing effect is constant within every layer"]
+    if numbers["df_num"] < 1:
+        return numbers, "the tracing effect is constant within every layer"
     if both.ssr <= 1e-12 * both.centered_tss:
-        return found, ["the fit is exact: no F"]
+        return numbers, "the fit is exact: no F"
     test = anova_lm(by_layer, both)
-    return found | {"f": test["F"].iloc[1], "p": test["Pr(>F)"].iloc[1]}, []
+    return numbers | {"f": test["F"].iloc[1], "p": test["Pr(>F)"].iloc[1]}, ""

@@ -1,11 +1,11 @@
-"""Resampling whole facts: a bootstrap interval and a permutation test of what the tracing effect adds.
+"""Resamples whole facts: a bootstrap interval and a permutation test of the R^2 that the tracing effect adds.
 
 The rows of one fact depend on each other, so facts, not rows, are drawn.  The full model, y ~ C(layer) * trace,
 is a line per layer; its sums of squares follow from six sums per layer, so that a resample costs one matrix
 product instead of a fit.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,27 @@ NAN = float("nan")
 
 
 @dataclass(frozen=True)
+class Resampling:
+    """How facts are resampled.
+
+    Attributes:
+        draws: how many resamples or permutations.
+        level: coverage of the intervals.
+        seed: of the random draws.
+    """
+
+    draws: int = 2000
+    level: float = 0.95
+    seed: int = 0
+
+
+RESAMPLED = ["added_corrected", "added_low", "added_high", "p_permutation"]
+"""The columns of `resampled`."""
+
+
+@dataclass(frozen=True)
 class Profiles:
-    """Tracing effects and outcomes of one method x problem as fact x layer; NaN where there is none."""
+    """Tracing effects and outcomes of one method x problem as fact x layer; NaN where there is no number."""
 
     trace: NDArray[np.float64]
     score: NDArray[np.float64]
@@ -35,15 +54,14 @@ class Profiles:
         return ~np.isnan(self.trace) & ~np.isnan(self.score)
 
     def usable(self) -> bool:
-        """Whether there is anything to resample: a few facts, and an outcome that varies."""
+        """Whether resampling makes sense: there are at least three facts, and the outcome varies."""
         scores = self.score[self.present]
         return bool(self.present.any(1).sum() >= 3 and np.ptp(scores) > 0)
 
     def centered(self) -> "Profiles":
-        """The same less the overall means (for accuracy), facts without any number left out."""
-        some = self.present.any(1)
-        here = self.present[some]
-        trace, score = np.where(here, self.trace[some], np.nan), np.where(here, self.score[some], np.nan)
+        """The profiles minus their overall means (for accuracy), without the facts that have no number at all."""
+        present = self.present[self.present.any(1)]
+        trace, score = (np.where(present, a[self.present.any(1)], np.nan) for a in (self.trace, self.score))
         return Profiles(trace - np.nanmean(trace), score - np.nanmean(score))
 
     def sums(self) -> NDArray[np.float64]:
@@ -54,7 +72,7 @@ class Profiles:
 
 
 def explained(sums: NDArray[np.float64]) -> tuple[Any, Any]:
-    """R^2 of layer, and what a line per layer adds to it, from sums over facts [..., 6, layer]."""
+    """R^2 of the layer, and the R^2 that a line per layer adds, from sums over facts [..., 6, layer]."""
     n, x, y, xx, xy, yy = np.moveaxis(sums, -2, 0)
     per_row = np.divide(1.0, n, out=np.zeros_like(n), where=n > 0)
     within_xx, within_xy, within_yy = xx - x * x * per_row, xy - x * y * per_row, yy - y * y * per_row
@@ -65,32 +83,33 @@ def explained(sums: NDArray[np.float64]) -> tuple[Any, Any]:
         return 1 - within_yy.sum(-1) / total, lines.sum(-1) / total
 
 
-def bootstrap_added(
-    frame: pd.DataFrame,
-    outcome: str = "rewrite",
-    regressor: str = "trace",
-    *,
-    draws: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+def resampled(
+    frame: pd.DataFrame, outcome: str, regressor: str, resampling: Resampling, permutations: int | None = None
 ) -> dict[str, float]:
-    """The added R^2 less its bias, with an interval, from resampled facts.
+    """`bootstrap_added` and `permutation_p` of one method x problem; `permutations` instead of `draws` if given."""
+    shuffling = replace(resampling, draws=permutations or resampling.draws)
+    interval = bootstrap_added(frame, outcome, regressor, resampling)
+    return interval | {"p_permutation": permutation_p(frame, outcome, regressor, shuffling)}
+
+
+def bootstrap_added(
+    frame: pd.DataFrame, outcome: str = "rewrite", regressor: str = "trace", resampling: Resampling = Resampling()
+) -> dict[str, float]:
+    """The added R^2 minus its bias, with an interval, from resampled facts.
 
     R^2 cannot fall when a regressor joins, so the added R^2 lies above the truth, and in a resample, where facts
     repeat, it lies higher still: near 0 the percentile interval never covers and scipy's BCa rarely does.  The
-    bias that resampling shows is therefore taken off twice from the percentiles (once for the resample, once for
-    the sample), and what falls below 0 is 0.
+    bias that resampling shows is therefore subtracted twice from the percentiles (once for the resample, once for
+    the sample), and a result below 0 is 0.
 
     Args:
         frame: rows of one method x problem.
         outcome: the column explained.
         regressor: the column with the tracing effect.
-        draws: how many resamples.
-        level: coverage.
-        seed: of the resampling.
+        resampling: draws, level and seed.
 
     Returns:
-        added_corrected, added_low, added_high; NaN where there is nothing to resample.
+        added_corrected, added_low, added_high; NaN with fewer than three facts or a constant outcome.
     """
     profiles = Profiles.of(frame, outcome, regressor)
     if not profiles.usable():
@@ -105,37 +124,27 @@ def bootstrap_added(
         (np.arange(n),),
         added,
         vectorized=True,
-        axis=-1,
-        n_resamples=draws,
+        n_resamples=resampling.draws,
         method="percentile",
-        confidence_level=level,
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(resampling.seed),
     )
     drawn = result.bootstrap_distribution
     observed = float(explained(sums.sum(0))[1])
     bias = float(np.nanmean(drawn)) - observed
-    tail = (1 - level) / 2
+    tail = (1 - resampling.level) / 2
     low, high = np.nanquantile(drawn, [tail, 1 - tail]) - 2 * bias
-    return {
-        "added_corrected": max(0.0, observed - bias),
-        "added_low": max(0.0, float(low)),
-        "added_high": max(0.0, float(high)),
-    }
+    numbers = {"added_corrected": observed - bias, "added_low": float(low), "added_high": float(high)}
+    return {name: max(0.0, number) for name, number in numbers.items()}
 
 
 def permutation_p(
-    frame: pd.DataFrame,
-    outcome: str = "rewrite",
-    regressor: str = "trace",
-    *,
-    draws: int = 2000,
-    seed: int = 0,
+    frame: pd.DataFrame, outcome: str = "rewrite", regressor: str = "trace", resampling: Resampling = Resampling()
 ) -> float:
-    """P of the added R^2 when whole tracing profiles are dealt to other facts.
+    """The p-value of the added R^2 when whole tracing profiles are dealt to other facts.
 
     A fact's profile over the layers stays in one piece and each effect stays at its layer, so that neither the
     layers nor the dependence among a fact's rows count as evidence.  Facts that lack a tracing effect at some
-    layer are left out; missing outcomes may stay.
+    layer are left out; missing outcomes may stay.  The arguments are those of `bootstrap_added`.
     """
     profiles = Profiles.of(frame, outcome, regressor)
     whole = ~np.isnan(profiles.trace).any(1)
@@ -143,15 +152,15 @@ def permutation_p(
     if not profiles.usable():
         return NAN
     trace = profiles.trace - profiles.trace.mean()
-    here = profiles.present.astype(float)
+    present = profiles.present.astype(float)
     score = np.nan_to_num(profiles.score - np.nanmean(profiles.score))
-    fixed = [here.sum(0), score.sum(0), (score**2).sum(0)]
+    fixed = [present.sum(0), score.sum(0), (score**2).sum(0)]
 
     def added(order: NDArray[np.intp], axis: int = -1) -> Any:
         dealt = trace[order]  # [..., fact, layer]
-        x, xy = (dealt * here).sum(-2), (dealt * score).sum(-2)
-        n, y, yy = (np.broadcast_to(part, x.shape) for part in fixed)
-        return explained(np.stack([n, x, y, (dealt**2 * here).sum(-2), xy, yy], axis=-2))[1]
+        x, xy = (dealt * present).sum(-2), (dealt * score).sum(-2)
+        n, y, yy = (np.broadcast_to(sums, x.shape) for sums in fixed)
+        return explained(np.stack([n, x, y, (dealt**2 * present).sum(-2), xy, yy], axis=-2))[1]
 
     result = stats.permutation_test(
         (np.arange(len(trace)),),
@@ -159,10 +168,10 @@ def permutation_p(
         permutation_type="pairings",
         vectorized=True,
         axis=-1,
-        n_resamples=draws,
+        n_resamples=resampling.draws,
         batch=max(1, 2_000_000 // trace.size),
         alternative="greater",
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(resampling.seed),
     )
     return float(result.pvalue)
 

@@ -1,1 +1,1 @@
-"""Tables: trace rows and edit rows joined, summed up, and laid out as the paper's tables."""
+"""Tables: trace rows and edit rows joined, summarized, and laid out as the paper's tables."""

@@ -1,4 +1,4 @@
-"""Whose trace rows are these: the localisers by name, and the rows of one."""
+"""Picks the trace rows of one localizer, and the windows that each localizer is run at."""
 
 from collections.abc import Sequence
 
@@ -8,20 +8,19 @@ from loc_edit.names import LOCALIZERS, TRACING, in_order
 
 
 def of_localizer(traces: pd.DataFrame, localizer: str = TRACING) -> pd.DataFrame:
-    """The trace rows of one localiser; where no column says whose they are, all are of Causal Tracing."""
+    """The trace rows of one localizer; rows without a column `localizer` are Causal Tracing's."""
     if "localizer" in traces:
         return traces[traces["localizer"] == localizer]
     return traces if localizer == TRACING else traces.head(0)
 
 
 def localizers_in(traces: pd.DataFrame) -> list[str]:
-    """The localisers that trace rows are of: those of the package in its order, then others."""
+    """The localizers of trace rows: first the package's own in its order, then others."""
     if traces.empty:
         return []
-    found = set(traces["localizer"].unique()) if "localizer" in traces else {TRACING}
-    return in_order(found, LOCALIZERS)
+    return in_order(set(traces["localizer"].unique()) if "localizer" in traces else {TRACING}, LOCALIZERS)
 
 
 def windows_of(localizer: str, windows: Sequence[int], others: Sequence[int] | None = None) -> Sequence[int]:
-    """The windows of a localiser in a grid: `windows` of Causal Tracing, `others` of the rest if there are any."""
+    """The windows of a localizer in a grid: `windows` for Causal Tracing, `others`, if given, for the rest."""
     return windows if localizer == TRACING or not others else others

@@ -1,28 +1,70 @@
-"""The paper's tables, for readers: from fits to CSV, LaTeX and Markdown."""
+"""Lays out the paper's tables for readers, sets the study's numbers beside ours, and writes tables to files."""
 
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import pandas as pd
 
-from loc_edit.analysis.tables.rows import RowsMissing, in_paper_order
+from loc_edit.analysis.tables.rows import RowsMissing, StudyRows, in_paper_order, method_labels
 from loc_edit.files import DATA
-from loc_edit.names import SCORES, method_label, problem_label
+from loc_edit.names import SCORES, problem_label
+
+log = logging.getLogger(__name__)
+
+QUANTITIES = ["r2_layer", "r2_trace", "r2_both"]
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table of the paper: `build` makes it from rows, or raises `RowsMissing`."""
+
+    title: str
+    build: Callable[[StudyRows], pd.DataFrame]
+
+
+Output = TypeVar("Output", bound=PaperTable)
+
+
+def write_each(
+    outputs: Mapping[str, Output], write: Callable[[str, Output], list[Path]]
+) -> tuple[dict[str, list[Path]], dict[str, str]]:
+    """Writes every table or figure that the rows allow.
+
+    Args:
+        outputs: the tables or figures by name.
+        write: builds and writes one, given its name too, and returns the paths; or raises `RowsMissing`.
+
+    Returns:
+        The paths written, by name, and for tables or figures that cannot be made, the reason.
+    """
+    written: dict[str, list[Path]] = {}
+    missing: dict[str, str] = {}
+    for name, output in outputs.items():
+        try:
+            written[name] = write(name, output)
+        except RowsMissing as error:
+            missing[name] = str(error)
+            log.info("%s (%s) cannot be made: %s", name, output.title, error)
+    return written, missing
 
 
 def r2_table(fits: pd.DataFrame) -> pd.DataFrame:
     """R^2 of layer, tracing effect and both, with the F-test, one row per problem x method.
 
     Args:
-        fits: what `regress.fits` returns.
+        fits: the regressions, see `fits`.
     """
     if fits.empty:
         raise RowsMissing("there are no fits")
     fits = in_paper_order(fits)
-    labels = [method_label(m, w) for m, w in zip(fits["method"], fits["window"], strict=True)]
     return pd.DataFrame(
         {
             "Problem": fits["problem"].map(problem_label),
-            "Method": labels,
+            "Method": method_labels(fits),
             "Layer": fits["r2_layer"],
             "Tracing effect": fits["r2_trace"],
             "Both": fits["r2_both"],
@@ -39,11 +81,9 @@ def table_1(fits: pd.DataFrame) -> pd.DataFrame:
     """Table 1: R^2 of the rewrite score of ROME, per problem.
 
     Args:
-        fits: what `regress.fits` returns for the rewrite score.
+        fits: the regressions of the rewrite score, see `fits`.
     """
-    rows = fits[(fits["method"] == "rome") & (fits["window"] == 1)]
-    if "outcome" in rows:
-        rows = rows[rows["outcome"] == "rewrite"]
+    rows = fits[(fits["method"] == "rome") & (fits["window"] == 1) & (fits["outcome"] == "rewrite")]
     if rows.empty:
         raise RowsMissing("Table 1 needs the rewrite scores of ROME")
     return r2_table(rows)
@@ -52,68 +92,62 @@ def table_1(fits: pd.DataFrame) -> pd.DataFrame:
 def paper_numbers() -> pd.DataFrame:
     """Numbers printed in the study: source, model, problem, method, window, layer, outcome, quantity, value.
 
-    A quantity that ends in `_concentrated` is of the facts with concentrated tracing effects (Table 2).
+    A quantity that ends in `_concentrated` is about the facts with concentrated tracing effects (Table 2).
     """
     return pd.read_csv(DATA / "paper_numbers.csv")
 
 
-def compare_paper(fits: pd.DataFrame, concentrated: pd.DataFrame | None = None) -> pd.DataFrame:
+def beside_paper(fits: pd.DataFrame, concentrated: pd.DataFrame | None = None) -> pd.DataFrame:
     """Our R^2 beside the study's, where the study's is known.
 
     Args:
-        fits: what `regress.fits` returns, of one outcome or several stacked.
-        concentrated: the same of the facts with a concentrated tracing effect, for Table 2.
+        fits: the regressions of one outcome or several stacked, see `fits`.
+        concentrated: the regressions of the facts with a concentrated tracing effect, for Table 2.
 
     Returns:
         problem, method, window, outcome, facts (`all`, `concentrated`), r2_layer, r2_trace, r2_both, r2_added, with
         `_paper` beside each (NaN where the study's number is not at hand).
     """
-    key = ["problem", "method", "window", "outcome"]
+    key = ["problem", "method", "window", "outcome", "facts"]
     known = paper_numbers()
-    quantities = ["r2_layer", "r2_trace", "r2_both"]
-    parts = []
-    for facts, ours, ending in (("all", fits, ""), ("concentrated", concentrated, "_concentrated")):
-        if ours is None:
-            continue
-        theirs = known[known["quantity"].isin([f"{name}{ending}" for name in quantities])]
-        theirs = theirs.assign(quantity=theirs["quantity"].str.removesuffix("_concentrated"))
-        theirs = theirs.pivot(index=key, columns="quantity", values="value")
-        theirs["r2_added"] = theirs["r2_both"] - theirs["r2_layer"]
-        found = ours.merge(theirs.add_suffix("_paper").reset_index(), on=key, how="inner")
-        parts.append(found.assign(facts=facts))
-    both = pd.concat(parts, ignore_index=True)
+    known["facts"] = np.where(known["quantity"].str.endswith("_concentrated"), "concentrated", "all")
+    known["quantity"] = known["quantity"].str.removesuffix("_concentrated")
+    theirs = known[known["quantity"].isin(QUANTITIES)].pivot(index=key, columns="quantity", values="value")
+    theirs["r2_added"] = theirs["r2_both"] - theirs["r2_layer"]
+    theirs = theirs.add_suffix("_paper").reset_index()
+    ours = [("all", fits), ("concentrated", concentrated)]
+    pairs = [part.assign(facts=facts).merge(theirs, on=key) for facts, part in ours if part is not None]
+    both = pd.concat(pairs, ignore_index=True)
     if both.empty:
         raise RowsMissing("none of these fits has a number in the study to compare with")
-    pairs = [f"{name}{end}" for name in (*quantities, "r2_added") for end in ("", "_paper")]
-    ordered = in_paper_order(both[[*key, "facts", *pairs]])
-    return ordered.sort_values("outcome", key=lambda c: c.map(SCORES.index), kind="stable", ignore_index=True)
+    columns = [f"{name}{end}" for name in (*QUANTITIES, "r2_added") for end in ("", "_paper")]
+    ordered = in_paper_order(both[[*key, *columns]])
+    return ordered.sort_values("outcome", key=lambda c: c.map(list(SCORES).index), kind="stable", ignore_index=True)
 
 
 def with_paper_layers(frame: pd.DataFrame) -> pd.DataFrame:
-    """The same frame with layers counted from 1, as the paper prints them."""
+    """The frame with layers counted from 1, as the paper prints them."""
     return frame.assign(layer=frame["layer"] + 1).rename(columns={"layer": "Layer (from 1)"})
 
 
-def write(table: pd.DataFrame, folder: Path | str, name: str) -> list[Path]:
-    """Write a table as `name.csv` (full precision), `name.tex` and `name.md` (rounded); return the paths."""
+def write_table(table: pd.DataFrame, folder: Path | str, name: str) -> list[Path]:
+    """Writes a table as `name.csv` (full precision), `name.tex` and `name.md` (rounded); returns the paths."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shown = rounded(table)
+    alignment = "".join("r" if pd.api.types.is_numeric_dtype(table[column]) else "l" for column in table)
     texts = {
         "csv": table.to_csv(index=False, lineterminator="\n"),
-        "tex": shown.to_latex(index=False, escape=True, column_format=_alignment(table)),
+        "tex": shown.to_latex(index=False, escape=True, column_format=alignment),
         "md": markdown(shown),
     }
-    paths = []
     for ending, text in texts.items():
-        path = folder / f"{name}.{ending}"
-        path.write_text(text, encoding="utf-8")
-        paths.append(path)
-    return paths
+        (folder / f"{name}.{ending}").write_text(text, encoding="utf-8")
+    return [folder / f"{name}.{ending}" for ending in texts]
 
 
 def rounded(table: pd.DataFrame) -> pd.DataFrame:
-    """The table as text: three decimals, small p-values as such, a dash for NaN."""
+    """The table as text: three decimals, small p-values as powers of ten, a dash for NaN."""
     return pd.DataFrame({name: [_show(value, str(name)) for value in table[name]] for name in table}, dtype=object)
 
 
@@ -137,7 +171,3 @@ def _show(value: object, name: str) -> str:
 
 def _degrees(numerator: float, denominator: float) -> str:
     return "-" if pd.isna(numerator) or pd.isna(denominator) else f"{numerator:.0f}, {denominator:.0f}"
-
-
-def _alignment(table: pd.DataFrame) -> str:
-    return "".join("r" if pd.api.types.is_numeric_dtype(table[name]) else "l" for name in table)

@@ -1,8 +1,9 @@
-"""Trace rows and edit rows become the rows of the regression."""
+"""Joins the trace rows and the edit rows of a run: one row per edit, with the tracing effect of its fact and layer."""
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from loc_edit.effects import (
     fractional_effect,
     positions_that_count,
 )
-from loc_edit.names import CONTROLS, METHODS, PROBLEMS, TRACING, in_order
+from loc_edit.names import CONTROLS, METHODS, PROBLEMS, TRACING, in_order, method_label
 
 log = logging.getLogger(__name__)
 
@@ -29,19 +30,49 @@ TRACE_COLUMNS = [*CELL_KEY, "p_restored", "p_clean", "p_corrupted", "subject_beg
 
 
 class RowsMissing(ValueError):
-    """The rows that a table, a figure or a join needs are not there; the message says which."""
+    """A table, a figure or a join needs rows that the run does not have; the message says which."""
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What the paper's tables and figures are made from: a run's rows, and the main restoration window.
+class EffectDefinition:
+    """Defines the tracing effect: which traces it is read from, and how they become one number per fact and layer.
 
     Attributes:
-        traces: trace rows of Causal Tracing, which is what the paper's tables and figures are about.
+        window: the restoration window; `None` takes the only one in the traces, or 5 if there are several.
+        site: the restored site.
+        regressor: "max", the largest fraction from the subject on, or "last_subject", see `by_layer`.
+        denominator: "clean" or "max", see `cell_effects`.
+        localizer: the method that located the fact; the rows of other localizers are left out, so that no frame mixes
+            them.
+
+    Raises:
+        ValueError: regressor or denominator do not exist.
+    """
+
+    window: int | None = None
+    site: str = "mlp_out"
+    regressor: Regressor = "max"
+    denominator: Denominator = "clean"
+    localizer: str = TRACING
+
+    def __post_init__(self) -> None:
+        check_choice(self.regressor, self.denominator)
+
+
+PAPER = EffectDefinition()
+"""The study's own definition."""
+
+
+@dataclass(frozen=True)
+class StudyRows:
+    """The rows that the paper's tables and figures are made from, and the main restoration window and site.
+
+    Attributes:
+        traces: trace rows of Causal Tracing, the only localizer in the paper's tables and figures.
         edits: edit rows.
         window: the main restoration window.
         site: the restored site.
-        localized: trace rows of every localiser of the run.
+        localized: trace rows of every localizer of the run.
     """
 
     traces: pd.DataFrame
@@ -51,7 +82,7 @@ class Rows:
     localized: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
 
     @classmethod
-    def of(cls, traces: pd.DataFrame, edits: pd.DataFrame, window: int | None = None) -> "Rows":
+    def of(cls, traces: pd.DataFrame, edits: pd.DataFrame, window: int | None = None) -> "StudyRows":
         """The rows of a run.
 
         The main site is `mlp_out` if that was traced, else the first; the main window is by default the only one, or 5,
@@ -61,56 +92,54 @@ class Rows:
         sites = sorted(traces["site"].unique()) if len(traces) else []
         site = "mlp_out" if "mlp_out" in sites or not sites else sites[0]
         if window is None and not traced.empty:
-            there = sorted(int(one) for one in traced.loc[traced["site"] == site, "window"].unique())
-            window = DEFAULT_WINDOW if DEFAULT_WINDOW in there else there[0]
-            if len(there) > 1:
-                log.warning("traces with windows %s: taking window %d", there, window)
+            window = _main_window(_windows(traced[traced["site"] == site]))
         return cls(traced, edits, window, site, localized=traces)
+
+    def by_layer(self) -> pd.DataFrame:
+        """The tracing effect of every fact and layer, see the function `by_layer`."""
+        return by_layer(self.traces, EffectDefinition(self.window, self.site))
 
     def joined(self, window: int | None = None, regressor: Regressor = "max") -> pd.DataFrame:
         """The rows of the regression, for the main window or another one."""
-        return join(self.edits, self.traces, window=window or self.window, site=self.site, regressor=regressor)
+        return join(self.edits, self.traces, EffectDefinition(window or self.window, self.site, regressor))
 
     def joined_by_localizer(self) -> dict[str, pd.DataFrame]:
-        """The rows of the regression by localiser: see `join_by_localizer`.
+        """The rows of the regression by localizer, see the function `join_by_localizer`.
 
         Raises:
-            RowsMissing: there is none but Causal Tracing.
+            RowsMissing: Causal Tracing is the only localizer.
         """
         names = localizers_in(self.localized)
         if set(names) <= {TRACING}:
-            raise RowsMissing(f"traces of other localisers are needed (--localizers); there are {names}")
-        return join_by_localizer(self.edits, self.localized, window=self.window, site=self.site)
+            raise RowsMissing(f"traces of other localizers are needed (--localizers); there are {names}")
+        return join_by_localizer(self.edits, self.localized, EffectDefinition(self.window, self.site))
 
 
-def effects(
-    traces: pd.DataFrame,
-    window: int | None = None,
-    site: str = "mlp_out",
-    denominator: Denominator = "clean",
-    localizer: str = TRACING,
-) -> pd.DataFrame:
+def cell_effects(traces: pd.DataFrame, definition: EffectDefinition = PAPER) -> pd.DataFrame:
     """The tracing effect of every cell: the rows of one window and site, with `effect` and `fraction`.
 
-    `fraction` is the effect over `p_clean - p_corrupted`; with `denominator="max"` over
-    `max(p_clean, best p_restored) - p_corrupted`, as the study's released code has it.  Where that is below
-    1e-6 in size the fraction is NaN and `degenerate` is true; the number of such facts is logged and kept in
+    `fraction` is the effect over `p_clean - p_corrupted`; with `denominator="max"` it is the effect over
+    `max(p_clean, best p_restored) - p_corrupted`, as in the study's released code.  Where the denominator is below
+    1e-6 in size, the fraction is NaN and `degenerate` is true; the number of such facts is logged and kept in
     `.attrs["n_degenerate"]`.
 
     Args:
-        traces: trace rows, any number of localisers, windows and sites.
-        window: the restoration window; `None` takes the only one there is, or 5 if there are several.
-        site: the restored site.
-        denominator: "clean" or "max".
-        localizer: whose rows; those of others are left out.
+        traces: trace rows, any number of localizers, windows and sites.
+        definition: which of them, and the denominator.
+
+    Raises:
+        RowsMissing: there are no such traces.
+        ValueError: a row occurs twice, a column is missing, or the traces are of several metrics.
     """
-    check_choice(denominator=denominator)
-    cells = _one_window(traces, window, site, localizer)
-    numbers = [cells[name].to_numpy(float) for name in ("p_restored", "p_clean", "p_corrupted")]
-    best = cells.groupby("fact_id")["p_restored"].transform("max").to_numpy() if denominator == "max" else -np.inf
-    fraction = fractional_effect(*numbers, best)
+    cells = _defined_cells(traces, definition)
+    p_restored, p_clean, p_corrupted = (
+        cells[name].to_numpy(float) for name in ("p_restored", "p_clean", "p_corrupted")
+    )
+    of_max = definition.denominator == "max"
+    best = cells.groupby("fact_id")["p_restored"].transform("max").to_numpy() if of_max else -np.inf
+    fraction = fractional_effect(p_restored, p_clean, p_corrupted, best)
     degenerate = np.isnan(fraction)
-    cells = cells.assign(effect=numbers[0] - numbers[2], fraction=fraction, degenerate=degenerate)
+    cells = cells.assign(effect=p_restored - p_corrupted, fraction=fraction, degenerate=degenerate)
     n_degenerate = int(cells.loc[degenerate, "fact_id"].nunique())
     if n_degenerate:
         log.warning("%d facts have no tracing fraction: clean and corrupted run agree", n_degenerate)
@@ -118,43 +147,26 @@ def effects(
     return cells
 
 
-def by_layer(
-    traces: pd.DataFrame,
-    window: int | None = None,
-    site: str = "mlp_out",
-    regressor: Regressor = "max",
-    denominator: Denominator = "clean",
-    localizer: str = TRACING,
-) -> pd.DataFrame:
+def by_layer(traces: pd.DataFrame, definition: EffectDefinition = PAPER) -> pd.DataFrame:
     """One number per fact and layer: `fact_id, layer, trace, trace_absolute`.
 
     `trace` is the largest fraction over the positions from the subject on, floored at 0
     (`regressor="max"`), or the fraction at the last subject token, not floored (`"last_subject"`).
-    `trace_absolute` is the same of the effect, in probability.
+    `trace_absolute` is the same of the effect, in probability.  Arguments and errors are as in `cell_effects`.
     """
-    check_choice(regressor)
-    cells = effects(traces, window, site, denominator, localizer)
-    columns = [cells[name].to_numpy() for name in ("pos", "subject_begin", "subject_end")]
-    used = cells[positions_that_count(*columns, regressor)]
+    cells = cell_effects(traces, definition)
+    positions = [cells[name].to_numpy() for name in ("pos", "subject_begin", "subject_end")]
+    used = cells[positions_that_count(*positions, definition.regressor)]
     groups = used.groupby(["fact_id", "layer"])
     layers = groups.size().index.to_frame(index=False)
     place = groups.ngroup().to_numpy()
     for name, column in (("trace", "fraction"), ("trace_absolute", "effect")):
-        layers[name] = effect_by_layer(used[column].to_numpy(), place, regressor)
+        layers[name] = effect_by_layer(used[column].to_numpy(), place, definition.regressor)
     layers.attrs["n_degenerate"] = cells.attrs["n_degenerate"]
     return layers
 
 
-def join(
-    edits: pd.DataFrame,
-    traces: pd.DataFrame,
-    *,
-    window: int | None = None,
-    site: str = "mlp_out",
-    regressor: Regressor = "max",
-    denominator: Denominator = "clean",
-    localizer: str = TRACING,
-) -> pd.DataFrame:
+def join(edits: pd.DataFrame, traces: pd.DataFrame, definition: EffectDefinition = PAPER) -> pd.DataFrame:
     """The rows of the regression: every edit row with its fact's tracing effect at the edited layer.
 
     Controls (no edit, random layer) are left out.  Skipped and failed rows stay, with NaN scores, so that
@@ -163,11 +175,7 @@ def join(
     Args:
         edits: edit rows; `window` there is the editor's.
         traces: trace rows.
-        window: the restoration window; `None` takes the only one there is, or 5 if there are several.
-        site: the restored site.
-        regressor: "max" or "last_subject", see `by_layer`.
-        denominator: "clean" or "max", see `effects`.
-        localizer: whose effect; rows of others are left out, so that no frame mixes localisers.
+        definition: the tracing effect.
 
     Raises:
         RowsMissing: a finished edit has no trace; the message names fact and layer.
@@ -178,120 +186,145 @@ def join(
         raise RowsMissing("there are no edit rows (controls not counted)")
     require(edits, [*EDIT_KEY, "rewrite"], "edit rows")
     refuse_duplicates(rows, EDIT_KEY, "edit rows")
-    layers = by_layer(traces, window, site, regressor, denominator, localizer)
+    layers = by_layer(traces, definition)
     rows = rows.drop(columns=["trace", "trace_absolute"], errors="ignore").assign(layer=rows["layer"].astype("int64"))
-    joined = rows.merge(layers, on=["fact_id", "layer"], how="left", validate="many_to_one", indicator="_found")
+    joined = rows.merge(layers, on=["fact_id", "layer"], how="left", validate="many_to_one", indicator="_traced")
     _refuse_untraced(joined, layers)
-    joined = joined.drop(columns="_found")
+    joined = joined.drop(columns="_traced")
     joined.attrs["n_degenerate"] = layers.attrs["n_degenerate"]
     return joined
 
 
 def join_by_localizer(
-    edits: pd.DataFrame, traces: pd.DataFrame, *, window: int | None = None, site: str = "mlp_out"
+    edits: pd.DataFrame, traces: pd.DataFrame, definition: EffectDefinition = PAPER
 ) -> dict[str, pd.DataFrame]:
-    """`join` for every localiser, all at one window; those without it, or not finished, are left out and logged.
+    """`join` for every localizer, all at one window; those without it, or not finished, are left out and logged.
 
     Args:
         edits: see `join`.
         traces: see `join`.
-        window: see `join`; by default that of the first localiser.
-        site: see `join`.
+        definition: see `join`; its window is by default the first localizer's.
 
     Raises:
-        RowsMissing: none is left but Causal Tracing, beside which there are others; or there are no traces.
+        RowsMissing: there are no traces, or every localizer but Causal Tracing had to be left out.
     """
     names = localizers_in(traces)
     if not names:
         raise RowsMissing("there are no trace rows")
-    if window is None:
-        window = int(_one_window(traces, None, site, names[0])["window"].iloc[0])
-    found: dict[str, pd.DataFrame] = {}
-    lost: list[str] = []
+    if definition.window is None:
+        cells = _defined_cells(traces, replace(definition, localizer=names[0]))
+        definition = replace(definition, window=int(cells["window"].iloc[0]))
+    frames: dict[str, pd.DataFrame] = {}
+    reasons: list[str] = []
     for name in names:
         try:
-            found[name] = join(edits, traces, window=window, site=site, localizer=name)
+            frames[name] = join(edits, traces, replace(definition, localizer=name))
         except RowsMissing as error:
-            lost.append(f"{name}: {error}")
-    if lost and set(found) <= {TRACING}:
-        raise RowsMissing("; ".join(lost))
-    for reason in lost:
+            reasons.append(f"{name}: {error}")
+    if reasons and set(frames) <= {TRACING}:
+        raise RowsMissing("; ".join(reasons))
+    for reason in reasons:
         log.warning("a localizer is left out: %s", reason)
-    return found
+    return frames
 
 
 def without_controls(edits: pd.DataFrame) -> pd.DataFrame:
-    """The edit rows that are edits at a chosen layer: no controls."""
+    """The edit rows at a chosen layer: no controls."""
     return edits[~is_control(edits)] if "method" in edits else edits
 
 
 def is_control(edits: pd.DataFrame) -> pd.Series:
-    """Whether a row is a control: no edit, or an edit at a layer drawn by lot."""
+    """Whether a row is a control: no edit, or an edit at a randomly drawn layer."""
     return edits["method"].str.startswith(CONTROLS)
 
 
-def combinations(frame: pd.DataFrame) -> list[str]:
-    """The columns that tell one method x problem from another, as far as the frame has them."""
+def combination_columns(frame: pd.DataFrame) -> list[str]:
+    """The columns that tell one combination of problem and method from another, as far as the frame has them."""
     return [name for name in ("problem", "method", "window") if name in frame]
 
 
+def groups_of(frame: pd.DataFrame, keys: Sequence[str]) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """The rows of every combination of the keys' values, with these values; all rows together without keys."""
+    if not keys:
+        return [({}, frame)]
+    return [(dict(zip(keys, values, strict=True)), rows) for values, rows in frame.groupby(list(keys))]
+
+
+def method_labels(frame: pd.DataFrame) -> list[str]:
+    """The readers' name of each row's method: ROME, FT-5."""
+    return [method_label(str(m), int(w)) for m, w in zip(frame["method"], frame["window"], strict=True)]
+
+
+def methods_in(frame: pd.DataFrame) -> list[tuple[str, int]]:
+    """The pairs of method and window in a frame, in the order in which they occur."""
+    return list(dict.fromkeys(zip(frame["method"], frame["window"].astype(int), strict=True)))
+
+
 def in_paper_order(frame: pd.DataFrame) -> pd.DataFrame:
-    """Sort rows as the paper does: problems, then methods, windows and layers."""
+    """Sorts rows as the paper does: by problem, then method, window and layer."""
     columns = [name for name in ("problem", "method", "window", "layer") if name in frame]
     return frame.sort_values(columns, key=_rank, kind="stable", ignore_index=True)
 
 
-def require(frame: pd.DataFrame, columns: Iterable[str], what: str) -> None:
-    """Refuse a frame without these columns, naming them."""
+def require(frame: pd.DataFrame, columns: Iterable[str], frame_name: str) -> None:
+    """Refuses a frame without these columns, and names them."""
     missing = [name for name in columns if name not in frame]
     if missing:
-        raise ValueError(f"{what}: no column {', '.join(missing)}; there are {', '.join(map(str, frame.columns))}")
+        raise ValueError(
+            f"{frame_name}: no column {', '.join(missing)}; there are {', '.join(map(str, frame.columns))}"
+        )
 
 
-def refuse_duplicates(frame: pd.DataFrame, key: Sequence[str], what: str) -> None:
-    """Refuse a frame in which a key occurs twice, naming the first few."""
-    twice = frame.duplicated(list(key))
-    if twice.any():
-        raise ValueError(f"{what}: {int(twice.sum())} rows occur twice: {_name_rows(frame.loc[twice, list(key)])}")
+def refuse_duplicates(frame: pd.DataFrame, key: Sequence[str], frame_name: str) -> None:
+    """Refuses a frame in which a key occurs twice, and names the first few."""
+    repeated = frame.loc[frame.duplicated(list(key)), list(key)]
+    if len(repeated):
+        raise ValueError(f"{frame_name}: {len(repeated)} rows occur twice: {_name_rows(repeated)}")
 
 
-def _one_window(traces: pd.DataFrame, window: int | None, site: str, localizer: str = TRACING) -> pd.DataFrame:
+def _defined_cells(traces: pd.DataFrame, definition: EffectDefinition) -> pd.DataFrame:
+    """The trace rows of the definition's localizer, site and window."""
     if traces.empty:
         raise RowsMissing("there are no trace rows")
     require(traces, TRACE_COLUMNS, "trace rows")
-    mine = of_localizer(traces, localizer)
-    if mine.empty:
-        raise RowsMissing(f"no traces of localizer {localizer!r}; there are {localizers_in(traces)}")
-    at_site = mine[mine["site"] == site]
+    located = of_localizer(traces, definition.localizer)
+    if located.empty:
+        raise RowsMissing(f"no traces of localizer {definition.localizer!r}; there are {localizers_in(traces)}")
+    at_site = located[located["site"] == definition.site]
     if at_site.empty:
-        raise RowsMissing(f"no traces at site {site!r}; there are {sorted(mine['site'].unique())}")
-    windows = sorted(int(w) for w in at_site["window"].unique())
+        raise RowsMissing(f"no traces at site {definition.site!r}; there are {sorted(located['site'].unique())}")
+    window, windows = definition.window, _windows(at_site)
     if window is None:
-        window = _default_window(windows)
+        if len(windows) > 1 and DEFAULT_WINDOW not in windows:
+            raise RowsMissing(f"traces with windows {windows}: say which one (window=)")
+        window = _main_window(windows)
     cells = at_site[at_site["window"] == window]
     if cells.empty:
-        raise RowsMissing(f"no traces with window {window} at site {site!r}; there are {windows}")
+        raise RowsMissing(f"no traces with window {window} at site {definition.site!r}; there are {windows}")
     if "metric" in cells and cells["metric"].nunique() > 1:
         raise ValueError(f"traces of several metrics ({', '.join(sorted(cells['metric'].unique()))}): keep one")
     refuse_duplicates(cells, CELL_KEY, "trace rows")
     return cells
 
 
-def _default_window(windows: Sequence[int]) -> int:
-    if len(windows) == 1:
-        return windows[0]
-    if DEFAULT_WINDOW not in windows:
-        raise RowsMissing(f"traces with windows {list(windows)}: say which one (window=)")
-    log.warning("traces with windows %s: taking window %d", list(windows), DEFAULT_WINDOW)
-    return DEFAULT_WINDOW
+def _windows(traces: pd.DataFrame) -> list[int]:
+    return sorted(int(window) for window in traces["window"].unique())
+
+
+def _main_window(windows: list[int]) -> int:
+    """The window 5 where it was traced, else the smallest."""
+    window = DEFAULT_WINDOW if DEFAULT_WINDOW in windows else windows[0]
+    if len(windows) > 1:
+        log.warning("traces with windows %s: taking window %d", windows, window)
+    return window
 
 
 def _refuse_untraced(joined: pd.DataFrame, layers: pd.DataFrame) -> None:
     finished = joined["status"] == "done" if "status" in joined else joined["rewrite"].notna()
-    lost = joined.loc[finished & (joined["_found"] == "left_only"), ["fact_id", "layer"]].drop_duplicates()
-    if not lost.empty:
+    untraced = joined.loc[finished & (joined["_traced"] == "left_only"), ["fact_id", "layer"]].drop_duplicates()
+    if not untraced.empty:
         raise RowsMissing(
-            f"{len(lost)} edited cells have no trace: {_name_rows(lost)}; there are traces of "
+            f"{len(untraced)} edited cells have no trace: {_name_rows(untraced)}; there are traces of "
             f"{layers['fact_id'].nunique()} facts at layers {sorted(layers['layer'].unique().tolist())}"
         )
 
@@ -302,7 +335,7 @@ def _name_rows(rows: pd.DataFrame, most: int = 5) -> str:
 
 
 def _rank(column: pd.Series) -> pd.Series:
-    order = {"problem": tuple(PROBLEMS), "method": tuple(METHODS)}.get(str(column.name))
-    if order is None:
+    orders: dict[Any, Iterable[str]] = {"problem": PROBLEMS, "method": METHODS}
+    if column.name not in orders:
         return column
-    return column.map({name: place for place, name in enumerate(in_order(column.dropna(), order))})
+    return column.map({name: place for place, name in enumerate(in_order(column.dropna(), orders[column.name]))})

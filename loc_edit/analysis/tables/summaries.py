@@ -1,6 +1,6 @@
-"""Summaries of rows: what the paper's figures and smaller tables show."""
+"""Summarizes rows: the correlations, means, counts and points in the paper's figures and smaller tables."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,8 @@ from scipy import stats
 from loc_edit.analysis.tables.localized import of_localizer
 from loc_edit.analysis.tables.rows import (
     RowsMissing,
-    combinations,
+    combination_columns,
+    groups_of,
     in_paper_order,
     is_control,
     require,
@@ -25,7 +26,7 @@ def layer_correlations(
     """Pearson's r between tracing effect and edit outcome, per problem x method x layer.
 
     Args:
-        frame: rows of the regression, see `join`.
+        frame: rows of the regression, see `join`; any number of methods and problems.
         outcome: the column with the score.
         regressor: the column with the tracing effect.
         level: coverage of the interval (Fisher's z).
@@ -36,35 +37,26 @@ def layer_correlations(
     """
     require(frame, ["layer", regressor, outcome], "layer_correlations")
     frame = without_controls(frame)
-    keys = [*combinations(frame), "layer"]
-    rows = [
-        dict(zip(keys, key, strict=True)) | correlation(cell[regressor], cell[outcome], level)
-        for key, cell in frame.groupby(keys)
-    ]
+    keys = [*combination_columns(frame), "layer"]
+    rows = [key | _correlation(cell[regressor], cell[outcome], level) for key, cell in groups_of(frame, keys)]
     columns = [*keys, "n", "n_dropped", "r", "low", "high", "p", "reason"]
     return in_paper_order(pd.DataFrame(rows, columns=columns))
 
 
-def correlation(x: pd.Series, y: pd.Series, level: float = 0.95) -> dict[str, Any]:
-    """Pearson's r of two columns with its interval; NaN with a reason where there is none."""
+def _correlation(x: pd.Series, y: pd.Series, level: float) -> dict[str, Any]:
+    """Pearson's r of two columns with its interval, or the reason why there is none."""
     pairs = pd.DataFrame({"x": x, "y": y}).astype(float).dropna()
-    counts = {"n": len(pairs), "n_dropped": len(x) - len(pairs)}
-    nothing = {"r": np.nan, "low": np.nan, "high": np.nan, "p": np.nan}
+    counts: dict[str, Any] = {"n": len(pairs), "n_dropped": len(x) - len(pairs)}
+    undefined = counts | dict.fromkeys(("r", "low", "high", "p"), np.nan)
     if len(pairs) < 3:
-        return counts | nothing | {"reason": "fewer than three rows"}
-    for name, what in (("x", x.name), ("y", y.name)):
+        return undefined | {"reason": "fewer than three rows"}
+    for name, column in (("x", x), ("y", y)):
         if is_constant(pairs[name]):
-            return counts | nothing | {"reason": f"{what} is constant"}
+            return undefined | {"reason": f"{column.name} is constant"}
     result = stats.pearsonr(pairs["x"], pairs["y"])
-    # Fisher's z needs n > 3; scipy then gives -1 to 1.
-    low, high = result.confidence_interval(level)
-    return counts | {
-        "r": float(result.statistic),
-        "low": float(low),
-        "high": float(high),
-        "p": float(result.pvalue),
-        "reason": "",
-    }
+    low, high = result.confidence_interval(level)  # Fisher's z needs n > 3; scipy else gives -1 to 1
+    numbers = {"r": result.statistic, "low": low, "high": high, "p": result.pvalue}
+    return counts | {name: float(number) for name, number in numbers.items()} | {"reason": ""}
 
 
 def is_constant(values: pd.Series | np.ndarray) -> bool:
@@ -73,72 +65,58 @@ def is_constant(values: pd.Series | np.ndarray) -> bool:
     return bool(np.ptp(values) <= 1e-12 * max(1e-3, float(np.abs(values).max()))) if values.size else True
 
 
-def mean_scores(frame: pd.DataFrame, outcomes: Sequence[str] = SCORES, level: float = 0.95) -> pd.DataFrame:
+def mean_scores(frame: pd.DataFrame, outcomes: Iterable[str] = SCORES) -> pd.DataFrame:
     """Mean scores per problem x method x layer, one row per outcome; controls are left out.
 
     Returns:
-        problem, method, window, layer, outcome, n, n_dropped, mean, std, low, high; Student's interval.
+        problem, method, window, layer, outcome, n, n_dropped, mean, std, low, high; Student's interval of 95 %.
     """
-    return _mean_scores(without_controls(frame), outcomes, level)
+    return _mean_scores(without_controls(frame), outcomes)
 
 
-def control_scores(edits: pd.DataFrame, outcomes: Sequence[str] = SCORES, level: float = 0.95) -> pd.DataFrame:
-    """Mean scores of the controls, over all layers: rows as those of `mean_scores`, with layer -1."""
-    return _mean_scores(edits[is_control(edits)].assign(layer=-1), outcomes, level)
+def control_scores(edits: pd.DataFrame, outcomes: Iterable[str] = SCORES) -> pd.DataFrame:
+    """Mean scores of the controls over all layers: the columns of `mean_scores`, with layer -1."""
+    return _mean_scores(edits[is_control(edits)].assign(layer=-1), outcomes)
 
 
-def _mean_scores(frame: pd.DataFrame, outcomes: Sequence[str], level: float) -> pd.DataFrame:
-    outcomes = [name for name in outcomes if name in frame]
-    keys = [*combinations(frame), "layer"]
+def _mean_scores(frame: pd.DataFrame, outcomes: Iterable[str]) -> pd.DataFrame:
+    keys = [*combination_columns(frame), "layer"]
     require(frame, keys, "mean_scores")
-    long = frame[[*keys, *outcomes]].melt(id_vars=keys, var_name="outcome", value_name="score")
-    long["score"] = long["score"].astype(float)
-    means = (
-        long.groupby([*keys, "outcome"], sort=False)["score"]
-        .agg(n="count", rows="size", mean="mean", std="std")
-        .reset_index()
-    )
-    half = (
-        stats.t.ppf((1 + level) / 2, (means["n"] - 1).clip(lower=1)) * means["std"] / np.sqrt(means["n"].clip(lower=1))
-    )
+    scores = frame[[*keys, *(name for name in outcomes if name in frame)]]
+    long = scores.melt(id_vars=keys, var_name="outcome", value_name="score").astype({"score": float})
+    groups = long.groupby([*keys, "outcome"], sort=False)["score"]
+    means = groups.agg(n="count", rows="size", mean="mean", std="std").reset_index()
+    n = means["n"].clip(lower=1)
+    half = stats.t.ppf(0.975, (means["n"] - 1).clip(lower=1)) * means["std"] / np.sqrt(n)
     means = means.assign(n_dropped=means["rows"] - means["n"], low=means["mean"] - half, high=means["mean"] + half)
-    ordered = in_paper_order(means)
-    return ordered[[*keys, "outcome", "n", "n_dropped", "mean", "std", "low", "high"]]
-
-
-def argmax_layers(layer_traces: pd.DataFrame) -> pd.DataFrame:
-    """The layer with the largest tracing effect, per fact: `fact_id, layer, trace`.
-
-    Facts without a tracing fraction, or without any effect above 0, have no such layer and are left out.
-    """
-    found = layer_traces[layer_traces["trace"] > 0]
-    best = found.loc[found.groupby("fact_id")["trace"].idxmax(), ["fact_id", "layer", "trace"]]
-    return best.reset_index(drop=True)
+    return in_paper_order(means)[[*keys, "outcome", "n", "n_dropped", "mean", "std", "low", "high"]]
 
 
 def argmax_histogram(layer_traces: pd.DataFrame) -> pd.DataFrame:
-    """How many facts have their largest tracing effect at each layer: `layer, facts, share`."""
-    best = argmax_layers(layer_traces)
+    """How many facts have their largest tracing effect at each layer: `layer, facts, share`.
+
+    Facts without a tracing fraction, or without any effect above 0, have no such layer and are left out.
+    """
+    positive = layer_traces[layer_traces["trace"] > 0]
+    best = positive.loc[positive.groupby("fact_id")["trace"].idxmax(), "layer"]
     layers = pd.Index(np.unique(layer_traces["layer"]), name="layer")
-    facts = best["layer"].value_counts().reindex(layers, fill_value=0)
+    facts = best.value_counts().reindex(layers, fill_value=0)
     share = facts / len(best) if len(best) else facts * np.nan
     return pd.DataFrame({"facts": facts, "share": share}).reset_index()
 
 
-def concentrated_facts(layer_traces: pd.DataFrame, most: int = 3, share: float = 0.5) -> pd.Index:
-    """The facts whose tracing effect is concentrated (Table 2).
+def concentrated_facts(layer_traces: pd.DataFrame) -> pd.Index:
+    """The facts with a concentrated tracing effect, for Table 2.
 
-    Those are the facts with an effect where at most `most` layers besides the largest reach `share` of it.
+    A fact's effect is concentrated where at most three layers besides the largest reach half of it.
 
     Args:
-        layer_traces: what `by_layer` returns.
-        most: how many other layers may come near.
-        share: what part of the largest effect counts as near.
+        layer_traces: the effect by fact and layer, see `by_layer`.
     """
     largest = layer_traces.groupby("fact_id")["trace"].transform("max")
-    near = (layer_traces["trace"] >= share * largest) & (largest > 0)
+    near = (layer_traces["trace"] >= 0.5 * largest) & (largest > 0)
     counts = near.groupby(layer_traces["fact_id"]).sum()
-    return counts.index[(counts >= 1) & (counts <= most + 1)]
+    return counts.index[(counts >= 1) & (counts <= 1 + 3)]
 
 
 def mean_effects(traces: pd.DataFrame, site: str = "mlp_out") -> pd.DataFrame:
@@ -153,7 +131,7 @@ def mean_effects(traces: pd.DataFrame, site: str = "mlp_out") -> pd.DataFrame:
 
 
 def magnitudes(edits: pd.DataFrame) -> pd.Series:
-    """How far each edit moved the target's probability in the wanted direction, not scaled (Figure 14)."""
+    """How far each edit moved the target's probability in the direction of its objective, not scaled (Figure 14)."""
     if not {"rewrite_before", "rewrite_after"} <= set(edits):
         raise RowsMissing("the edit rows have no raw probabilities rewrite_before, rewrite_after")
     change = edits["rewrite_after"].map(_mean) - edits["rewrite_before"].map(_mean)
@@ -162,13 +140,13 @@ def magnitudes(edits: pd.DataFrame) -> pd.Series:
 
 
 def fit_points(frame: pd.DataFrame, outcome: str = "rewrite", regressor: str = "trace") -> pd.DataFrame:
-    """Points of outcome against tracing effect per layer, with the line through them.
+    """The points of outcome against tracing effect per layer, with the line through them.
 
     Returns:
         fact_id, layer, regressor, outcome, and per layer n, r, slope, intercept (NaN where undefined).
     """
     require(frame, ["fact_id", "layer", regressor, outcome], "fit_points")
-    columns = [*combinations(frame), "fact_id", "layer", regressor, outcome]
+    columns = [*combination_columns(frame), "fact_id", "layer", regressor, outcome]
     points = without_controls(frame)[columns].dropna()
     lines = pd.DataFrame(
         [{"layer": layer} | _line(cell[regressor], cell[outcome]) for layer, cell in points.groupby("layer")],
