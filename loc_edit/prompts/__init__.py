@@ -1,1 +1,1 @@
-"""Prompts: texts as tokens with the subject's place, batches of them, noise, sampled texts, and what a model knows."""
+"""Prompts: tokens and subject positions, batches, subject noise, sampled texts, and the answers of a model."""

@@ -1,7 +1,7 @@
-"""Rows of different lengths and of many facts in one right-padded batch.
+"""Batches of prompts: rows of different lengths padded on the right, their subject noise, and their forward passes.
 
-Attention is causal: what is padded on the right cannot reach a real position, so a row in a batch
-computes what it computes alone.
+Attention is causal, so padding on the right cannot reach a real position: a row in a batch has the same result as the
+row alone.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from loc_edit.models.model import Hook, Model, logits_at
 from loc_edit.models.passes import run_layers
@@ -18,21 +19,16 @@ from loc_edit.prompts.encoding import BadPrompt, Prompt
 NO_TARGET = -1
 
 
-
-
-
-
-
 @dataclass(frozen=True)
 class Batch:
-    """Prompts, each followed by its target (but for the target's last token), padded on the right.
+    """Prompts, each followed by its target without the target's last token, padded on the right.
 
     Attributes:
-        prompts: one a row.
+        prompts: the prompt of each row.
         tokens: token ids; padding repeats a token of the vocabulary that nothing attends to.
         targets: target ids by row, padded with -1.
         last_subject: position of each row's last subject token.
-        noise: added to the embeddings, zero outside the subjects; `None` for clean rows.
+        noise: the noise added to the embeddings, zero outside the subjects; `None` for clean rows.
     """
 
     prompts: tuple[Prompt, ...]
@@ -48,22 +44,24 @@ class Batch:
     def lengths(self) -> Int[Tensor, " row"]:
         """Number of real positions of each row."""
         n_target = (self.targets != NO_TARGET).sum(1)
-        prompts = torch.tensor([len(p) for p in self.prompts], device=self.tokens.device)
-        return prompts + (n_target - 1).clamp(min=0)
+        return self._prompt_lengths + (n_target - 1).clamp(min=0)
+
+    @property
+    def _prompt_lengths(self) -> Int[Tensor, " row"]:
+        return torch.tensor([len(prompt) for prompt in self.prompts], device=self.tokens.device)
 
     @property
     def answers_at(self) -> Int[Tensor, "row target"]:
-        """Positions whose logits predict the target's tokens; those of padding are clipped to the row."""
-        lengths = torch.tensor([len(p) for p in self.prompts], device=self.tokens.device)
+        """Positions whose logits predict the target's tokens; positions beyond a row are clipped to its end."""
         steps = torch.arange(self.targets.shape[1], device=self.tokens.device)
-        return (lengths[:, None] - 1 + steps).minimum(self.lengths[:, None] - 1)
+        return (self._prompt_lengths[:, None] - 1 + steps).minimum(self.lengths[:, None] - 1)
 
     def answers(self, final: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row target d_model"]:
-        """The final residual stream where the targets are predicted."""
+        """The final residual stream at the positions that predict the targets."""
         return final[torch.arange(len(self), device=final.device)[:, None], self.answers_at]
 
     def select(self, rows: Int[Tensor, " some"]) -> "Batch":
-        """Some of its rows, as long as the longest of them."""
+        """A batch of some of the rows, without the positions that none of them needs."""
         n_pos = int(self.lengths[rows].max())
         noise = None if self.noise is None else self.noise[rows, :n_pos]
         prompts = tuple(self.prompts[i] for i in rows.tolist())
@@ -76,26 +74,21 @@ def make_batch(
     targets: Sequence[Int[Tensor, " _"]] | None = None,
     noise: Sequence[Float[Tensor, "_ d_model"] | None] | None = None,
 ) -> Batch:
-    """A batch of `prompts`, with a target each if given, and subject noise each where it is not `None`.
+    """A batch of prompts; if given, each has a target, and subject noise that is not `None`.
 
     Raises:
         BadPrompt: a row is longer than the model's context.
     """
     device = model.cfg.device
-    empty = torch.zeros(0, dtype=torch.long, device=device)
-    rows = [
-        torch.cat([prompt.tokens, target[:-1]])
-        for prompt, target in zip(prompts, targets or [empty] * len(prompts), strict=True)
-    ]
+    endings = list(targets or [torch.zeros(0, dtype=torch.long, device=device)] * len(prompts))
+    rows = [torch.cat([prompt.tokens, target[:-1]]) for prompt, target in zip(prompts, endings, strict=True)]
     for row, prompt in zip(rows, prompts, strict=True):
         if len(row) > model.cfg.n_ctx:
             raise BadPrompt(
                 f"fact {prompt.fact_id}: {len(row)} tokens do not fit the context of {model.cfg.n_ctx}: {prompt.text!r}"
             )
-    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    padded = torch.nn.utils.rnn.pad_sequence(
-        list(targets or [empty] * len(prompts)), batch_first=True, padding_value=NO_TARGET
-    )
+    tokens = pad_sequence(rows, batch_first=True)
+    padded = pad_sequence(endings, batch_first=True, padding_value=NO_TARGET)
     last = torch.tensor([prompt.last_subject for prompt in prompts], device=device)
     return Batch(tuple(prompts), tokens, padded, last, embed_noise(model, prompts, tokens.shape[1], noise))
 
@@ -106,19 +99,14 @@ def embed_noise(
     n_pos: int,
     noise: Sequence[Float[Tensor, "_ d_model"] | None] | None,
 ) -> Float[Tensor, "row pos d_model"] | None:
-    """Each row's subject noise at its own subject's positions, zero elsewhere; `None` if no row has any."""
-    if noise is None or all(one is None for one in noise):
+    """Each row's subject noise at the positions of its subject, zero elsewhere; `None` if no row has any."""
+    if noise is None or all(sample is None for sample in noise):
         return None
     full = torch.zeros(len(prompts), n_pos, model.cfg.d_model, device=model.cfg.device, dtype=model.cfg.dtype)
-    for row, (prompt, one) in enumerate(zip(prompts, noise, strict=True)):
-        if one is not None:
-            full[row, prompt.subject] = one.to(full)
+    for row, (prompt, sample) in enumerate(zip(prompts, noise, strict=True)):
+        if sample is not None:
+            full[row, prompt.subject] = sample.to(full)
     return full
-
-
-def noise_hooks(noise: Float[Tensor, "row pos d_model"] | None) -> list[Hook]:
-    """The hook that adds a batch's noise to its embeddings."""
-    return [] if noise is None else [("hook_embed", lambda value, hook: value + noise)]
 
 
 def run(
@@ -128,9 +116,10 @@ def run(
     stop_at_layer: int | None = None,
     hooks: Sequence[Hook] = (),
 ) -> Float[Tensor, "row pos d_model"]:
-    """The residual stream before `stop_at_layer` (by default after the last), noise and hooks applied."""
+    """The residual stream before `stop_at_layer` (by default after the last layer), with noise and hooks applied."""
     stop = model.cfg.n_layers if stop_at_layer is None else stop_at_layer
-    with model.hooks(fwd_hooks=[*noise_hooks(batch.noise), *hooks]):
+    noise_hooks: list[Hook] = [] if batch.noise is None else [("hook_embed", lambda value, hook: value + batch.noise)]
+    with model.hooks(fwd_hooks=[*noise_hooks, *hooks]):
         return run_layers(model, batch.tokens, stop=stop)
 
 
@@ -140,7 +129,7 @@ def resume(
     layer: int,
     hooks: Sequence[Hook] = (),
 ) -> Float[Tensor, "row pos d_model"]:
-    """The final residual stream from the one before `layer` (after the last block: the same one)."""
+    """The final residual stream, computed from the residual stream before `layer`."""
     with model.hooks(fwd_hooks=list(hooks)):
         return run_layers(model, residual, start=layer, stop=model.cfg.n_layers)
 
@@ -148,9 +137,9 @@ def resume(
 def target_log_probs(
     model: Model, batch: Batch, answers: Float[Tensor, "row target d_model"]
 ) -> Float[Tensor, "row target"]:
-    """Log-probability of each target token, in float32, from the final stream where it is predicted (`answers_at`).
+    """Log-probability of each target token, in float32; 0 for the padding of targets.
 
-    0 where a row's target is padded.
+    `answers` is the final residual stream at `answers_at`.
     """
     logits = logits_at(model, answers).float()
     index = batch.targets.clamp(min=0)[..., None]

@@ -1,7 +1,8 @@
-"""Text to tokens: prompts with the subject's place in them, and target tokens."""
+"""Tokenization: prompts with the token positions of their subject, and the tokens of a target after a prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import torch
 from jaxtyping import Int
@@ -12,25 +13,25 @@ from loc_edit.models.model import Model, tokenizer
 
 
 class SubjectNotFound(ValueError):
-    """The subject is not in the prompt's text or tokens."""
+    """The subject does not occur in the prompt's text, or no token covers it."""
 
 
 class BadPrompt(ValueError):
-    """A prompt or target that cannot be used: empty, or longer than the model's context."""
+    """A prompt or target that is empty, longer than the model's context, or has no tokens."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A tokenised prompt that knows where its subject is.
+    """A tokenized prompt with the positions of its subject.
 
     Attributes:
-        fact_id: the fact that it is about.
+        fact_id: the id of the prompt's fact.
         text: the whole text.
         template: the text with `{}` in the subject's place.
         subject_text: the subject.
-        tokens: token ids, BOS included where the model wants one.
-        subject: positions of the subject's tokens, half-open; a token that straddles the edge counts.
-        found: whether the subject was searched for in a finished text (its first occurrence).
+        tokens: token ids, with BOS if the model's prompts start with it.
+        subject: positions of the subject's tokens, half-open; a token that is only partly in the subject counts.
+        found: whether the subject was searched for in a finished text and its first occurrence was taken.
     """
 
     fact_id: int
@@ -61,18 +62,17 @@ def encode(model: Model, fact: Fact) -> Prompt:
         SubjectNotFound: no token covers the subject.
         BadPrompt: the prompt is longer than the model's context.
     """
-    prompt = encode_template(model, fact.template, fact.subject, fact_id=fact.fact_id)
-    return replace(prompt, found=fact.searched)
+    return _edit_prompt(model, fact)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A fact's edit prompt and the token ids of its objects after it.
+    """A fact's edit prompt, with the token ids of its objects after the prompt.
 
     Attributes:
-        prompt: as `encode` makes it.
-        target_true: as `target_tokens` makes it of the right object.
-        target_new: likewise of the false one; `None` where the fact has none.
+        prompt: the result of `encode`.
+        target_true: the `target_tokens` of the true object.
+        target_new: the `target_tokens` of the false object; `None` if the fact has none.
     """
 
     prompt: Prompt
@@ -83,60 +83,64 @@ class Encoded:
 def encode_all(
     model: Model, facts: Sequence[Fact], *, batch_size: int = 1000
 ) -> list[Encoded | SubjectNotFound | BadPrompt]:
-    """Each fact's `encode` and `target_tokens`, its texts tokenised many at a time.
+    """The `encode` and `target_tokens` of each fact, with many texts in one call of the tokenizer.
 
-    In the place of a fact that cannot be used stands the error that says so, and names it: what `encode` and
-    `target_tokens` raise, and `BadPrompt` where prompt and object together are longer than the context.
+    In place of a fact that cannot be used, the list has the error, which names the fact: the error of `encode` or
+    `target_tokens`, or a `BadPrompt` if prompt and object together are longer than the context.
     """
     result: list[Encoded | SubjectNotFound | BadPrompt] = []
     for start in range(0, len(facts), batch_size):
-        some = facts[start : start + batch_size]
-        pairs = [(fact.prompt, target) for fact in some for target in (fact.target_true, fact.target_new) if target]
-        whole = iter(
-            tokenizer(model)([f"{text} {target}" for text, target in pairs], add_special_tokens=False).input_ids
-        )
-        for fact, alone in zip(some, _encodings(model, [fact.prompt for fact in some]), strict=True):
-            ids = [next(whole) for _ in range(1 if fact.target_new is None else 2)]
+        batch = facts[start : start + batch_size]
+        endings = [(fact.prompt, end) for fact in batch for end in ("", *(f" {target}" for target in _targets(fact)))]
+        encodings = iter(_encodings(model, [prompt + end for prompt, end in endings]))
+        for fact in batch:
+            alone, *whole = islice(encodings, 1 + len(_targets(fact)))
             try:
-                result.append(_encoded(model, fact, alone, ids))
+                result.append(_encoded(model, fact, alone, whole))
             except (SubjectNotFound, BadPrompt) as error:
                 result.append(error)
     return result
 
 
-def _encoded(model: Model, fact: Fact, alone: "_Encoding", whole: list[list[int]]) -> Encoded:
-    """A fact's tokens, from the encodings of its prompt and of this with each object."""
-    start = fact.template.index("{}")
-    tokens, span = _place(model, fact.prompt, alone, start, start + len(fact.subject), fact.fact_id, fact.subject)
-    prompt = Prompt(fact.fact_id, fact.prompt, fact.template, fact.subject, tokens, span, found=fact.searched)
-    targets = []
-    for target, ids in zip((fact.target_true, fact.target_new), whole, strict=False):
-        try:
-            targets.append(_target(model, fact.prompt, str(target), alone.ids, ids))
-        except BadPrompt as error:
-            raise BadPrompt(f"fact {fact.fact_id}: {error}") from error
-        if (n := len(tokens) + len(targets[-1]) - 1) > model.cfg.n_ctx:
-            raise BadPrompt(
-                f"fact {fact.fact_id}: {n} tokens do not fit the context of {model.cfg.n_ctx}: {fact.prompt!r}"
-            )
-    return Encoded(prompt, targets[0], targets[1] if len(targets) > 1 else None)
+@dataclass(frozen=True)
+class _Encoding:
+    """A text's token ids, without BOS, and the range of characters [begin, end) of each token."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
 
 
 def encode_template(
-    model: Model, template: str, subject: str, *, fact_id: int = 0, prefix: str = ""
+    model: Model, template: str, subject: str, *, fact_id: int = 0, prefix: str = "", encoding: _Encoding | None = None
 ) -> Prompt:
-    """The prompt that a template and a subject make, after an optional `prefix` (which may hold braces)."""
-    begin, braces, end = template.partition("{}")
+    """The prompt of a template and a subject, after an optional `prefix`, in which braces mean nothing.
+
+    `encoding` is the encoding of the whole text, if it is known already.
+    """
+    begin, braces, rest = template.partition("{}")
     if not braces:
         raise SubjectNotFound(f"fact {fact_id}: template {template!r} has no {{}} for the subject {subject!r}")
-    text = prefix + begin + subject + end
-    start = len(prefix) + len(begin)
-    tokens, span = _tokenize(model, text, start, start + len(subject), fact_id, subject)
-    return Prompt(fact_id, text, template, subject, tokens, span)
+    text = prefix + begin + subject + rest
+    start, end = len(prefix + begin), len(prefix + begin + subject)
+    encoding = encoding or _encoding(model, text)
+    covering = [i for i, (a, b) in enumerate(encoding.offsets) if a < end and b > start]
+    if not covering:
+        raise SubjectNotFound(f"fact {fact_id}: no token of {text!r} covers the subject {subject!r}")
+    first, last = covering[0], covering[-1]
+    doubled = first == 0 and last > 0 and encoding.offsets[1][0] <= start and text[start] != " "
+    if doubled and _is_blank(model, encoding.ids[0]):
+        first += 1  # SentencePiece puts a space before a text, and gives it the offsets of the first character
+    tokens = _with_bos(model, encoding.ids)
+    if len(tokens) >= model.cfg.n_ctx:
+        raise BadPrompt(
+            f"fact {fact_id}: prompt of {len(tokens)} tokens does not fit the context of {model.cfg.n_ctx}: {text!r}"
+        )
+    shift = len(tokens) - len(encoding.ids)
+    return Prompt(fact_id, text, template, subject, tokens, slice(first + shift, last + 1 + shift))
 
 
 def encode_context(model: Model, context: str, prompt: Prompt) -> Prompt:
-    """`prompt` in a context: a text whose last `{}` is the prompt's place."""
+    """`prompt` in a context: a text that ends with `{}`, the prompt's place."""
     before, braces, after = context.rpartition("{}")
     if not braces or after:
         raise BadPrompt(f"context {context!r} must end with {{}}, the prompt's place")
@@ -144,50 +148,84 @@ def encode_context(model: Model, context: str, prompt: Prompt) -> Prompt:
 
 
 def find_subject(model: Model, text: str, subject: str, *, fact_id: int = 0) -> Prompt:
-    """A finished text as a prompt: the subject is its first occurrence."""
+    """A finished text as a prompt, with the first occurrence of the subject as its place."""
     start = text.find(subject)
     if start < 0:
         raise SubjectNotFound(f"fact {fact_id}: subject {subject!r} is not in prompt {text!r}")
-    tokens, span = _tokenize(model, text, start, start + len(subject), fact_id, subject)
-    template = text[:start] + "{}" + text[start + len(subject) :]
-    return Prompt(fact_id, text, template, subject, tokens, span, found=True)
+    before, after = text[:start], text[start + len(subject) :]
+    prompt = encode_template(model, "{}" + after, subject, fact_id=fact_id, prefix=before)
+    return replace(prompt, template=before + prompt.template, found=True)
 
 
 def encode_text(model: Model, text: str, *, fact_id: int = 0) -> Prompt:
-    """A text without a subject of interest, such as a neighbour's prompt."""
+    """A text without a subject, such as the prompt of a neighbor."""
     tokens = tokenize(model, text)
     if not 0 < len(tokens) < model.cfg.n_ctx:
-        raise BadPrompt(f"fact {fact_id}: {len(tokens)} tokens, and 1 to {model.cfg.n_ctx - 1} are wanted: {text!r}")
+        raise BadPrompt(f"fact {fact_id}: expected 1 to {model.cfg.n_ctx - 1} tokens, got {len(tokens)}: {text!r}")
     return Prompt(fact_id, text, text, "", tokens, slice(0, 0))
 
 
 def tokenize(model: Model, text: str) -> Int[Tensor, " pos"]:
-    """Token ids of a text, after BOS where the model wants one, on the model's device."""
-    return _with_bos(model, _ids(model, text))
+    """Token ids of a text, after BOS if the model's prompts start with it, on the model's device."""
+    return _with_bos(model, _encoding(model, text).ids)
+
+
+def token_ids(model: Model, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, without BOS."""
+    return [encoding.ids for encoding in _encodings(model, texts)]
 
 
 def target_tokens(model: Model, text: str, target: str) -> Int[Tensor, " target"]:
     """Token ids of `target` after the prompt `text`.
 
-    The ids that follow those of `text` in `text + " " + target` where the first are a prefix of the second;
-    else those of `" " + target` without a lone space piece.  Source: spec section 0.
+    If the ids of `text` are a prefix of the ids of `text + " " + target`, the rest of these; otherwise the ids of
+    `" " + target` without a leading token for the space alone.  Source: spec section 0.
 
     Raises:
         BadPrompt: the target is empty, or the tokenizer has no tokens for part of it.
     """
     if not target.strip():
         raise BadPrompt(f"target {target!r} after {text!r} is empty")
-    return _target(model, text, target, _ids(model, text), _ids(model, f"{text} {target}"))
+    return _target(model, text, target, *_encodings(model, [text, f"{text} {target}"]))
 
 
-def _target(
-    model: Model, text: str, target: str, alone: list[int], whole: list[int]
-) -> Int[Tensor, " target"]:
-    """Target ids, from those of the text without and with the target."""
-    if len(whole) > len(alone) and whole[: len(alone)] == alone:
-        ids = whole[len(alone) :]
+def _encodings(model: Model, texts: Sequence[str]) -> list[_Encoding]:
+    """The encodings of many texts: every text of this room is tokenized here."""
+    batch = tokenizer(model)(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+    return [_Encoding(*pair) for pair in zip(batch["input_ids"], batch["offset_mapping"], strict=True)]
+
+
+def _encoding(model: Model, text: str) -> _Encoding:
+    return _encodings(model, [text])[0]
+
+
+def _with_bos(model: Model, ids: list[int]) -> Int[Tensor, " pos"]:
+    bos = [tokenizer(model).bos_token_id] if model.cfg.default_prepend_bos else []
+    return torch.tensor(bos + ids, device=model.cfg.device)
+
+
+def _is_blank(model: Model, token: int) -> bool:
+    """Whether a token is nothing but space."""
+    return not tokenizer(model).decode([token]).strip()
+
+
+def _edit_prompt(model: Model, fact: Fact, encoding: _Encoding | None = None) -> Prompt:
+    prompt = encode_template(model, fact.template, fact.subject, fact_id=fact.fact_id, encoding=encoding)
+    return replace(prompt, found=fact.searched)
+
+
+def _targets(fact: Fact) -> list[str]:
+    """The fact's true object, and its false object if it has one."""
+    return [target for target in (fact.target_true, fact.target_new) if target is not None]
+
+
+def _target(model: Model, text: str, target: str, alone: _Encoding, whole: _Encoding) -> Int[Tensor, " target"]:
+    """Target ids, from the encodings of the text without and with the target."""
+    n = len(alone.ids)
+    if len(whole.ids) > n and whole.ids[:n] == alone.ids:
+        ids = whole.ids[n:]
     else:
-        ids = _ids(model, " " + target)
+        ids = _encoding(model, " " + target).ids
         if len(ids) > 1 and _is_blank(model, ids[0]):
             ids = ids[1:]
     unknown = tokenizer(model).unk_token
@@ -196,56 +234,17 @@ def _target(
     return torch.tensor(ids, device=model.cfg.device)
 
 
-def _is_blank(model: Model, token: int) -> bool:
-    """Whether a token is nothing but space."""
-    return not tokenizer(model).decode([token]).strip()
-
-
-def _ids(model: Model, text: str) -> list[int]:
-    return list(tokenizer(model)(text, add_special_tokens=False)["input_ids"])
-
-
-@dataclass(frozen=True)
-class _Encoding:
-    """A text's token ids, without BOS, and the characters [begin, end) that each stands for."""
-
-    ids: list[int]
-    offsets: list[tuple[int, int]]
-
-
-def _encodings(model: Model, texts: list[str]) -> list[_Encoding]:
-    found = tokenizer(model)(texts, add_special_tokens=False, return_offsets_mapping=True)
-    return [_Encoding(*one) for one in zip(found["input_ids"], found["offset_mapping"], strict=True)]
-
-
-def _with_bos(model: Model, ids: list[int]) -> Int[Tensor, " pos"]:
-    bos = [tokenizer(model).bos_token_id] if model.cfg.default_prepend_bos else []
-    return torch.tensor(bos + ids, device=model.cfg.device)
-
-
-def _tokenize(
-    model: Model, text: str, start: int, end: int, fact_id: int, subject: str
-) -> tuple[Int[Tensor, " pos"], slice]:
-    """Tokens of `text`, and the span of those that overlap its characters [start, end)."""
-    return _place(model, text, _encodings(model, [text])[0], start, end, fact_id, subject)
-
-
-def _place(
-    model: Model, text: str, encoding: _Encoding, start: int, end: int, fact_id: int, subject: str
-) -> tuple[Int[Tensor, " pos"], slice]:
-    """Token ids, after BOS where the model wants one, and the span of those that overlap [start, end)."""
-    ids, offsets = encoding.ids, encoding.offsets
-    covering = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
-    if not covering:
-        raise SubjectNotFound(f"fact {fact_id}: no token of {text!r} covers the subject {subject!r}")
-    first, last = covering[0], covering[-1]
-    doubled = first == 0 and last > 0 and offsets[1][0] <= start and text[start] != " "
-    if doubled and _is_blank(model, ids[0]):
-        first += 1  # the space that SentencePiece puts before a text takes the place of its first character
-    tokens = _with_bos(model, ids)
-    if len(tokens) >= model.cfg.n_ctx:
-        raise BadPrompt(
-            f"fact {fact_id}: prompt of {len(tokens)} tokens does not fit the context of {model.cfg.n_ctx}: {text!r}"
-        )
-    shift = len(tokens) - len(offsets)
-    return tokens, slice(first + shift, last + 1 + shift)
+def _encoded(model: Model, fact: Fact, alone: _Encoding, whole: list[_Encoding]) -> Encoded:
+    """A fact's tokens, from the encodings of its prompt alone and with each object."""
+    prompt = _edit_prompt(model, fact, alone)
+    targets = []
+    for target, encoding in zip(_targets(fact), whole, strict=True):
+        try:
+            targets.append(_target(model, fact.prompt, target, alone, encoding))
+        except BadPrompt as error:
+            raise BadPrompt(f"fact {fact.fact_id}: {error}") from error
+        if (n := len(prompt) + len(targets[-1]) - 1) > model.cfg.n_ctx:
+            raise BadPrompt(
+                f"fact {fact.fact_id}: {n} tokens do not fit the context of {model.cfg.n_ctx}: {fact.prompt!r}"
+            )
+    return Encoded(prompt, *targets)

@@ -1,9 +1,7 @@
-"""Subject corruption: how large the noise is, and one drawn sample of it as data."""
+"""Subject noise: the corruption of Causal Tracing, its scale, and samples drawn from it."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -11,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loc_edit.facts.fact import Fact
-from loc_edit.models.model import Model, embeddings, tokenizer
-from loc_edit.prompts.encoding import Prompt, encode
+from loc_edit.files import short_hash
+from loc_edit.models.model import Model, embeddings
+from loc_edit.prompts.encoding import Prompt, encode_template, token_ids
 from loc_edit.prompts.randomness import generator
 
 
@@ -20,30 +19,19 @@ def noise_scale(model: Model, scale: str | float, facts: Sequence[Fact] | None =
     """The noise's standard deviation.
 
     Args:
-        model: whose token embeddings are corrupted.
+        model: the model whose token embeddings are corrupted.
         scale: a number (or its text), or `"s3"`: 3 times the unbiased standard deviation over all entries of the
-            embeddings of all subject tokens of `facts` (each subject tokenised alone, every occurrence
-            counted); any other factor likewise, `"s2.5"`.
+            embeddings of all subject tokens of `facts` (each subject tokenized alone, every occurrence
+            counted); any other factor likewise, such as `"s2.5"`.
         facts: the data set, needed for an `s` scale only.
 
     Source: Meng et al. 2022a, appendix B.1.
     """
-    if not isinstance(scale, str) or not scale.startswith("s"):
-        try:
-            value = float(scale)
-        except ValueError:
-            raise ValueError(f"noise scale {scale!r}: a number or a factor such as 's3' is wanted") from None
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"noise scale {scale}: a finite number >= 0 is wanted")
-        return value
-    try:
-        factor = float(scale.removeprefix("s"))
-    except ValueError:
-        factor = float("nan")
-    if not factor >= 0:
-        raise ValueError(f"noise scale {scale!r}: a number or a factor such as 's3' is wanted")
+    number = _number(scale, "s")
+    if not str(scale).startswith("s"):
+        return number
     # Rounded: the last digits depend on threads and device, and a run's identity holds this number.
-    return float(f"{factor * _subject_embeddings(model, scale, facts).std().item():.9g}")
+    return float(f"{number * _subject_embeddings(model, scale, facts).std().item():.9g}")
 
 
 def subject_noise(
@@ -60,51 +48,41 @@ def subject_noise(
     Args:
         model: gives the width and the device.
         prompt: gives the subject's length and the fact.
-        scale: Gaussian of this standard deviation, see `noise_scale`: a number, or `"s3"`.  Or another rule:
-            `"u0.5"` or `"us3"`, uniform between plus and minus that; `"m1"`, Gaussian with 1 time (squared) the full
-            covariance of the subjects' embeddings; `"swap"`, what makes other facts' subjects of the subject.
-        facts: the data set, whose subjects the rules `s`, `us`, `m` and `swap` are about.
-        samples: number of samples K >= 1; of `swap` there are fewer where fewer subjects fit.
+        scale: Gaussian noise of this standard deviation, see `noise_scale`: a number, or `"s3"`.  Or another rule:
+            `"u0.5"` or `"us3"`, uniform noise between plus and minus that number; `"m1"`, Gaussian noise with 1 time
+            (squared) the full covariance of the subjects' embeddings; `"swap"`, the difference between the embeddings
+            of other facts' subjects and of this subject.
+        facts: the data set, whose subjects the rules `s`, `us`, `m` and `swap` need.
+        samples: number of samples K >= 1; `swap` gives fewer if fewer subjects fit.
         seed: with the fact's id, the generator's seed.
 
     Returns:
         The tensor that is added to `hook_embed` at the subject's positions, in units of the embeddings.
 
     Raises:
-        ValueError: no such rule, or no facts where it needs them; of `swap`, no other subject fits the prompt.
+        ValueError: there is no such rule, or it needs facts; for `swap`, no other subject fits the prompt.
 
     Source: Meng et al. 2022a, appendix B.1 (Gaussian, uniform, covariance); Wang et al. 2023, Zhang and Nanda 2024
     (another subject in place of noise).
     """
     if samples < 1:
-        raise ValueError(f"noise samples {samples}: at least 1 is wanted")
+        raise ValueError(f"expected at least 1 noise sample, got samples {samples}")
     return corruption(model, scale, facts).draw(model, prompt, samples=samples, seed=seed)
-
-
-Rule = Literal["gaussian", "uniform", "covariance", "swap"]
-
-
-def noise_rule(scale: str | float) -> Rule:
-    """What kind of noise a text such as `"s3"`, `"u0.5"`, `"m1"` or `"swap"` asks for."""
-    if scale == "swap":
-        return "swap"
-    by_letter: dict[str, Rule] = {"u": "uniform", "m": "covariance"}
-    return by_letter.get(str(scale)[:1], "gaussian")
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """A rule of subject noise with all that it takes from the model and the data set: made once, drawn for many facts.
+    """A rule of subject noise, with everything that it takes from model and data set; it draws for many facts.
 
     Attributes:
-        rule: `gaussian`, `uniform`, `covariance` or `swap`.
-        scale: standard deviation; half the width; factor of the covariance's root; 1 of `swap`.
-        facts: the data set, for `swap` alone.
-        root: for `covariance`, what turns white noise into it.
-        subjects: a digest of the data set's subjects, where the noise depends on more of them than `scale` says.
+        rule: the kind of noise.
+        scale: standard deviation (`gaussian`), half the width (`uniform`), or factor of the root (`covariance`).
+        facts: the data set, for `swap` only.
+        root: for `covariance`, the matrix that turns white noise into this noise.
+        subjects: a hash of the data set's subjects, for the rules that need more of them than `scale`.
     """
 
-    rule: Rule
+    rule: Literal["gaussian", "uniform", "covariance", "swap"]
     scale: float
     facts: tuple[Fact, ...] = field(default=(), repr=False)
     root: Float[Tensor, "d_model d_model"] | None = field(default=None, repr=False, compare=False)
@@ -112,12 +90,12 @@ class Corruption:
 
     @property
     def sigma(self) -> float | None:
-        """The standard deviation of Gaussian noise, from which fresh noise can be drawn; `None` of other rules."""
+        """The standard deviation of Gaussian noise, from which fresh noise can be drawn; `None` for other rules."""
         return self.scale if self.rule == "gaussian" else None
 
-    @cached_property
+    @property
     def identity(self) -> Mapping[str, Any]:
-        """All that a draw depends on, but for the model, the seed and the fact."""
+        """Everything that a draw depends on, except the model, the seed and the fact."""
         if self.rule == "gaussian":
             return {"sigma": self.scale}
         return {"noise": self.rule, "scale": self.scale, "subjects": self.subjects or None}
@@ -125,7 +103,7 @@ class Corruption:
     def draw(
         self, model: Model, prompt: Prompt, *, samples: int, seed: int = 0
     ) -> Float[Tensor, "sample subject d_model"]:
-        """The noise of one prompt, see `subject_noise`.
+        """The noise of a prompt, see `subject_noise`.
 
         Raises:
             ValueError: no other subject fits the prompt (`swap`).
@@ -144,81 +122,71 @@ class Corruption:
 
 
 def corruption(model: Model, scale: str | float, facts: Sequence[Fact] | None = None) -> Corruption:
-    """The noise rule of a text such as `"s3"`, with all that it takes from the model and the data set.
+    """The noise rule of a text such as `"s3"`, with everything that it takes from the model and the data set.
 
     Args:
-        model: whose token embeddings are corrupted.
+        model: the model whose token embeddings are corrupted.
         scale: see `subject_noise`.
-        facts: the data set, for the rules that are about its subjects.
+        facts: the data set, for the rules that need its subjects.
 
     Raises:
-        ValueError: no such rule, or no facts where it needs them.
+        ValueError: there is no such rule, or it needs facts.
     """
-    rule = noise_rule(scale)
-    if rule == "gaussian":
-        return Corruption(rule, noise_scale(model, scale, facts))
-    if rule == "uniform":
-        return Corruption(rule, noise_scale(model, str(scale)[1:], facts))
-    subjects = hashlib.sha256("\x1f".join(fact.subject for fact in facts or ()).encode()).hexdigest()[:16]
-    if rule == "swap":
-        return Corruption(rule, 1.0, tuple(facts or ()), subjects=subjects)
-    factor = _factor(str(scale))
-    return Corruption(rule, factor, root=factor * _root(model, str(scale), facts), subjects=subjects)
+    text = str(scale)
+    if text.startswith("u"):
+        return Corruption("uniform", noise_scale(model, text[1:], facts))
+    subjects = short_hash("\x1f".join(fact.subject for fact in facts or ()))
+    if text == "swap":
+        return Corruption("swap", 1.0, tuple(facts or ()), subjects=subjects)
+    if text.startswith("m"):
+        factor = _number(scale, "m")
+        values, vectors = torch.linalg.eigh(_subject_embeddings(model, scale, facts).T.cov().cpu())
+        root = (values.clamp(min=0).sqrt()[:, None] * vectors.T).float()
+        return Corruption("covariance", factor, root=factor * root, subjects=subjects)
+    return Corruption("gaussian", noise_scale(model, scale, facts))
+
+
+def _number(scale: str | float, letter: str) -> float:
+    """The number in a noise scale, which may follow the letter of a rule."""
+    try:
+        number = float(str(scale).removeprefix(letter))
+    except ValueError:
+        number = float("nan")
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"noise scale {scale!r}: expected a finite number of at least 0, or a factor such as 's3'")
+    return number
 
 
 def _subject_embeddings(
-    model: Model, scale: str, facts: Sequence[Fact] | None
+    model: Model, scale: str | float, facts: Sequence[Fact] | None
 ) -> Float[Tensor, "token d_model"]:
-    """The embeddings of all tokens of all subjects, each subject tokenised alone, every occurrence counted."""
+    """The embeddings of all tokens of all subjects, each subject tokenized alone, every occurrence counted."""
     if not facts:
         raise ValueError(f"noise scale {scale!r} is relative to the subjects of a data set: give facts= or a number")
-    ids = tokenizer(model)([fact.subject for fact in facts], add_special_tokens=False)["input_ids"]
-    flat = torch.tensor([i for one in ids for i in one], device=model.cfg.device)
-    return embeddings(model)[flat].double()
-
-
-def _factor(scale: str) -> float:
-    """The number of a rule such as `m1`."""
-    try:
-        factor = float(scale[1:])
-    except ValueError:
-        factor = float("nan")
-    if not factor >= 0:
-        raise ValueError(f"noise scale {scale!r}: a factor such as 'm1' is wanted")
-    return factor
-
-
-def _root(model: Model, scale: str, facts: Sequence[Fact] | None) -> Float[Tensor, "d_model d_model"]:
-    """What turns white noise into noise with the subjects' full covariance."""
-    values, vectors = torch.linalg.eigh(_subject_embeddings(model, scale, facts).T.cov().cpu())
-    return (values.clamp(min=0).sqrt()[:, None] * vectors.T).float()
+    ids = [i for subject_ids in token_ids(model, [fact.subject for fact in facts]) for i in subject_ids]
+    return embeddings(model)[torch.tensor(ids, device=model.cfg.device)].double()
 
 
 def _swaps(
-    model: Model,
-    prompt: Prompt,
-    facts: Sequence[Fact] | None,
-    samples: int,
-    draws: torch.Generator,
+    model: Model, prompt: Prompt, facts: Sequence[Fact], samples: int, draws: torch.Generator
 ) -> Float[Tensor, "sample subject d_model"]:
-    """Embeddings of other subjects less those of the prompt's, of subjects whose prompt differs in the span alone."""
+    """Embeddings of other subjects minus the prompt's own, for subjects that change the prompt's tokens there only."""
     span, own = prompt.subject, prompt.tokens
-    others: dict[str, Tensor] = {}
-    for fact in facts or ():
-        if fact.subject == prompt.subject_text or fact.subject in others:
-            continue
+    swapped = []
+    for subject in dict.fromkeys(fact.subject for fact in facts if fact.subject != prompt.subject_text):
         try:
-            other = encode(model, Fact(template=prompt.template, subject=fact.subject, target_true="-"))
-        except ValueError:  # its subject cannot be found in this template
+            other = encode_template(model, prompt.template, subject)
+        except ValueError:  # the subject cannot be found in this template
             continue
-        elsewhere = len(other) == len(own) and (other.tokens != own).nonzero()[:, 0].tolist()
-        if elsewhere and other.subject == span and set(elsewhere) <= set(range(span.start, span.stop)):
-            others[fact.subject] = other.tokens[span]
-    if not others:
+        if len(other) == len(own) and other.subject == span and not torch.equal(other.tokens, own):
+            same = other.tokens == own
+            if same[: span.start].all() and same[span.stop :].all():
+                swapped.append(other.tokens[span])
+    if not swapped:
         raise ValueError(
-            f"fact {prompt.fact_id}: no other subject of {len(facts or ())} facts takes the place of "
+            f"fact {prompt.fact_id}: no other subject of {len(facts)} facts takes the place of "
             f"{prompt.subject_text!r} token for token; give more facts= or another noise"
         )
-    chosen = torch.randperm(len(others), generator=draws)[:samples].tolist()
-    tokens = torch.stack([list(others.values())[i] for i in chosen])
+    chosen = torch.randperm(len(swapped), generator=draws)[:samples].tolist()
+    tokens = torch.stack([swapped[i] for i in chosen])
     return (embeddings(model)[tokens] - embeddings(model)[own[span]]).float().cpu()

@@ -1,7 +1,7 @@
-"""Texts sampled from the model: contexts for the editors, essence texts for the scores.
+"""Texts sampled from the model: contexts for the editors, and essence texts for the scores.
 
-Every text has its own random generator and its numbers are drawn beforehand, so it does not depend on what is
-sampled beside it.
+Random numbers come from a generator for each text or fact and are drawn before the sampling, so that no text depends
+on the other texts in its batch.
 """
 
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ ESSENCE_TEXTS = 5
 ESSENCE_LENGTH = 100
 
 
-def sample_contexts(
-    model: Model, style: Literal["rome", "memit"] = "rome", *, seed: int = 0
-) -> tuple[str, ...]:
-    """Texts for the editors, the bare `"{}"` first; each ends with `". {}"`, the prompt's place.
+def sample_contexts(model: Model, style: Literal["rome", "memit"] = "rome", *, seed: int = 0) -> tuple[str, ...]:
+    """Contexts for the editors: the bare `"{}"`, then sampled texts that end with `". {}"`, the prompt's place.
 
-    `rome`: 10 texts of 5 tokens and 10 of 10, from EOS.  `memit`: 5 of 10 tokens, from five start words.  Lengths
-    count the start (token or word).  Sampled with top-k 5.  Source: spec section 2.
+    `rome`: 10 texts of 5 tokens and 10 texts of 10 tokens, from EOS.  `memit`: 5 texts of 10 tokens, from five start
+    words.  Lengths include the start (token or word).  Tokens are sampled among the 5 likeliest.
+
+    Source: spec section 2.
     """
     if style == "rome":
         start = torch.tensor([tokenizer(model).eos_token_id], device=model.cfg.device)
@@ -37,7 +37,7 @@ def sample_contexts(
     elif style == "memit":
         jobs = [(tokenize(model, word), MEMIT_LENGTH - 1) for word in MEMIT_STARTS]
     else:
-        raise ValueError(f"contexts of style {style!r}: 'rome' or 'memit' is wanted")
+        raise ValueError(f"expected contexts of style 'rome' or 'memit', got {style!r}")
     draws = [torch.rand(n, generator=generator("contexts", style, seed, i)) for i, (_, n) in enumerate(jobs)]
     sampled = sample_tokens(model, [start for start, _ in jobs], draws)
     return ("{}", *(f"{_clean_text(model, tokens)}. {{}}" for tokens in sampled))
@@ -46,19 +46,15 @@ def sample_contexts(
 def sample_essences(
     model: Model, subjects: Sequence[str], fact_ids: Sequence[int], *, seed: int = 0
 ) -> list[list[Int[Tensor, " _"]]]:
-    """For each subject, 5 texts that continue "{subject} is a" to 100 tokens (or the context), as token ids."""
+    """For each subject, token ids of 5 texts that continue "{subject} is a" to 100 tokens (or the end of the context)."""
     prompts = [tokenize(model, f"{subject} is a") for subject in subjects]
     length = min(ESSENCE_LENGTH, model.cfg.n_ctx)
     draws = []
     for prompt, fact_id in zip(prompts, fact_ids, strict=True):
-        one = generator("essence", seed, fact_id)
-        draws += list(torch.rand(ESSENCE_TEXTS, max(0, length - len(prompt)), generator=one))
-    sampled = sample_tokens(model, [p for p in prompts for _ in range(ESSENCE_TEXTS)], draws)
+        numbers = generator("essence", seed, fact_id)
+        draws += list(torch.rand(ESSENCE_TEXTS, max(0, length - len(prompt)), generator=numbers))
+    sampled = sample_tokens(model, [prompt for prompt in prompts for _ in range(ESSENCE_TEXTS)], draws)
     return [sampled[i : i + ESSENCE_TEXTS] for i in range(0, len(sampled), ESSENCE_TEXTS)]
-
-
-
-
 
 
 def _clean_text(model: Model, tokens: Int[Tensor, " pos"]) -> str:

@@ -108,7 +108,7 @@ def test_a_subject_that_is_not_there_names_the_fact(tiny):
 
 def test_a_template_without_braces_or_with_two_is_refused_by_the_fact():
     for template in ("no braces", "{} and {}"):
-        with pytest.raises(loc_edit.BadFact, match=r"fact 5: template .* exactly one"):
+        with pytest.raises(loc_edit.BadFact, match=r"fact 5: expected exactly one .* in template"):
             loc_edit.Fact(template=template, subject="Rome", target_true="Italy", fact_id=5)
     with pytest.raises(loc_edit.BadFact, match="fact 5: subject is empty"):
         loc_edit.Fact(template="{} is", subject=" ", target_true="Italy", fact_id=5)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import loc_edit
+from loc_edit import events
 from loc_edit.facts.fact import Fact
 from loc_edit.prompts import recall as known
 from loc_edit.prompts.encoding import BadPrompt, encode, target_tokens
@@ -169,21 +170,25 @@ def test_a_stopped_call_goes_on_from_there(tiny, many, cache, forwards):
     whole = answers(tiny, many, cache=cache / "whole")
     n = len(forwards)
 
-    def stop(words, done, total):
-        assert (words, total) == ("answers", len(many))
-        if done >= 3:
+    def stop(event):
+        assert (event.name, event.fields["task"], event.fields["total"]) == ("progress", "answers", len(many))
+        assert event.fields["found"] == 0
+        if event.fields["done"] >= 3:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        answers(tiny, many, progress=stop)
+    with pytest.raises(KeyboardInterrupt), events.listening(stop):
+        answers(tiny, many)
     stopped_after = sum(forwards[n:])
     assert 3 <= stopped_after < len(many)
     [path] = (cache).glob("*.jsonl")
     with path.open("a") as file:
         file.write('{"index": 0, "text": "cut sho')  # the machine went down while it wrote
-    n = len(forwards)
-    assert answers(tiny, many) == whole
+    n, heard = len(forwards), []
+    with events.listening(heard.append):
+        assert answers(tiny, many) == whole
     assert sum(forwards[n:]) == len(many) - stopped_after
+    assert heard[-1].fields["done"] == len(many)
+    assert {event.fields["found"] for event in heard} == {stopped_after}
     n = len(forwards)
     assert answers(tiny, many) == whole
     assert len(forwards) == n
@@ -225,7 +230,7 @@ def test_batches_are_halved_when_memory_runs_out(tiny, facts, monkeypatch, caplo
     found = answers(tiny, same, n_tokens=37)
     assert [a.text[: len(b.text)] for a, b in zip(found, whole, strict=True)] == [b.text for b in whole]
     assert sizes == [5, 2, 2, 1]
-    assert "2 at a time" in caplog.text
+    assert "2 answers at a time" in caplog.text
     monkeypatch.setattr(known, "_answer", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
     with pytest.raises(torch.OutOfMemoryError):
         answers(tiny, same, n_tokens=38)
