@@ -17,7 +17,8 @@ from loc_edit.localization.tracing import trace_many
 from loc_edit.names import LOCALIZERS, PROBLEMS, TRACING
 from loc_edit.prompts.encoding import Prompt, encode
 from loc_edit.prompts.sampling import sample_essences
-from loc_edit.scoring.probes import Meter, Probes, make_probes
+from loc_edit.scoring.measuring import Meter
+from loc_edit.scoring.probes import Probes, make_probes
 
 log = logging.getLogger(__name__)
 

@@ -70,7 +70,7 @@ def score_batch(posed: Posed, edits: Sequence[Edit | Exception | None]) -> list[
     """The score of each request's edit (`None`: of the unedited model), or why it has none."""
     after = posed.meter.measure([edit if isinstance(edit, Edit) else None for edit in edits])
     return [
-        edit if isinstance(edit, Exception) else compare(before, measured, request)
+        edit if isinstance(edit, Exception) else compare(before, measured, request.objective)
         for edit, before, measured, request in zip(edits, posed.meter.before, after, posed.requests, strict=True)
     ]
 

@@ -16,7 +16,7 @@ from loc_edit.localization.sweep import plan
 from loc_edit.models.kernels import one_kernel_each
 from loc_edit.models.model import logits_at
 from loc_edit.prompts.encoding import Prompt
-from loc_edit.scoring.probes import Meter
+from loc_edit.scoring.measuring import Meter
 
 BLOCKS = ("forward", "both", "gradients")
 """The kinds of work that the block floor is made of."""

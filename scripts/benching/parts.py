@@ -45,7 +45,7 @@ def our_edits(bench: SimpleNamespace, method: str, layers: list[int]) -> list[tu
         edits = loc_edit.finetune(model, requests, layers, settings=settings)
     after = bench.meter.measure(edits)
     for before, measured, request in zip(bench.meter.before, after, requests, strict=True):
-        compare(before, measured, request)
+        compare(before, measured, request.objective)
     return [(edit, measured.rewrite) for edit, measured in zip(edits, after, strict=True)]
 
 

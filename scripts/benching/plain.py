@@ -79,7 +79,7 @@ def edit_and_score(bench: SimpleNamespace, method: str, layers: list[int]) -> li
 @torch.inference_mode()
 def score(model: HookedTransformer, probes) -> float:
     """One padded batch of the fact's prompts, one of its essence texts, all logits of both."""
-    batch = make_batch(model, [r.prompt for r in probes.rows], [r.target for r in probes.rows])
+    batch = make_batch(model, [r.prompt for r in probes.probes], [r.target for r in probes.probes])
     log_p = model(batch.tokens).log_softmax(-1)
     p = answers(log_p, batch).sum(1).exp()
     if probes.essence:

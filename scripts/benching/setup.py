@@ -15,7 +15,8 @@ from loc_edit.editing.settings import presets, resolve_settings
 from loc_edit.facts.sampling import sample_by_relation
 from loc_edit.models.loading import BUILTIN, quiet
 from loc_edit.prompts.encoding import Prompt
-from loc_edit.scoring.probes import Meter, make_probes
+from loc_edit.scoring.measuring import Meter
+from loc_edit.scoring.probes import make_probes
 
 SHAPES = {
     "tiny": {"n_layers": 2, "d_model": 32, "n_heads": 2, "d_head": 16, "d_mlp": 64, "d_vocab": 4096},

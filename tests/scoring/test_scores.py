@@ -14,8 +14,9 @@ from loc_edit.editing.update import WeightUpdate
 from loc_edit.prompts.encoding import find_subject
 from loc_edit.prompts.randomness import generator
 from loc_edit.prompts.sampling import sample_essences
-from loc_edit.scoring import probes as probing
-from loc_edit.scoring.probes import Measured, Meter, make_probes, measure
+from loc_edit.scoring import measuring
+from loc_edit.scoring.measuring import Meter
+from loc_edit.scoring.probes import Measured, make_probes
 from loc_edit.scoring.scores import compare
 
 SCORES = ("rewrite", "paraphrase", "neighborhood", "essence", "overall", "overall_essence", "neighborhood_new")
@@ -26,20 +27,18 @@ def measured(rewrite=0.5, paraphrase=(), neighborhood=(), neighborhood_new=(), e
 
 
 @pytest.fixture(scope="module")
-def request_for(tiny, facts):
-    """objective -> a request of it."""
-    sound = loc_edit.pose(facts[0], "error_injection", tiny)
-    return lambda objective="raise": replace(sound, objective=objective)
-
-
-@pytest.fixture(scope="module")
 def rich(facts):
-    """The first fact with more prompts: three paraphrases, one without the subject, and three neighbours."""
+    """The first fact with more prompts: three paraphrases, one without the subject, and three neighbors."""
     return replace(
         facts[0],
         paraphrases=("Nobody crossed it. The Golden Bridge is in", "It is in the city of", "The Golden Bridge, in"),
         neighbors=("The old bridge is located in the city of", "Norway is in", "The train was in the city of"),
     )
+
+
+def measure(model, probes, edits):
+    """Raw numbers of many (probes, edit) pairs, each under its own edit."""
+    return Meter(model, probes).measure(edits)
 
 
 def edits_of(model, request, stats_of, contexts, layer=1):
@@ -56,11 +55,11 @@ def edits_of(model, request, stats_of, contexts, layer=1):
 # Formulas, by hand
 
 
-def test_raise(request_for):
+def test_raise():
     score = compare(
         measured(0.2, (0.2, 0.5, 0.4), (0.1, 0.9), (0.5,), (10.0, 14.0)),
         measured(0.6, (0.6, 0.25, 0.7), (0.3, 0.4), (0.0,), (11.0, 15.5)),
-        request_for("raise"),
+        "raise",
     )
     assert score.rewrite == pytest.approx(0.4 / 0.8)
     assert score.paraphrase == pytest.approx((0.5 + 0.0 + 0.5) / 3)  # each prompt has its own floor
@@ -74,11 +73,11 @@ def test_raise(request_for):
     assert score.reason == ""
 
 
-def test_lower(request_for):
+def test_lower():
     score = compare(
         measured(0.8, (0.5, 0.2), (0.6,), (), (3.0,)),
         measured(0.2, (0.1, 0.4), (0.9,), (), (2.0,)),
-        request_for("lower"),
+        "lower",
     )
     assert score.rewrite == pytest.approx(0.6 / 0.8)
     assert score.paraphrase == pytest.approx((0.8 + 0.0) / 2)
@@ -88,14 +87,14 @@ def test_lower(request_for):
 
 
 @pytest.mark.parametrize(("objective", "before", "after"), [("raise", 0.5, 0.3), ("lower", 0.5, 0.7)])
-def test_a_change_the_wrong_way_scores_zero(request_for, objective, before, after):
-    assert compare(measured(before), measured(after), request_for(objective)).rewrite == 0.0
+def test_a_change_the_wrong_way_scores_zero(objective, before, after):
+    assert compare(measured(before), measured(after), objective).rewrite == 0.0
 
 
 @pytest.mark.parametrize(("objective", "before"), [("raise", 1.0), ("lower", 0.0)])
 @pytest.mark.parametrize("after", [0.0, 0.5, 1.0])
-def test_where_nothing_can_change_the_score_is_no_number_and_says_why(request_for, objective, before, after):
-    score = compare(measured(before, (0.5,), (0.5,)), measured(after, (0.5,), (0.5,)), request_for(objective))
+def test_where_nothing_can_change_the_score_is_no_number_and_says_why(objective, before, after):
+    score = compare(measured(before, (0.5,), (0.5,)), measured(after, (0.5,), (0.5,)), objective)
     assert isnan(score.rewrite)
     assert isnan(score.overall)
     assert f"p before is {before:g}, nothing to {objective}" in score.reason
@@ -103,21 +102,21 @@ def test_where_nothing_can_change_the_score_is_no_number_and_says_why(request_fo
 
 
 @pytest.mark.parametrize(("objective", "before", "score"), [("raise", 0.0, 0.25), ("lower", 1.0, 0.75)])
-def test_the_other_extreme_is_a_number(request_for, objective, before, score):
-    assert compare(measured(before), measured(0.25), request_for(objective)).rewrite == score
+def test_the_other_extreme_is_a_number(objective, before, score):
+    assert compare(measured(before), measured(0.25), objective).rewrite == score
 
 
-def test_paraphrases_that_are_no_number_are_left_out_and_counted(request_for):
-    score = compare(measured(0.2, (nan, 0.5, 1.0)), measured(0.2, (nan, 0.75, 0.3)), request_for())
+def test_paraphrases_that_are_no_number_are_left_out_and_counted():
+    score = compare(measured(0.2, (nan, 0.5, 1.0)), measured(0.2, (nan, 0.75, 0.3)), "raise")
     assert score.paraphrase == pytest.approx(0.5)
     assert "paraphrase: 2 of 3 undefined" in score.reason
-    none = compare(measured(0.2, (nan,)), measured(0.2, (nan,)), request_for())
+    none = compare(measured(0.2, (nan,)), measured(0.2, (nan,)), "raise")
     assert isnan(none.paraphrase)
     assert "paraphrase: 1 of 1 undefined" in none.reason
 
 
-def test_without_prompts_there_is_no_score_and_a_reason(request_for):
-    score = compare(measured(0.2), measured(0.6), request_for())
+def test_without_prompts_there_is_no_score_and_a_reason():
+    score = compare(measured(0.2), measured(0.6), "raise")
     assert score.rewrite == pytest.approx(0.5)
     assert isnan(score.paraphrase)
     assert isnan(score.neighborhood)
@@ -126,8 +125,8 @@ def test_without_prompts_there_is_no_score_and_a_reason(request_for):
     assert "neighborhood: none" in score.reason
 
 
-def test_a_probability_that_is_no_number_is_named(request_for):
-    score = compare(measured(0.2), measured(nan), request_for())
+def test_a_probability_that_is_no_number_is_named():
+    score = compare(measured(0.2), measured(nan), "raise")
     assert isnan(score.rewrite)
     assert "rewrite: p goes from 0.2 to nan" in score.reason
 
@@ -136,19 +135,19 @@ def test_a_probability_that_is_no_number_is_named(request_for):
     ("before", "after", "essence"),
     [((10.0,), (12.5,), 0.5), ((10.0,), (15.0,), 0.0), ((10.0,), (99.0,), 0.0), ((10.0,), (inf,), 0.0)],
 )
-def test_essence_is_clipped(request_for, before, after, essence):
-    assert compare(measured(essence=before), measured(essence=after), request_for()).essence == essence
+def test_essence_is_clipped(before, after, essence):
+    assert compare(measured(essence=before), measured(essence=after), "raise").essence == essence
 
 
-def test_neighbours_that_cannot_move_further_score_zero(request_for):
+def test_neighbors_that_cannot_move_further_score_zero():
     for before, after in ((0.0, 1.0), (1.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.3, 1.0)):
-        score = compare(measured(neighborhood=(before,)), measured(neighborhood=(after,)), request_for())
+        score = compare(measured(neighborhood=(before,)), measured(neighborhood=(after,)), "raise")
         assert score.neighborhood == pytest.approx(0.0)
 
 
-def test_rows_are_flat(request_for):
+def test_rows_are_flat():
     before, after = measured(0.2, (0.3, 0.4), (0.5,), (0.6,), (7.0,)), measured(0.3, (0.4, 0.5), (0.6,), (0.7,), (8.0,))
-    row = compare(before, after, request_for()).to_row()
+    row = compare(before, after, "raise").to_row()
     raw = {f"{field.name}_{when}" for field in fields(Measured) for when in ("before", "after")}
     gaps = {f"{k}_{what}" for k in ("rewrite", "paraphrase", "neighborhood") for what in ("magnitude", "success")}
     assert set(row) == {*SCORES, "reason"} | raw | gaps
@@ -157,10 +156,10 @@ def test_rows_are_flat(request_for):
     assert all(isinstance(row[name], float) for name in SCORES)
 
 
-def test_magnitudes_compare_the_two_objects(request_for):
+def test_magnitudes_compare_the_two_objects():
     after = measured(0.6, (0.2, nan, 0.5), (0.1, 0.3))
     after = replace(after, rewrite_other=0.1, paraphrase_other=(0.5, 0.1, 0.1), neighborhood_other=(0.6, 0.2))
-    found = compare(measured(0.2, (0.1, 0.1, 0.1), (0.1, 0.1)), after, request_for("raise")).magnitudes
+    found = compare(measured(0.2, (0.1, 0.1, 0.1), (0.1, 0.1)), after, "raise").magnitudes
     assert found == pytest.approx(
         {
             "rewrite_magnitude": 0.5,
@@ -171,10 +170,10 @@ def test_magnitudes_compare_the_two_objects(request_for):
             "neighborhood_success": 0.5,
         }
     )
-    lower = compare(measured(0.7, (0.1, 0.1, 0.1), (0.1, 0.1)), after, request_for("lower")).magnitudes
+    lower = compare(measured(0.7, (0.1, 0.1, 0.1), (0.1, 0.1)), after, "lower").magnitudes
     for name in ("rewrite", "paraphrase", "neighborhood"):
         assert lower[f"{name}_magnitude"] == pytest.approx(-found[f"{name}_magnitude"])
-    assert all(isnan(value) for value in compare(measured(0.2), measured(0.6), request_for()).magnitudes.values())
+    assert all(isnan(value) for value in compare(measured(0.2), measured(0.6), "raise").magnitudes.values())
 
 
 # What is measured
@@ -309,7 +308,7 @@ def test_measuring_starts_at_the_edited_layer_and_finds_the_same(
     one.measure(edits[0])
     assert 0 in blocks
     positions = sum(laid.batch.tokens.numel() for laid in kept.batches)
-    monkeypatch.setattr(probing, "KEPT_BYTES", positions * 4 * deep.cfg.d_model * len(layers))  # not for keys
+    monkeypatch.setattr(measuring, "KEPT_BYTES", positions * 4 * deep.cfg.d_model * len(layers))  # not for keys
     streams = Meter(deep, probes, layers)
     for layer in layers:
         blocks.clear()
@@ -317,7 +316,7 @@ def test_measuring_starts_at_the_edited_layer_and_finds_the_same(
         assert set(blocks) == set(layers[layer:])
         for one, other in zip(found, kept.measure(edits[layer]), strict=True):
             assert flat(one) == pytest.approx(flat(other), rel=1e-4, abs=1e-7, nan_ok=True)
-    monkeypatch.setattr(probing, "KEPT_BYTES", 1)
+    monkeypatch.setattr(measuring, "KEPT_BYTES", 1)
     none = Meter(deep, probes, layers)
     assert (none.keys, none.streams) == ([], [])
 
@@ -327,18 +326,18 @@ def test_targets_that_differ_in_their_last_token_share_a_run(deep, rich):
     request = loc_edit.pose(rich, "error_injection", deep)
     assert len(request.target_tokens) == 1
     [batch, *more] = Meter(deep, [make_probes(deep, rich, request)]).batches
-    n_runs = sum(len(one.runs) for one in (batch, *more))
+    n_runs = sum(len(one.lines) for one in (batch, *more))
     assert n_runs == 1 + len(rich.paraphrases) + len(rich.neighbors)
 
 
 def test_one_edit_for_each_request_is_wanted(deep, rich):
     meter = Meter(deep, [make_probes(deep, rich, loc_edit.pose(rich, "error_injection", deep))])
-    with pytest.raises(ValueError, match="2 edits for 1 requests"):
+    with pytest.raises(ValueError, match="expected an edit for each of 1 requests, got 2 edits"):
         meter.measure([None, None])
 
 
 def test_a_noised_subject_is_noised_where_it_stands(editable, rich):
-    """Means over samples; paraphrases at their own spans; neighbours and essence texts clean."""
+    """Means over samples; paraphrases at their own spans; neighbors and essence texts clean."""
     prompt = loc_edit.encode(editable, rich)
     noise = loc_edit.subject_noise(editable, prompt, scale=1.5, samples=3)
     request = loc_edit.pose(rich, "fact_forcing", editable, noise=noise, noise_scale=1.5, seed=4)
@@ -364,12 +363,12 @@ def test_a_noised_subject_is_noised_where_it_stands(editable, rich):
     clean = [slow_probability(editable, text, target) for text in rich.neighbors]
     assert found.neighborhood == pytest.approx(clean, rel=1e-3)
     assert found.essence == pytest.approx([slow_perplexity(editable, text) for text in texts], rel=1e-3)
-    score = compare(found, found, request)
+    score = compare(found, found, request.objective)
     assert score.paraphrase == 0.0
     assert "paraphrase: 1 of 3 undefined" in score.reason
 
 
-def test_a_fact_without_paraphrases_and_neighbours_is_scored(tiny, facts, stats_of, contexts):
+def test_a_fact_without_paraphrases_and_neighbors_is_scored(tiny, facts, stats_of, contexts):
     fact = replace(facts[1], paraphrases=(), neighbors=())
     request = loc_edit.pose(fact, "error_injection", tiny)
     edit = loc_edit.rome(tiny, request, 0, stats=stats_of(tiny), contexts=contexts)
@@ -382,7 +381,7 @@ def test_a_fact_without_paraphrases_and_neighbours_is_scored(tiny, facts, stats_
     assert 0 <= score.essence <= 1
 
 
-def test_neighbourhood_is_kept_on_both_targets(deep, rich, stats_of, contexts):
+def test_neighborhood_is_kept_on_both_targets(deep, rich, stats_of, contexts):
     for problem, same in (("error_injection", True), ("fact_amplification", False)):
         request = loc_edit.pose(rich, problem, deep)
         edit = loc_edit.rome(deep, request, 1, stats=stats_of(deep), contexts=contexts)
