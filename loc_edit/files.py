@@ -49,7 +49,7 @@ def disk_errors(doing: str, path: Path) -> Iterator[None]:
         number = error.errno or 0
         why = os.strerror(number) if number else str(error)
         advice = _ADVICE.get(number, "mend that and run it again")
-        wrapped = StoreError(f"cannot {doing} {path}: {why}. All rows finished before are kept; {advice}.")
+        wrapped = StoreError(f"cannot {doing} {path}: {why}. What was finished before is kept; {advice}.")
         wrapped.errno = error.errno
         raise wrapped from error
 

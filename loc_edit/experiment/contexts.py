@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from loc_edit.files import write_atomic
-from loc_edit.store.folder import CONTEXTS
+from loc_edit.store.layout import CONTEXTS
 
 Contexts = Mapping[str, Sequence[str]]
 """Texts by style, `rome` and `memit`."""

@@ -36,7 +36,7 @@ from loc_edit.models.model import Model
 from loc_edit.prompts.batches import make_batch
 from loc_edit.prompts.encoding import encode, target_tokens
 from loc_edit.prompts.recall import known_facts
-from loc_edit.store.folder import CONFIG
+from loc_edit.store.layout import CONFIG
 from loc_edit.store.mirror import Mirror
 from loc_edit.store.run import RunFolder
 from loc_edit.store.settings import cell_key

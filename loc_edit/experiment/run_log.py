@@ -11,7 +11,7 @@ from typing import Any
 
 from loc_edit.events import Event, emit, listening, progress
 from loc_edit.experiment.worker import Computed
-from loc_edit.store.folder import LOG
+from loc_edit.store.layout import LOG
 from loc_edit.store.settings import plain
 
 

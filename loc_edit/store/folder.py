@@ -1,4 +1,4 @@
-"""What makes a folder a run: its configuration and its provenance; what may change in them, and what not."""
+"""The configuration and provenance that make a folder a run, and which of their changes are refused."""
 
 import json
 import logging
@@ -10,40 +10,37 @@ from typing import Any
 import tomli_w
 
 from loc_edit.files import disk_errors, sync_folder, write_atomic
-from loc_edit.store.rows import SCHEMA_VERSION
-from loc_edit.store.selection import HISTORY, SELECTION, Selection
+from loc_edit.store.layout import CONFIG, CONTEXTS, HISTORY, LOG, PROVENANCE, SELECTION
+from loc_edit.store.rows import KINDS, SCHEMA_VERSION
+from loc_edit.store.selection import Selection
 from loc_edit.store.settings import describe, differences
 from loc_edit.store.shards import shard_names
 
 log = logging.getLogger(__name__)
 
-CONFIG = "config.toml"
-LOG = "log.jsonl"
-CONTEXTS = "contexts.json"
-PROVENANCE = "provenance.json"
 FINGERPRINT = "model_fingerprint"
 VERSION = "schema_version"
-_OF_A_RUN = {PROVENANCE, SELECTION, LOG, HISTORY, CONTEXTS, "traces", "edits", "tables", "figures", "report"}
+_OF_A_RUN = {PROVENANCE, SELECTION, LOG, HISTORY, CONTEXTS, *KINDS, "tables", "figures", "report"}
 
 
 class BadRun(ValueError):
-    """A folder that is no run, or none that this version can use; the message names it."""
+    """The folder holds no run, or no run that this version can use; the message names the folder."""
 
 
 class RunMismatch(BadRun):
-    """A folder that holds a run of another configuration or model; the message names what differs."""
+    """The folder holds a run of another configuration or model; the message names the differences."""
 
 
 def refuse_strangers(folder: Path) -> None:
-    """Refuses a path at which neither a run is nor one can be begun."""
+    """Refuses a path that holds no run and where none can be started."""
     if folder.exists() and not folder.is_dir():
         raise BadRun(f"{folder} is a file; a run needs a folder")
     if not folder.exists() or (folder / CONFIG).exists():
         return
-    strangers = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    if rows := [name for kind in ("traces", "edits") for name in shard_names(folder / kind)]:
-        raise BadRun(f"{folder} has {len(rows)} shards of rows but no {CONFIG} that says what they are")
-    if strangers := [name for name in strangers if name not in _OF_A_RUN]:
+    if shards := [name for kind in KINDS for name in shard_names(folder / kind)]:
+        raise BadRun(f"{folder} has {len(shards)} shards of rows but no {CONFIG} that says what they are")
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    if strangers := [name for name in names if name not in _OF_A_RUN]:
         raise BadRun(
             f"{folder} is not empty and holds no run ({len(strangers)} other entries, such as "
             f"{strangers[0]!r}); choose a new or empty folder"
@@ -68,10 +65,9 @@ def read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         BadRun: a file is missing or damaged, or written by a newer version.
     """
-    with disk_errors("read", folder / CONFIG):
-        config_bytes = (folder / CONFIG).read_bytes()
     try:
-        config = tomllib.loads(config_bytes.decode())
+        with disk_errors("read", folder / CONFIG):
+            config = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
         raise BadRun(f"{folder / CONFIG} is damaged: {error}") from error
     try:
@@ -92,15 +88,15 @@ def read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def take_up(
     folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any], selection: Selection | None
 ) -> None:
-    """Goes on with the run in a folder: writes what has changed, and keeps what was there before in `history/`.
+    """Resumes the run in a folder: writes its new configuration and selection, and keeps the old ones in `history/`.
 
     Raises:
-        RunMismatch: the run there is of another model, of other facts or of another kind; or its configuration is
-            another, and no selection says which rows belong to it.
+        RunMismatch: the folder's run is of another model, of other facts or of another kind; or its configuration
+            differs, and no selection says which rows belong to the new one.
     """
-    config_there, provenance_there = read_settings(folder)
-    refuse_another_model(folder, provenance_there, provenance)
-    differing = differences(config_there, config)
+    earlier_config, earlier_provenance = read_settings(folder)
+    _refuse_another_model(folder, earlier_provenance, provenance)
+    differing = differences(earlier_config, config)
     if selection is None:
         if differing:
             raise RunMismatch(
@@ -109,22 +105,18 @@ def take_up(
             )
         return
     if differing:
-        _refuse_another_run(folder, config_there, config, selection)
-        log.info("%s goes on with another configuration: %s", folder, describe(differing))
+        _refuse_another_run(folder, earlier_config, config, selection)
+        log.info("%s is resumed with another configuration: %s", folder, describe(differing))
         _keep(folder)
-    if _selection_there(folder) != selection:
+    if _selection_in(folder) != selection:
         selection.write(folder)
     if differing:
         write_atomic(folder / CONFIG, tomli_w.dumps(config).encode())
 
 
-def refuse_another_model(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Refuses to mix models; other differences of provenance are logged.
-
-    Raises:
-        RunMismatch: naming both fingerprints.
-    """
-    differing = differences(there, here)
+def _refuse_another_model(folder: Path, earlier: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuses to mix models, naming both fingerprints; other differences of provenance are logged."""
+    differing = differences(earlier, new)
     if FINGERPRINT in differing:
         raise RunMismatch(
             f"{folder} holds a run of another model: {describe({FINGERPRINT: differing[FINGERPRINT]})}; "
@@ -132,25 +124,25 @@ def refuse_another_model(folder: Path, there: Mapping[str, Any], here: Mapping[s
         )
     differing.pop("seed", None)  # the configuration has it
     if differing:
-        log.warning("%s is taken up again under other conditions: %s", folder, describe(differing))
+        log.warning("%s is resumed under other conditions: %s", folder, describe(differing))
 
 
-def _refuse_another_run(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any], selection: Selection) -> None:
-    """Refuses what is no other version of the run in the folder, but another run."""
-    if ("grid" in there) != ("grid" in here):
+def _refuse_another_run(folder: Path, earlier: Mapping[str, Any], new: Mapping[str, Any], selection: Selection) -> None:
+    """Refuses a configuration that is not another version of the folder's run, but another run."""
+    if ("grid" in earlier) != ("grid" in new):
         kinds = ("a tuning of settings", "an experiment")
-        raise RunMismatch(f"{folder} holds {kinds['grid' not in there]}, and this is {kinds['grid' not in here]}")
-    before = _selection_there(folder)
-    if before is None or there.get("data") == here.get("data"):
+        raise RunMismatch(f"{folder} holds {kinds['grid' not in earlier]}, and this is {kinds['grid' not in new]}")
+    earlier_selection = _selection_in(folder)
+    if earlier_selection is None or earlier.get("data") == new.get("data"):
         return
-    if not set(before.facts.values()) & set(selection.facts.values()):
+    if set(earlier_selection.facts.values()).isdisjoint(selection.facts.values()):
         raise RunMismatch(
-            f"{folder} holds a run on other facts: data is {there.get('data')!r} there and {here.get('data')!r} "
+            f"{folder} holds a run on other facts: data is {earlier.get('data')!r} there and {new.get('data')!r} "
             "here, and none of the facts is the same; choose another folder"
         )
 
 
-def _selection_there(folder: Path) -> Selection | None:
+def _selection_in(folder: Path) -> Selection | None:
     try:
         return Selection.read(folder)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What is in a run's folder besides what its present configuration is about."""
+"""Counts the cells and rows of a run folder, including rows of earlier configurations."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -12,32 +12,32 @@ from loc_edit.store.shards import Shard
 
 
 def cells_in(folder: Path, kind: Kind, shards: Iterable[Shard], selection: Selection | None) -> pd.DataFrame:
-    """A row per cell that has rows or is selected: see `Run.cells`."""
-    there: dict[str, list[Shard]] = defaultdict(list)
+    """Returns one row per cell that has rows or is selected: see `RunFolder.cells`."""
+    shards_of: dict[str, list[Shard]] = defaultdict(list)
     for shard in shards:
-        there[shard.cell].append(shard)
-    present = selection.cells(kind) if selection else {cell: {} for cell in there}
-    about = {**earlier_cells(folder, kind), **present}
+        shards_of[shard.cell].append(shard)
+    present = selection.cells(kind) if selection else {cell: {} for cell in shards_of}
+    descriptions = {**earlier_cells(folder, kind), **present}
     return pd.DataFrame(
         {
             "cell": cell,
-            "rows": sum(shard.n_rows for shard in there.get(cell, [])),
-            "facts": len({fact for shard in there.get(cell, []) for fact in shard.facts}),
+            "rows": sum(shard.n_rows for shard in shards_of[cell]),
+            "facts": len({fact for shard in shards_of[cell] for fact in shard.facts}),
             "present": cell in present,
-            **about.get(cell, {}),
+            **descriptions.get(cell, {}),
         }
-        for cell in [*present, *sorted(set(there) - set(present))]
+        for cell in [*present, *sorted(set(shards_of) - set(present))]
     )
 
 
 def n_left_out(kind: Kind, shards: Iterable[Shard], selection: Selection | None) -> int:
-    """How many rows are not selected."""
+    """Counts the rows that are not selected."""
     if selection is None:
         return 0
     cells, facts, n = selection.cells(kind), set(selection.facts.items()), 0
     for shard in shards:
         if shard.cell not in cells:
             n += shard.n_rows
-        elif others := len(set(shard.facts) - facts):
-            n += round(shard.n_rows * others / len(shard.facts))
+        elif shard.facts:
+            n += round(shard.n_rows * len(set(shard.facts) - facts) / len(shard.facts))
     return n

@@ -1,13 +1,20 @@
-"""One writer per run folder, by an advisory lock that ends with its process."""
+"""Lets one process at a time write to a run folder.
 
+The system keeps the lock (`filelock`), so it ends with its process, however the process ends, and the locked file stays
+where it is.  Some versions of `filelock` empty the file that they lock: the writer's name is in a file beside it.
+"""
+
+import errno
 import logging
 import os
 import socket
-import time
-import weakref
+from contextlib import suppress
 from pathlib import Path
 
-from loc_edit.files import disk_errors
+from filelock import FileLock, Timeout
+
+from loc_edit.files import disk_errors, write_atomic
+from loc_edit.store.layout import LOCK, WRITER
 
 try:
     import fcntl
@@ -16,7 +23,9 @@ except ImportError:  # not a Unix
 
 log = logging.getLogger(__name__)
 
-LOCK_NAME = ".lock"
+PATIENCE = 0.5
+"""Seconds for which a writer that starts waits for the lock: `lock_holder` has it for an instant."""
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 class RunLocked(ValueError):
@@ -26,100 +35,72 @@ class RunLocked(ValueError):
 class FolderLock:
     """Holds the lock of `folder` from construction to `release` or the end of the process.
 
-    The kernel keeps the lock (`flock`), so a killed writer leaves none behind, and the file itself is never
-    removed.  Where the system or the disk knows no such locks, a warning is logged and the run goes on.
+    A forked child does not hold it, whatever becomes of its parent.  On a disk without file locks a warning is logged
+    and the run goes on.
 
     Raises:
-        RunLocked: another writer, in this process or another, holds it.
+        RunLocked: another writer, in this process or another, holds the lock.
+        StoreError: the disk refused.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._descriptor: int | None = None
-        path = folder / LOCK_NAME
-        with disk_errors("open", path):
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        _live.add(self)
+        self._folder = folder
+        self._lock = FileLock(folder / LOCK, timeout=PATIENCE, thread_local=False, fallback_to_soft=False)
+        with disk_errors("lock", folder):
+            try:
+                self._lock.acquire()
+            except Timeout:
+                writer = _writer(folder)
+                here = ", this one: close its Run first" if writer == _this_process() else ""
+                raise RunLocked(
+                    f"{folder} is in use by another writer ({writer}{here}); "
+                    "wait for it to end, or choose another folder"
+                ) from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                log.warning("%s: this disk has no file locks (%s); do not start a second writer on it", folder, error)
+                return
         try:
-            self._acquire(folder)
+            write_atomic(folder / WRITER, _this_process().encode())
         except BaseException:
             self.release()
             raise
 
-    def _acquire(self, folder: Path) -> None:
-        assert self._descriptor is not None
-        if fcntl is None:
-            log.warning("%s: no file locks on this system; do not start a second writer on it", folder)
-            return
-        try:
-            _take(self._descriptor)
-        except BlockingIOError:
-            owner = os.read(self._descriptor, 200).decode(errors="replace").strip() or "unknown"
-            here = ", this one: close its Run first" if owner == _name_of_this_process() else ""
-            raise RunLocked(
-                f"{folder} is in use by another writer ({owner}{here}); wait for it to end, or choose another folder"
-            ) from None
-        except OSError as error:
-            log.warning("%s: this disk has no file locks (%s); do not start a second writer on it", folder, error)
-            return
-        with disk_errors("write", folder / LOCK_NAME):
-            os.ftruncate(self._descriptor, 0)
-            os.write(self._descriptor, _name_of_this_process().encode())
-
     def release(self) -> None:
         """Gives the lock back; a second call does nothing."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def __del__(self) -> None:
-        self.release()
+        if self._lock.is_locked:
+            with suppress(OSError):
+                (self._folder / WRITER).unlink()
+            self._lock.release()
 
 
 def lock_holder(folder: Path) -> str | None:
-    """Who writes to the run in `folder` now, in words; `None` if nobody does.
+    """Returns the name of the process that writes to the run in `folder` now, or `None` if there is none.
 
-    It takes the lock for an instant to tell, shared with others who ask; nothing in the folder is changed.
+    The folder need not be writable.  To find out, this function shares the lock for an instant with all others who ask;
+    a writer that starts at that instant waits.
     """
+    if fcntl is None:
+        return "unknown: this system does not tell who holds a lock"
     try:
-        descriptor = os.open(folder / LOCK_NAME, os.O_RDONLY)
+        with open(folder / LOCK, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return None
+    except BlockingIOError:
+        return _writer(folder)
     except OSError as error:
         return f"unknown: the lock cannot be read ({error.strerror})"
-    try:
-        if fcntl is None:
-            return "unknown: no file locks on this system"
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return os.read(descriptor, 200).decode(errors="replace").strip() or "unknown"
-    except OSError as error:
-        return f"unknown: no file locks on this disk ({error.strerror})"
-    finally:
-        os.close(descriptor)
     return None
 
 
-def _take(descriptor: int) -> None:
-    """Takes the lock, or says `BlockingIOError`; tried twice, as `lock_holder` has it for an instant."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        time.sleep(0.05)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _name_of_this_process() -> str:
+def _this_process() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
-_live: "weakref.WeakSet[FolderLock]" = weakref.WeakSet()
-
-
-def _release_in_child() -> None:
-    """Closes a forked worker's copy: a dead parent's lock must not live on; a living parent's does."""
-    for lock in list(_live):
-        lock.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_release_in_child)
+def _writer(folder: Path) -> str:
+    try:
+        return (folder / WRITER).read_text(encoding="utf-8")
+    except OSError:
+        return "unknown"

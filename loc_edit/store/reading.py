@@ -1,4 +1,4 @@
-"""Many shards as one table."""
+"""Reads many shards as one table."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from loc_edit.store.rows import SCHEMAS, BadRows, Kind, fill_nulls, in_order, is_list
+from loc_edit.store.rows import SCHEMAS, BadRows, Kind, fill_nulls, is_list, sorted_rows
 from loc_edit.store.selection import Selection
 from loc_edit.store.shards import Shard
 
@@ -14,41 +14,43 @@ from loc_edit.store.shards import Shard
 def read_table(
     kind: Kind, shards: Sequence[Shard], schema: pa.Schema, columns: list[str], facts: set[tuple[int, str]] | None
 ) -> tuple[pa.Table, int]:
-    """The rows of shards, sorted, and how many repetitions were left out.
+    """Returns the rows of the shards, sorted, and the number of repeated rows that were left out.
 
     Args:
-        kind: of rows.
-        shards: where they are.
-        schema: the joint one.
-        columns: those wanted; the identity's are among them.
-        facts: ids and contents of the facts wanted; `None` for all.
+        kind: the kind of the rows.
+        shards: the files to read.
+        schema: their joint schema.
+        columns: the columns to read, including those of the identity.
+        facts: the ids and contents of the facts to read; `None` for all facts.
     """
     if not shards:
         return schema.empty_table().select(columns), 0
     paths = [str(shard.path) for shard in shards]
     table = ds.dataset(paths, schema=schema, format="parquet").to_table(columns=columns)
-    if facts is not None and any(not facts.issuperset(some) for some in {shard.facts for shard in shards}):
+    if facts is not None and not all(
+        facts.issuperset(shard_facts) for shard_facts in {shard.facts for shard in shards}
+    ):
         table = _of_facts(table, facts)
-    return in_order(kind, fill_nulls(table))
+    return sorted_rows(kind, fill_nulls(table))
 
 
 def nearly_in_order(kind: Kind, shards: list[Shard], selection: Selection | None) -> list[Shard]:
-    """Shards in the order of their rows, as far as their cells tell: what is sorted needs no sorting.
+    """Returns edit shards in the order of their rows, as far as their cells tell: sorted rows need no sorting.
 
-    The rows of traces are sorted by facts first, so their cells tell nothing.
+    The rows of traces are sorted by fact first, so their cells tell nothing.
     """
-    about = {} if selection is None or kind == "traces" else selection.cells(kind)
+    cells = {} if selection is None or kind == "traces" else selection.cells(kind)
 
     def place(shard: Shard) -> tuple[str, str, int, int]:
-        what = about.get(shard.cell, {})
-        problem, method = str(what.get("problem", "")), str(what.get("method", ""))
-        return problem, method, int(what.get("layer", 0)), int(what.get("window", 0))
+        cell = cells.get(shard.cell, {})
+        problem, method = str(cell.get("problem", "")), str(cell.get("method", ""))
+        return problem, method, int(cell.get("layer", 0)), int(cell.get("window", 0))
 
     return sorted(shards, key=place)
 
 
 def _of_facts(table: pa.Table, facts: set[tuple[int, str]]) -> pa.Table:
-    """The rows of these facts; an id stands for a fact only together with its content."""
+    """Returns the rows of the facts; both the id and the content of a fact must match."""
     ids, contents = zip(*sorted(facts), strict=True) if facts else ((), ())
     known = pa.table({"fact_id": pa.array(ids, pa.int64()), "fact_content": pa.array(contents, pa.string())})
     index = pa.table({"index": pa.array(np.arange(len(table)))})
@@ -58,10 +60,11 @@ def _of_facts(table: pa.Table, facts: set[tuple[int, str]]) -> pa.Table:
 
 
 def joint_schema(kind: Kind, shards: Sequence[Shard]) -> pa.Schema:
-    """The columns of the kind and all that shards have besides, scalars before lists."""
-    schemas = {shard.schema: None for shard in shards}
+    """Returns the columns of the kind and all further columns of the shards, scalars before lists."""
     try:
-        joint = pa.unify_schemas([SCHEMAS[kind], *schemas], promote_options="permissive")
+        joint = pa.unify_schemas(
+            [SCHEMAS[kind], *dict.fromkeys(shard.schema for shard in shards)], promote_options="permissive"
+        )
     except pa.ArrowException as error:
         raise BadRows(f"{kind}: shards disagree about a column's type: {error}") from error
     return pa.schema(sorted(joint, key=is_list))

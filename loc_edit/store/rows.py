@@ -1,8 +1,8 @@
-"""What a row is: the columns of traces and edits, their types, their keys and their order."""
+"""The rows of traces and edits: their columns and types, their keys and their order."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -12,90 +12,70 @@ import pyarrow.compute as pc
 from loc_edit.names import STATUSES, TRACING
 
 SCHEMA_VERSION = 3
-"""Version 2 has `fact_content`; the rows of version 1 are read as if it were empty.  Version 3 has `localizer`; all
-trace rows before are of Causal Tracing."""
+"""Version 2 added `fact_content`; in rows of version 1 it is read as empty.  Version 3 added `localizer`; all earlier
+trace rows are of Causal Tracing."""
 
 DEFAULTS = {"localizer": TRACING}
-"""What stands in a key column that rows may leave out."""
+"""The values of key columns that rows may leave out."""
 
 Kind = Literal["traces", "edits"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
-_FLOATS = pa.list_(pa.float64())
+def _columns(kind: pa.DataType, *names: str) -> list[pa.Field]:
+    return [pa.field(name, kind) for name in names]
+
 
 SCHEMAS: dict[str, pa.Schema] = {
     "traces": pa.schema(
         [
-            ("fact_id", pa.int64()),
-            ("localizer", pa.string()),
-            ("site", pa.string()),
-            ("window", pa.int32()),
-            ("layer", pa.int32()),
-            ("pos", pa.int32()),
-            ("metric", pa.string()),
-            ("p_restored", pa.float64()),
-            ("p_clean", pa.float64()),
-            ("p_corrupted", pa.float64()),
-            ("subject_begin", pa.int32()),
-            ("subject_end", pa.int32()),
-            ("token", pa.string()),
-            ("relation", pa.string()),
-            ("degenerate", pa.bool_()),
-            ("cell", pa.string()),
-            ("fact_content", pa.string()),
+            *_columns(pa.int64(), "fact_id"),
+            *_columns(pa.string(), "localizer", "site"),
+            *_columns(pa.int32(), "window", "layer", "pos"),
+            *_columns(pa.string(), "metric"),
+            *_columns(pa.float64(), "p_restored", "p_clean", "p_corrupted"),
+            *_columns(pa.int32(), "subject_begin", "subject_end"),
+            *_columns(pa.string(), "token", "relation"),
+            *_columns(pa.bool_(), "degenerate"),
+            *_columns(pa.string(), "cell", "fact_content"),
         ]
     ),
     "edits": pa.schema(
         [
-            ("problem", pa.string()),
-            ("method", pa.string()),
-            ("layer", pa.int32()),
-            ("window", pa.int32()),
-            ("fact_id", pa.int64()),
-            ("seed", pa.int64()),
-            ("status", pa.string()),
-            ("reason", pa.string()),
-            ("rewrite", pa.float64()),
-            ("paraphrase", pa.float64()),
-            ("neighborhood", pa.float64()),
-            ("essence", pa.float64()),
-            ("overall", pa.float64()),
-            ("overall_essence", pa.float64()),
-            ("target", pa.string()),
-            ("objective", pa.string()),
-            ("seconds", pa.float64()),
-            ("cell", pa.string()),
-            ("fact_content", pa.string()),
-            ("rewrite_before", _FLOATS),
-            ("rewrite_after", _FLOATS),
-            ("paraphrase_before", _FLOATS),
-            ("paraphrase_after", _FLOATS),
-            ("neighborhood_before", _FLOATS),
-            ("neighborhood_after", _FLOATS),
+            *_columns(pa.string(), "problem", "method"),
+            *_columns(pa.int32(), "layer", "window"),
+            *_columns(pa.int64(), "fact_id", "seed"),
+            *_columns(pa.string(), "status", "reason"),
+            *_columns(pa.float64(), "rewrite", "paraphrase", "neighborhood", "essence", "overall", "overall_essence"),
+            *_columns(pa.string(), "target", "objective"),
+            *_columns(pa.float64(), "seconds"),
+            *_columns(pa.string(), "cell", "fact_content"),
+            *_columns(pa.list_(pa.float64()), "rewrite_before", "rewrite_after", "paraphrase_before"),
+            *_columns(pa.list_(pa.float64()), "paraphrase_after", "neighborhood_before", "neighborhood_after"),
         ]
     ),
 }
-"""The columns every shard has, scalars before lists; a shard may have more."""
+"""The columns that every shard has, scalars before lists; a shard may have more."""
 
 KEYS: dict[str, tuple[str, ...]] = {
     "traces": ("fact_id", "localizer", "site", "window", "layer", "pos"),
     "edits": ("problem", "method", "layer", "window", "fact_id"),
 }
-"""The columns that name a row; never null (those of `DEFAULTS` may be left out)."""
+"""The columns that name a row; never null (columns in `DEFAULTS` may be left out)."""
 
 IDENTITIES: dict[str, tuple[str, ...]] = {
     "traces": (*KEYS["traces"], "metric", "cell", "fact_content"),
     "edits": (*KEYS["edits"], "seed", "cell", "fact_content"),
 }
-"""The key and the settings behind it: no two rows share it, and frames are sorted by it."""
+"""The columns of the key and of the settings behind it: no two rows agree in all, and frames are sorted by them."""
 
 
 class BadRows(ValueError):
-    """Rows, given or found, that do not fit their schema; the message names the shard and the column."""
+    """Rows do not fit their schema; the message names the shard and the column."""
 
 
 def to_table(kind: Kind, rows: Sequence[Mapping[str, Any]] | pd.DataFrame, shard: str) -> pa.Table:
-    """`rows` as a table of the schema: columns that are absent or `None` become a default, NaN, "", -1, False or [].
+    """Makes a table of the schema from `rows`; an absent column or `None` becomes a default, NaN, "", -1, False or [].
 
     Args:
         kind: which schema.
@@ -105,7 +85,7 @@ def to_table(kind: Kind, rows: Sequence[Mapping[str, Any]] | pd.DataFrame, shard
     Raises:
         BadRows: a key column is missing, a type is wrong, a status is unknown, or two rows share a key.
     """
-    columns, n_rows = _columns(rows)
+    columns, n_rows = _values(rows), len(rows)
     if n_rows:
         check_keys(kind, columns, shard)
     schema = SCHEMAS[kind]
@@ -122,11 +102,7 @@ def to_table(kind: Kind, rows: Sequence[Mapping[str, Any]] | pd.DataFrame, shard
 
 
 def check_keys(kind: Kind, columns: Any, shard: str) -> None:
-    """Refuses a shard whose `columns` lack one that rows cannot do without.
-
-    Raises:
-        BadRows: naming the missing columns and the shard.
-    """
+    """Refuses a shard in which a needed column is missing, naming the column and the shard."""
     needed = [name for name in KEYS[kind] if name not in DEFAULTS] + ["status"] * (kind == "edits")
     if missing := [name for name in needed if name not in columns]:
         raise BadRows(f"{kind} {shard}: no column {', '.join(map(repr, missing))}; rows need {', '.join(needed)}")
@@ -138,7 +114,7 @@ def is_list(field: pa.Field) -> bool:
 
 
 def fill_nulls(table: pa.Table) -> pa.Table:
-    """The table with defaults, NaN, "", -1 and False for what shards left out."""
+    """Returns the table with nulls replaced by defaults, NaN, "", -1 and False."""
     for index, field in enumerate(table.schema):
         if table.column(index).null_count and (empty := _empty(field)) is not None:
             filled = pc.fill_null(table.column(index), pa.scalar(empty, field.type))
@@ -146,23 +122,20 @@ def fill_nulls(table: pa.Table) -> pa.Table:
     return table
 
 
-def in_order(kind: Kind, table: pa.Table) -> tuple[pa.Table, int]:
-    """The table sorted by the rows' identity, one row for each, and how many repetitions that dropped."""
+def sorted_rows(kind: Kind, table: pa.Table) -> tuple[pa.Table, int]:
+    """Returns the table sorted by identity, one row for each, and the number of repeated rows that were dropped."""
     place = _places(kind, table)
     order = np.argsort(place, kind="stable")
     place = place[order]
-    first = np.ones(len(place), dtype=bool)
-    first[1:] = place[1:] != place[:-1]
-    n_repeated = int(len(first) - first.sum())
-    if n_repeated:
-        order = order[first]
-    elif np.array_equal(order, np.arange(len(order))):
+    repeated = place[1:] == place[:-1]
+    order = np.delete(order, 1 + np.flatnonzero(repeated))
+    if np.array_equal(order, np.arange(len(table))):
         return table, 0
-    return table.take(pa.array(order)), n_repeated
+    return table.take(pa.array(order)), int(repeated.sum())
 
 
 def _places(kind: Kind, table: pa.Table) -> np.ndarray:
-    """One integer per row, ordered as the rows' identities are, and equal where they are."""
+    """Returns one integer per row, ordered like the rows' identities, and equal where the identities are equal."""
     place = np.zeros(len(table), dtype=np.int64)
     size = 1
     for name in IDENTITIES[kind]:
@@ -178,7 +151,7 @@ def _places(kind: Kind, table: pa.Table) -> np.ndarray:
 
 
 def _ranks(column: pa.ChunkedArray) -> tuple[np.ndarray, int]:
-    """For each value its rank among the distinct ones, and their number."""
+    """Returns the rank of each value among the distinct values, and the number of distinct values."""
     encoded = column.dictionary_encode(null_encoding="encode").combine_chunks()
     distinct = encoded.dictionary
     rank_of_code = np.empty(len(distinct), dtype=np.int64)
@@ -186,26 +159,27 @@ def _ranks(column: pa.ChunkedArray) -> tuple[np.ndarray, int]:
     return rank_of_code[encoded.indices.to_numpy()], max(len(distinct), 1)
 
 
-def _columns(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> tuple[dict[str, Any], int]:
+def _values(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> dict[str, list[Any]]:
     if isinstance(rows, pd.DataFrame):
-        return {str(name): rows[name].tolist() for name in rows.columns}, len(rows)
+        return {str(name): rows[name].tolist() for name in rows.columns}
     names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}, len(rows)
+    return {name: [row.get(name) for row in rows] for name in names}
 
 
 def _array(values: list[Any] | None, n_rows: int, field: pa.Field, is_key: bool, shard: str) -> pa.Array:
-    """A column; `field` of type null stands for whatever type the values have."""
-    wanted = None if pa.types.is_null(field.type) else field.type
+    """Makes a column; if the type of `field` is null, the values decide the type."""
+    kind = None if pa.types.is_null(field.type) else field.type
     if values is None:
         values = [DEFAULTS.get(field.name)] * n_rows
     if pa.types.is_list(field.type):
         values = [[] if value is None or isinstance(value, float) else value for value in values]
     try:
-        array = pa.array(values, wanted, from_pandas=True)
+        array = pa.array(values, kind, from_pandas=True)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise BadRows(f"{shard}: column {field.name!r} wants {wanted or 'one type'}: {error}") from error
+        raise BadRows(f"{shard}: column {field.name!r}: expected {kind or 'values of one type'}: {error}") from error
     if is_key and array.null_count:
-        raise BadRows(f"{shard}: column {field.name!r} names rows and is empty in row {array.is_null().index(True)}")
+        row = array.is_null().index(True)
+        raise BadRows(f"{shard}: column {field.name!r} is part of the key and is empty in row {row}")
     empty = _empty(pa.field(field.name, array.type))
     return array if empty is None else pc.fill_null(array, pa.scalar(empty, array.type))
 
@@ -225,12 +199,12 @@ def _empty(field: pa.Field) -> Any:
 
 def _check_statuses(kind: Kind, table: pa.Table, shard: str) -> None:
     if kind == "edits" and (unknown := set(table.column("status").unique().to_pylist()) - set(STATUSES)):
-        raise BadRows(f"edits {shard}: status {sorted(unknown)[0]!r}; it is one of {', '.join(STATUSES)}")
+        raise BadRows(f"edits {shard}: status {sorted(unknown)[0]!r}: expected one of {', '.join(STATUSES)}")
 
 
 def _check_unique(kind: Kind, table: pa.Table, shard: str) -> None:
-    values, counts = np.unique(_places(kind, table), return_counts=True)
-    if (counts > 1).any():
-        row = int(np.flatnonzero(_places(kind, table) == values[counts > 1][0])[0])
+    repeated = pd.Series(_places(kind, table)).duplicated()
+    if repeated.any():
+        row = int(repeated.argmax())
         key = {name: table.column(name)[row].as_py() for name in KEYS[kind]}
         raise BadRows(f"{kind} {shard}: two rows have the key {key}")

@@ -1,9 +1,8 @@
-"""A run folder: made or taken up again by one writer, read by anyone."""
+"""A run folder: one writer at a time creates or resumes it, and anyone may read it."""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 import pandas as pd
@@ -11,11 +10,12 @@ import pyarrow as pa
 
 from loc_edit.files import disk_errors, remove_temporaries
 from loc_edit.store.compacting import ROWS, compact
-from loc_edit.store.folder import CONFIG, VERSION, BadRun, read_settings, refuse_strangers, take_up, write_settings
+from loc_edit.store.folder import VERSION, BadRun, read_settings, refuse_strangers, take_up, write_settings
 from loc_edit.store.inventory import cells_in, n_left_out
+from loc_edit.store.layout import CONFIG
 from loc_edit.store.lock import FolderLock
 from loc_edit.store.reading import joint_schema, nearly_in_order, read_table
-from loc_edit.store.rows import IDENTITIES, SCHEMA_VERSION, BadRows, Kind, is_list
+from loc_edit.store.rows import IDENTITIES, KINDS, SCHEMA_VERSION, BadRows, Kind, is_list
 from loc_edit.store.selection import Selection
 from loc_edit.store.settings import plain
 from loc_edit.store.shards import Shard, remove_shard, set_aside, shard_names, verify_shards, write_shard
@@ -24,20 +24,18 @@ log = logging.getLogger(__name__)
 
 Opened = TypeVar("Opened", bound="RunFolder")
 
-_KINDS: tuple[Kind, ...] = ("traces", "edits")
-
 
 class RunFolder:
-    """A run folder: its rows as frames and, for the one who created it, the place to write them.
+    """A run folder, which reads its rows as frames and, if made by `create`, writes rows.
 
-    Made by `create` (to write) or `open` (to read).  A writer holds the folder's lock until
-    `close`, the end of its `with` block or of the process.
+    Made by `create` (to write) or `open` (to read).  A writer holds the folder's lock until `close`, or until its
+    `with` block or the process ends.
 
     Attributes:
         path: the folder.
         config: the resolved configuration, as `config.toml` holds it.
-        provenance: versions, seed, model fingerprint and the schema's version, at the first start.
-        selection: the cells and facts of that configuration; `None` where all rows of the folder are meant.
+        provenance: versions, seed, model fingerprint and the version of the rows' schema, at the first start.
+        selection: the cells and facts of the configuration; `None` if all rows of the folder count.
     """
 
     def __init__(
@@ -53,9 +51,9 @@ class RunFolder:
         self.provenance = provenance
         self.selection = selection
         self._lock = lock
-        self._known: dict[str, dict[str, Shard]] = {kind: {} for kind in _KINDS}
+        self._known: dict[str, dict[str, Shard]] = {kind: {} for kind in KINDS}
         self._damaged: set[Path] = set()
-        self._tables: dict[str, tuple[Any, pa.Table]] = {}
+        self._tables: dict[str, tuple[Any, Any]] = {}
 
     @classmethod
     def create(
@@ -65,22 +63,22 @@ class RunFolder:
         provenance: Mapping[str, Any],
         selection: Selection | None = None,
     ) -> Opened:
-        """Makes a run folder, or takes up the run in it.
+        """Makes a run folder, or resumes the run in it.
 
-        Without a selection that run must have the same configuration.  With one, the folder's configuration becomes
-        the present one, the earlier is kept in `history/`, and of the rows there those are read that are selected.
+        Without a selection the configuration must be the same as the folder's.  With one, `config` replaces the
+        folder's configuration, which is kept in `history/`, and only selected rows are read.
 
         Args:
-            path: the folder; it and its parents are made if need be.
+            path: the folder; it and its parents are made if necessary.
             config: the resolved configuration: nested tables of plain values.  `None` counts as left out.
-            provenance: a flat mapping of versions, seed and `model_fingerprint`; of these only a different
-                fingerprint is refused, other differences from an earlier start are logged.
+            provenance: a flat mapping of versions, seed and `model_fingerprint`.  A different fingerprint is
+                refused; other differences from an earlier start are logged.
             selection: the cells and facts of the configuration.
 
         Raises:
             RunMismatch: the folder holds a run of another model, of other facts, or, without a selection, of another
                 configuration.
-            BadRun: the path is a file, a folder with something else in it, or a run that cannot be read.
+            BadRun: the path is a file, a folder with other content, or a run that cannot be read.
             RunLocked: another writer has the folder.
             StoreError: the disk refused.
         """
@@ -96,12 +94,12 @@ class RunFolder:
                 take_up(folder, config, provenance, selection)
             else:
                 write_settings(folder, config, provenance, selection)
-            for place in (folder, *(folder / kind for kind in _KINDS)):
+            for place in (folder, *(folder / kind for kind in KINDS)):
                 with disk_errors("make folder", place):
                     place.mkdir(exist_ok=True)
                 remove_temporaries(place)
             run = cls(folder, *read_settings(folder), lock, selection)
-            for kind in _KINDS:
+            for kind in KINDS:
                 run._shards(kind)
             return run
         except BaseException:
@@ -113,7 +111,7 @@ class RunFolder:
         """Opens a run folder for reading, also while it is being written.
 
         Raises:
-            BadRun: there is no such folder, it holds no run, or one that this version cannot read.
+            BadRun: the folder does not exist, holds no run, or holds a run that this version cannot read.
         """
         folder = Path(path).expanduser()
         if not folder.exists():
@@ -121,8 +119,8 @@ class RunFolder:
         if not folder.is_dir():
             raise BadRun(f"no run at {folder}: that is a file, and a run is a folder")
         if not (folder / CONFIG).exists():
-            what = f"holds no {CONFIG}" if any(folder.iterdir()) else "is empty"
-            raise BadRun(f"no run at {folder}: the folder {what}")
+            reason = f"holds no {CONFIG}" if any(folder.iterdir()) else "is empty"
+            raise BadRun(f"no run at {folder}: the folder {reason}")
         try:
             selection = Selection.read(folder)
         except ValueError as error:
@@ -138,23 +136,21 @@ class RunFolder:
     def __enter__(self: Opened) -> Opened:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def write(self, kind: Kind, key: str, rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> Shard:
-        """Writes the rows of one unit of work, all or none, in place of earlier ones of that unit; the file.
+        """Writes the rows of one unit of work, all or none, in place of the unit's earlier rows; returns their file.
 
-        When this returns they are on the disk.  No rows at all is a result too: the unit is then done.
+        When this returns, the rows are on the disk.  A unit without rows is done, too.
 
         Args:
             kind: "traces" or "edits".
             key: the unit's name, the same at every start: letters, digits and `_ . = + -`.
-            rows: as mappings or a frame; columns as in `store.SCHEMAS`, further ones are kept.
+            rows: as mappings or a frame; columns as in `rows.SCHEMAS`, further columns are kept.
 
         Raises:
-            BadRows: the rows do not fit the schema, or the key is no file name.
+            BadRows: the rows do not fit the schema, or the key is not a file name.
             StoreError: the disk refused; rows written before are kept.
         """
         self._refuse_reader()
@@ -166,29 +162,26 @@ class RunFolder:
         return shard
 
     def discard(self, kind: Kind, key: str) -> None:
-        """Removes the rows of a unit, so that it counts as not done; an unknown key is nothing to do."""
+        """Removes the rows of a unit, so that it counts as not done; an unknown key is ignored."""
         self._refuse_reader()
         if key in self._shards(kind):
             remove_shard(self._known[kind].pop(key).path)
 
     def compact(self, rows: int = ROWS) -> int:
-        """Puts small shards of a cell together, which makes reading many rows fast; how many files that saves.
+        """Joins small shards of a cell, which makes reading many rows fast; returns the number of files saved.
 
         Rows stay as they are, and the run can go on and grow as before.
         """
         self._refuse_reader()
-        saved = 0
-        for kind in _KINDS:
-            for _, olds in compact(kind, self._shards(kind).values(), rows):
-                saved += len(olds) - 1
-        return saved
+        joined = (compact(kind, self._shards(kind).values(), rows) for kind in KINDS)
+        return sum(len(replaced) - 1 for pairs in joined for _, replaced in pairs)
 
     def done(self, kind: Kind) -> set[str]:
-        """The units whose rows are on disk and whole; all others are still to be computed."""
+        """The units whose rows are on disk and whole; all others must still be computed."""
         return set(self._shards(kind))
 
     def shards(self, kind: Kind) -> list[Shard]:
-        """The files of those units."""
+        """The files of the units that are done."""
         return list(self._shards(kind).values())
 
     @property
@@ -198,7 +191,7 @@ class RunFolder:
 
     @property
     def traces(self) -> pd.DataFrame:
-        """The trace rows of all localisers, sorted by fact, localizer, site, window, layer and position."""
+        """The trace rows of all localizers, sorted by fact, localizer, site, window, layer and position."""
         return self.read("traces")
 
     @property
@@ -214,14 +207,14 @@ class RunFolder:
         lists: bool = False,
         cells: Collection[str] | Literal["present", "all"] = "present",
     ) -> pd.DataFrame:
-        """Rows as a new frame, in an order that does not depend on the order of writing.
+        """Reads rows as a new frame, in an order that does not depend on the order of writing.
 
         Args:
             kind: "traces" or "edits".
-            columns: the columns wanted, in that order; `None` for all scalar ones.
+            columns: the columns of the frame, in order; `None` for all scalar columns.
             lists: with `columns=None`, the list columns too (raw probabilities before and after).
-            cells: whose rows: those of the present configuration and its facts, all that are in the folder, or those
-                of the cells named here (see `cells`), with all facts.
+            cells: "present" for the rows of the present configuration and its facts, "all" for every row in the
+                folder, or the names of cells (see `cells`), whose rows are read for all facts.
 
         Raises:
             BadRows: a column does not exist, or a shard cannot be read with this version.
@@ -231,36 +224,35 @@ class RunFolder:
         if columns is None:
             columns = [field.name for field in schema if lists or not is_list(field)]
         if unknown := [name for name in columns if name not in schema.names]:
-            raise BadRows(f"{kind} have no column {unknown[0]!r}; they have {', '.join(schema.names)}")
-        wanted = None if isinstance(cells, str) else set(cells)
+            raise BadRows(f"{kind} have no column {unknown[0]!r}; expected one of {', '.join(schema.names)}")
         facts: set[tuple[int, str]] | None = None
         if cells == "present" and self.selection is not None:
-            wanted, facts = set(self.selection.cells(kind)), set(self.selection.facts.items())
-        if wanted is not None:
-            shards = [shard for shard in shards if shard.cell in wanted]
+            cells, facts = set(self.selection.cells(kind)), set(self.selection.facts.items())
+        if not isinstance(cells, str):
+            shards = [shard for shard in shards if shard.cell in cells]
         shards = nearly_in_order(kind, shards, self.selection)
         return self._table(kind, shards, schema, list(columns), facts).select(list(columns)).to_pandas()
 
     def cells(self, kind: Kind) -> pd.DataFrame:
-        """What cells have rows in the folder: a row per cell, `cell, rows, facts, present` and what the cell is.
+        """Lists the cells that have rows in the folder: `cell, rows, facts, present` and the cell's description.
 
-        Those with `present` false are of earlier configurations (`history/`); `read(..., cells=[cell])` reads them.
+        Cells with `present` false belong to earlier configurations (`history/`); `read(..., cells=[cell])` reads them.
         """
         return cells_in(self.path, kind, self._shards(kind).values(), self.selection)
 
     def kept(self) -> int:
-        """How many rows in the folder are of earlier configurations, and left out of what is read by default."""
-        return sum(n_left_out(kind, self._shards(kind).values(), self.selection) for kind in _KINDS)
+        """Counts the rows of earlier configurations, which are left out of frames by default."""
+        return sum(n_left_out(kind, self._shards(kind).values(), self.selection) for kind in KINDS)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.path}"
 
     def _refuse_reader(self) -> None:
         if self._lock is None:
-            raise BadRun(f"{self.path} is open for reading only; Run.create opens a run to write")
+            raise BadRun(f"{self.path} is open for reading only; Run.create opens it for writing")
 
     def _shards(self, kind: Kind) -> dict[str, Shard]:
-        """The verified shards now in the folder, one per unit, by name; opens only new ones."""
+        """The verified shards in the folder by unit, one per unit; only new files are opened."""
         folder = self.path / kind
         known = {shard.path.name: shard for shard in self._known[kind].values()}
         names = [name for name in shard_names(folder) if folder / name not in self._damaged]
@@ -287,18 +279,15 @@ class RunFolder:
     def _table(
         self, kind: Kind, shards: list[Shard], schema: pa.Schema, columns: list[str], facts: set[tuple[int, str]] | None
     ) -> pa.Table:
-        """At least `columns` of the shards, of those facts only, sorted; the last table read of each kind is kept."""
-        what = ([shard.path for shard in shards], facts)
-        if kind in self._tables:
-            read, table = self._tables[kind]
-            if read == what and set(columns) <= set(table.column_names):
-                return table
-        wanted = list(dict.fromkeys([*IDENTITIES[kind], *columns]))
+        """At least `columns` of the facts' rows, sorted; the last table of each kind is kept in memory."""
+        source = ([shard.path for shard in shards], facts)
+        last_source, table = self._tables.get(kind, (None, None))
+        if last_source == source and set(columns) <= set(table.column_names):
+            return table
         with disk_errors("read", self.path / kind):
-            table, n_repeated = read_table(kind, shards, schema, wanted, facts)
+            names = list(dict.fromkeys([*IDENTITIES[kind], *columns]))
+            table, n_repeated = read_table(kind, shards, schema, names, facts)
         if n_repeated:
-            log.warning(
-                "%s: %d rows of %s stand in more than one shard; each is taken once", self.path, n_repeated, kind
-            )
-        self._tables[kind] = what, table
+            log.warning("%s: %d rows of %s are in more than one shard; each is taken once", self.path, n_repeated, kind)
+        self._tables[kind] = source, table
         return table

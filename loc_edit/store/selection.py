@@ -1,6 +1,6 @@
-"""Which rows of a folder the present configuration is about: its cells and its facts.
+"""The cells and facts of the present configuration: which rows of a run folder are read by default.
 
-A folder may hold rows of earlier configurations besides.  They stay, and are left out of what is read unless asked for.
+A folder may also hold rows of earlier configurations.  They stay there, and are read only on request.
 """
 
 import json
@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from loc_edit.files import disk_errors, write_atomic
+from loc_edit.store.layout import HISTORY, SELECTION
 from loc_edit.store.settings import plain
-
-SELECTION = "selection.json"
-HISTORY = "history"
 
 
 @dataclass(frozen=True)
@@ -21,9 +19,9 @@ class Selection:
     """The cells and facts of a configuration.
 
     Attributes:
-        traces: by the name of each cell of tracing, what it is.
-        edits: likewise of editing; controls are among them.
-        facts: by fact id, the name of the fact's content.
+        traces: the name of each tracing cell, with a description of the cell.
+        edits: the same for editing cells, including controls.
+        facts: the id of each fact, with the name of the fact's content.
     """
 
     traces: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -35,38 +33,36 @@ class Selection:
         return self.traces if kind == "traces" else self.edits
 
     def write(self, folder: Path) -> None:
-        """Write it into a run's folder."""
+        """Writes the selection into a run folder."""
         facts = {str(fact_id): content for fact_id, content in self.facts.items()}
         values = {"traces": plain(self.traces), "edits": plain(self.edits), "facts": facts}
         write_atomic(folder / SELECTION, (json.dumps(values, indent=0, ensure_ascii=False) + "\n").encode())
 
     @classmethod
     def read(cls, folder: Path) -> "Selection | None":
-        """That of a run's folder; `None` where there is none: then all rows are meant.
+        """Reads the selection of a run folder; `None` if it has none: then all of its rows count.
 
         Raises:
-            ValueError: it is damaged.
+            ValueError: the file is damaged.
         """
         path = folder / SELECTION
+        if not path.exists():
+            return None
         try:
             with disk_errors("read", path):
                 values = json.loads(path.read_bytes())
             facts = {int(fact_id): str(content) for fact_id, content in values["facts"].items()}
             return cls(dict(values["traces"]), dict(values["edits"]), facts)
-        except OSError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return None
-            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged: {error}; run the experiment again to write it anew") from error
 
 
 def earlier_cells(folder: Path, kind: str) -> dict[str, Mapping[str, Any]]:
     """The cells of earlier configurations of a run, from its `history/`; damaged files are left out."""
-    found: dict[str, Mapping[str, Any]] = {}
+    cells: dict[str, Mapping[str, Any]] = {}
     for path in sorted((folder / HISTORY).glob(f"*-{SELECTION}")):
         try:
-            found |= json.loads(path.read_bytes())[kind]
+            cells |= json.loads(path.read_bytes())[kind]
         except (ValueError, KeyError, TypeError):
             continue
-    return found
+    return cells

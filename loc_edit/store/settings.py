@@ -1,6 +1,5 @@
-"""Configurations as plain data: what may stand in one, when two are the same, and a cell's name."""
+"""Configurations as plain data: their allowed values, their differences, and the names of cells made from them."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
@@ -8,21 +7,23 @@ from typing import Any
 
 import numpy as np
 
+from loc_edit.files import short_hash
+
 
 def cell_key(configuration: Mapping[str, Any]) -> str:
     """The name of a cell: 16 hexadecimal digits that depend on its whole resolved configuration.
 
-    The order of keys does not matter, nor does 1 against 1.0, a tuple against a list, or a key that is `None`
-    against one left out; every other difference does.
+    It does not depend on the order of keys, and is the same for 1 and 1.0, for a tuple and a list, and for a key that
+    is `None` and a missing key.  Every other difference changes it.
     """
-    return hashlib.sha256(canonical(plain(configuration)).encode()).hexdigest()[:16]
+    return short_hash(canonical(plain(configuration)))
 
 
 def plain(value: Any, name: str = "configuration") -> Any:
-    """`value` as data that TOML and JSON can hold; keys that are `None` are left out, as TOML has no null.
+    """Returns `value` as data that TOML and JSON can hold, without the keys that are `None`, as TOML has no null.
 
     Raises:
-        ValueError: something in it is no setting; the message gives its dotted name.
+        ValueError: a part of the value is not a setting; the message gives its dotted name.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -33,13 +34,12 @@ def plain(value: Any, name: str = "configuration") -> Any:
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise ValueError(f"{name}: the key {key!r} is {type(key).__name__}; settings have names (str)")
+                raise ValueError(f"{name}: the key {key!r} is {type(key).__name__}; expected a name (str)")
         return {key: plain(item, f"{name}.{key}") for key, item in value.items() if item is not None}
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return [plain(item, f"{name}[{index}]") for index, item in enumerate(value)]
     raise ValueError(
-        f"{name}: {value!r} is {type(value).__name__}; "
-        "a setting is a bool, int, float, str, or a list or table of these"
+        f"{name}: {value!r} is {type(value).__name__}; expected a bool, int, float, str, or a list or table of these"
     )
 
 
@@ -57,7 +57,7 @@ def _whole_floats_as_ints(value: Any) -> Any:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Dotted name -> (value there, value here), as text, of every setting in which the two differ."""
+    """Returns the dotted name of every setting that differs, with its values in the two as text."""
     flat_there, flat_here = _flat(there), _flat(here)
     names = sorted(flat_there.keys() | flat_here.keys())
     pairs = {name: (flat_there.get(name, "not set"), flat_here.get(name, "not set")) for name in names}

@@ -1,17 +1,17 @@
-"""One unit of work, one Parquet file: named by the unit and by its own checksum.
+"""Shards: Parquet files with the rows of one unit of work, named by the unit and by the file's checksum.
 
 The file of unit `key` is `<key>.<digest>.parquet`, where the digest is the first 16 hexadecimal digits of the
-SHA-256 of the file's bytes (`sha256sum` shows it).  So a shard carries the proof that it is whole, appears by
+SHA-256 of the file's bytes (`sha256sum` shows it).  So the name of a shard proves that it is whole.  A shard appears by
 one rename, can be copied anywhere, and needs no second file that could disagree with it.
 """
 
 import errno
-import hashlib
 import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from loc_edit.files import disk_errors, write_atomic
+from loc_edit.files import disk_errors, short_hash, write_atomic
 from loc_edit.store.rows import SCHEMA_VERSION, BadRows, Kind, check_keys, to_table
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ _CELL = b"loc_edit.cell"
 _FACTS = b"loc_edit.facts"
 
 Facts = tuple[tuple[int, str], ...]
-"""The ids of facts with the names of their contents."""
+"""Ids of facts, each with the name of the fact's content."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Shard:
         path: the file.
         n_rows: rows in it.
         schema: its columns.
-        cell: the cell of its rows; empty where they have several or none.
+        cell: the cell of its rows; empty if they have several or none.
         facts: the facts of its rows; shards of the same facts share one tuple.
     """
 
@@ -60,35 +60,36 @@ class Shard:
 def write_shard(folder: Path, kind: Kind, key: str, rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> Shard:
     """Writes the rows of unit `key` into `folder`, whole or not at all.
 
-    Needs no lock, so workers may call it side by side.  An earlier shard of that unit is left alone; where
-    there are two, readers take the first by name, for both are whole.
+    Several workers may call it at the same time without a lock.  An earlier shard of the unit stays; of two shards of
+    a unit, readers take the first by name, as both are whole.
 
     Raises:
-        BadRows: the key is no file name, or the rows do not fit the schema of `kind`.
+        BadRows: the key is not a file name, or the rows do not fit the schema of `kind`.
         StoreError: the disk refused.
     """
     if not _KEY.fullmatch(key):
-        raise BadRows(f"the key {key!r} of a shard of {kind} is not 1 to 160 letters, digits and _ . = + -")
+        raise BadRows(f"the key {key!r} of a shard of {kind}: expected 1 to 160 letters, digits and _ . = + -")
     return write_table(folder, kind, key, to_table(kind, rows, key))
 
 
 def write_table(folder: Path, kind: Kind, key: str, table: pa.Table) -> Shard:
-    """Likewise of rows that fit their schema."""
-    about = _about(table)
+    """Writes a table that fits the schema: see `write_shard`."""
+    cell, facts = _contents(table)
     metadata = {
         _VERSION: str(SCHEMA_VERSION).encode(),
         b"loc_edit.kind": kind.encode(),
         b"loc_edit.key": key.encode(),
-        **about,
+        _CELL: cell,
+        _FACTS: facts,
     }
     data = _parquet(table.replace_schema_metadata(metadata))
-    path = folder / f"{key}.{_digest(data)}.parquet"
+    path = folder / f"{key}.{short_hash(data)}.parquet"
     write_atomic(path, data)
-    return Shard(key, path, len(table), table.schema, about[_CELL].decode(), _facts_of(about[_FACTS]))
+    return Shard(key, path, len(table), table.schema, cell.decode(), _facts_of(facts))
 
 
 def shard_size(kind: Kind, rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> int:
-    """Bytes of a shard of these rows, but for some hundred that its key and version take; writes nothing."""
+    """The size of a shard of these rows in bytes, apart from some hundred bytes for its key and version."""
     return len(_parquet(to_table(kind, rows, "measured")))
 
 
@@ -99,7 +100,7 @@ def remove_shard(path: Path) -> None:
 
 
 def shard_names(folder: Path) -> list[str]:
-    """The names of the shards in `folder`, sorted; other files are left alone."""
+    """The names of the shards in `folder`, sorted; other files are not listed."""
     if not folder.is_dir():
         return []
     with disk_errors("list", folder), os.scandir(folder) as entries:
@@ -107,11 +108,11 @@ def shard_names(folder: Path) -> list[str]:
 
 
 def verify_shards(kind: Kind, paths: Sequence[Path]) -> list[Shard | None]:
-    """Each file as a verified `Shard`, or `None` if it is damaged or gone.
+    """Returns each file as a verified `Shard`, or `None` if the file is damaged or gone.
 
     Raises:
-        BadRows: a shard is whole, but of a newer schema or without its key columns.
-        StoreError: a shard may not be read.
+        BadRows: a whole shard has a newer schema or lacks key columns.
+        StoreError: the disk refused to read a shard.
     """
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(lambda path: _verify(kind, path), paths))
@@ -119,13 +120,10 @@ def verify_shards(kind: Kind, paths: Sequence[Path]) -> list[Shard | None]:
 
 def set_aside(path: Path) -> None:
     """Renames a damaged shard to `_<name>.corrupt`, where no reader of Parquet folders looks."""
-    aside = path.with_name(f"_{path.name}.corrupt")
-    with disk_errors("set aside", path):
-        try:
-            path.replace(aside)
-        except FileNotFoundError:
-            return
-    log.warning("%s does not match its checksum: set aside as %s, to be computed again", path, aside.name)
+    new_path = path.with_name(f"_{path.name}.corrupt")
+    with disk_errors("set aside", path), suppress(FileNotFoundError):
+        path.replace(new_path)
+        log.warning("%s does not match its checksum: set aside as %s, to be computed again", path, new_path.name)
 
 
 def aside(folder: Path) -> list[Path]:
@@ -143,7 +141,7 @@ def _verify(kind: Kind, path: Path) -> Shard | None:
             if error.errno in (errno.ENOENT, errno.EIO):
                 return None
             raise
-    if _digest(data) != name["digest"]:
+    if short_hash(data) != name["digest"]:
         return None
     footer = pq.ParquetFile(pa.BufferReader(data))
     schema = footer.schema_arrow
@@ -156,18 +154,18 @@ def _verify(kind: Kind, path: Path) -> Shard | None:
     return Shard(name["key"], path, footer.metadata.num_rows, schema.remove_metadata(), cell, facts)
 
 
-def _about(table: pa.Table) -> dict[bytes, bytes]:
-    """What a shard says of itself, for those who look for a cell or a fact without reading rows."""
+def _contents(table: pa.Table) -> tuple[bytes, bytes]:
+    """The cell and the facts of a shard, as its footer names them: so they are known without reading rows."""
     cells = table.column("cell").unique().to_pylist()
     pairs = table.select(["fact_id", "fact_content"]).group_by(["fact_id", "fact_content"], use_threads=False)
     facts = sorted(zip(*pairs.aggregate([]).to_pydict().values(), strict=True))
     text = " ".join(f"{fact_id}:{content}" for fact_id, content in facts)
-    return {_CELL: (cells[0] if len(cells) == 1 else "").encode(), _FACTS: text.encode()}
+    return (cells[0] if len(cells) == 1 else "").encode(), text.encode()
 
 
 @cache
 def _facts_of(text: bytes) -> Facts:
-    """The facts that a shard names; kept, as many shards have the same."""
+    """The facts that a footer names; kept in memory once, as many shards have the same facts."""
     pairs = (pair.partition(":") for pair in text.decode().split())
     return tuple((int(fact_id), content) for fact_id, _, content in pairs)
 
@@ -177,7 +175,3 @@ def _parquet(table: pa.Table) -> bytes:
     strings = [field.name for field in table.schema if pa.types.is_string(field.type)]
     pq.write_table(table, sink, compression="zstd", use_dictionary=strings, write_statistics=False)
     return sink.getvalue().to_pybytes()
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]

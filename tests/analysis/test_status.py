@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+import time
 
 import pandas as pd
 import pytest
@@ -17,8 +18,8 @@ from loc_edit.cli.main import main
 from loc_edit.experiment.experiment import Experiment
 from loc_edit.experiment.setup import Setup
 from loc_edit.facts.loading import save_facts
-from loc_edit.store import lock
 from loc_edit.store.folder import BadRun
+from loc_edit.store.layout import LOCK
 from loc_edit.store.lock import RunLocked, lock_holder
 from loc_edit.store.settings import cell_key
 
@@ -272,11 +273,11 @@ def test_the_writer_is_named_while_there_is_one(folder):
 
 def test_a_look_does_not_keep_a_writer_out(folder, monkeypatch):
     Run.create(folder, CONFIG, {}).close()
-    looking = os.open(folder / lock.LOCK_NAME, os.O_RDONLY)
+    looking = os.open(folder / LOCK, os.O_RDONLY)
     fcntl.flock(looking, fcntl.LOCK_SH)
     with pytest.raises(RunLocked):
         Run.create(folder, CONFIG, {})
-    monkeypatch.setattr(lock.time, "sleep", lambda seconds: fcntl.flock(looking, fcntl.LOCK_UN))
+    monkeypatch.setattr(time, "sleep", lambda seconds: fcntl.flock(looking, fcntl.LOCK_UN))
     Run.create(folder, CONFIG, {}).close()
     os.close(looking)
 
@@ -334,7 +335,7 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path, say, what):
 def lab(tmp_path, monkeypatch, tiny, stats_of, facts):
     """(**options) -> an experiment on the tiny model and its four facts."""
     monkeypatch.setattr(Setup, "model", tiny)
-    monkeypatch.setattr(Experiment, "stats", stats_of(tiny))
+    monkeypatch.setattr(Setup, "stats", stats_of(tiny))
     save_facts(facts, tmp_path / "facts.jsonl")
     common = {
         "model": "tiny",
