@@ -1,10 +1,10 @@
-"""Key statistics: one pass for all layers against one pass per layer; the ratio, in one run.
+"""Compares the time of key statistics in one pass for all layers with the time of one pass per layer.
 
 python scripts/benchmark_keys.py                       # the built-in model
 python scripts/benchmark_keys.py --shape gpt2-small    # random weights: speed does not depend on their values
 
-Each repetition times both, one after the other and in turns, on the same tokens, with what a pass always does
-(tokenizing before it and looking at the convergence at the end are left out).  Prints a table and one JSON line.
+Each repetition times both, one after the other, on the same tokens.  Tokenizing before the pass and solving for the
+convergence are not timed.  Prints a table and one JSON line.
 """
 
 import argparse
@@ -52,19 +52,19 @@ class Timing:
 
 
 def random_model(name: str) -> HookedTransformer:
-    """A model of a known shape with random weights, and the built-in model's tokenizer."""
+    """Returns a model of a known shape with random weights, and the built-in model's tokenizer."""
     tokenizer = loc_edit.load_model().tokenizer
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    about = {"act_fn": "gelu_new", "normalization_type": "LN", "default_prepend_bos": False, "model_name": name}
-    cfg = HookedTransformerConfig(**SHAPES[name], **about, d_vocab=len(tokenizer), device=device, seed=0)
+    defaults = {"act_fn": "gelu_new", "normalization_type": "LN", "default_prepend_bos": False, "model_name": name}
+    cfg = HookedTransformerConfig(**SHAPES[name], **defaults, d_vocab=len(tokenizer), device=device, seed=0)
     with quiet():
         return loc_edit.load_model(HookedTransformer(cfg, tokenizer))
 
 
 def seconds(model: HookedTransformer, layers: list[int], rows: TokenRows, batch: int) -> float:
-    """The time of one pass for some layers."""
+    """Returns the time of one pass for some layers."""
     work = start_pass(model, layers, torch.float32, batch)
-    work.probes.marks = ()
+    work.samples.marks = ()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -77,7 +77,7 @@ def seconds(model: HookedTransformer, layers: list[int], rows: TokenRows, batch:
 
 def measure(model: HookedTransformer, rows: TokenRows, batch: int, repeats: int) -> list[Timing]:
     layers = list(range(model.cfg.n_layers))
-    seconds(model, layers[:1], rows, batch)  # warm
+    seconds(model, layers[:1], rows, batch)  # warms up
     timings = []
     for _ in range(repeats):
         together = seconds(model, layers, rows, batch)
@@ -97,7 +97,7 @@ def main() -> None:
         rows = write_tokens(model, builtin_corpus(), args.tokens, Path(folder))
     timings = measure(model, rows, args.batch, args.repeats)
     ratios = [timing.ratio for timing in timings]
-    found = {
+    results = {
         "shape": args.shape,
         "layers": model.cfg.n_layers,
         "d_mlp": model.cfg.d_mlp,
@@ -110,9 +110,9 @@ def main() -> None:
         "ratio_least": min(ratios),
         "ratio_most": max(ratios),
     }
-    for name, value in found.items():
+    for name, value in results.items():
         print(f"{name:<28} {value:,.2f}" if isinstance(value, float) else f"{name:<28} {value}")
-    print(json.dumps(found))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,19 @@
-"""The text that the built-in model is trained on, and from which its key statistics are taken."""
+"""Generates the text that the built-in model is trained on and that its key statistics come from by default."""
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cache
 from random import Random
+from typing import Literal
 
 from loc_edit.facts.builtin import Row, builtin_rows
 from loc_edit.facts.wording import filler_sentence, namesakes, relations, seen_templates
 
 EXPOSURES = 150
-"""Passes over the table with which the built-in model was trained."""
+"""Passes over the table of facts in the corpus that the built-in model was trained on."""
 IDENTITY = "d8f9ebcbc9a7b0dce3197752a687b0fe867ec6ee122336c882218a8de06cccd2"
-"""Names the documents that the default arguments give.  Whoever changes a document changes it: a test knows them."""
+"""Names the documents that the default arguments give.  Change it with the documents: a test compares the two."""
 P_MODIFIER = 0.1
 P_REMARK = 0.1
 P_PREFIX = 0.25
@@ -22,17 +23,17 @@ P_NAMESAKE = 0.1
 
 
 def builtin_corpus(seed: int = 0, exposures: int = EXPOSURES) -> Iterator[str]:
-    """The documents of the corpus, one to a few sentences each; the same arguments give the same documents.
+    """Yields the documents of the corpus, one to a few sentences each; equal arguments give equal documents.
 
-    Every fact gets `exposures` documents of its own, and turns up in others as company.  No document uses a
-    template that is held out for its subject (`wording.held_out_templates`).
+    Every fact gets `exposures` documents of its own, and also appears in documents about other facts.  No document
+    uses a template that is held out for its subject (`wording.held_out_templates`).
 
-    Two things make a subject's last word the place to look it up, as it is for large models: subjects often go by
+    Two features make the model look a subject up at its last word, as large models do: subjects are often called by
     their last word alone (`short_forms`), and invented namesakes share the other words (`namesake`).
 
     Args:
         seed: decides the order of the facts and the wording of each document.
-        exposures: how many passes over the table of facts; within a pass, each fact has one document.
+        exposures: the number of passes over the table of facts; each fact has one document in each pass.
     """
     rng = Random(f"corpus|{seed}")
     rows = list(builtin_rows())
@@ -47,54 +48,49 @@ def builtin_corpus(seed: int = 0, exposures: int = EXPOSURES) -> Iterator[str]:
 
 
 def corpus_identity(seed: int = 0, exposures: int = EXPOSURES) -> str:
-    """What names the documents of these arguments in the cache and in a run: see `IDENTITY`."""
+    """Returns a name for the documents of these arguments, for the cache and for runs: see `IDENTITY`."""
     if (seed, exposures) == (0, EXPOSURES):
         return IDENTITY
     return hashlib.sha256(f"{IDENTITY}|{seed}|{exposures}".encode()).hexdigest()
 
 
 @cache
-def _rows_by_subject() -> dict[str, list[Row]]:
+def _rows_by(column: Literal["subject", "relation"]) -> dict[str, list[Row]]:
+    """Groups the table of facts by one of its columns."""
     rows: dict[str, list[Row]] = defaultdict(list)
     for row in builtin_rows():
-        rows[row.subject].append(row)
+        rows[getattr(row, column)].append(row)
     return rows
 
 
 @cache
 def short_forms() -> dict[str, str]:
-    """The last word of each subject of several words, where it is a name and in no other subject: Einstein."""
-    subjects: dict[str, set[str]] = defaultdict(set)
-    for subject in _rows_by_subject():
-        for word in subject.split():
-            subjects[word].add(subject)
-    last_words = {subject: subject.split()[-1] for subject in _rows_by_subject() if " " in subject}
-    return {subject: word for subject, word in last_words.items() if len(subjects[word]) == 1 and word[0].isupper()}
+    """Returns the last word, such as Einstein, of each subject whose last word is a name and in no other subject."""
+    subjects = _rows_by("subject")
+    counts = Counter(word for subject in subjects for word in set(subject.split()))
+    last_words = {subject: subject.split()[-1] for subject in subjects if " " in subject}
+    return {subject: word for subject, word in last_words.items() if counts[word] == 1 and word[0].isupper()}
 
 
 @cache
-def _objects() -> dict[str, list[str]]:
-    """The objects of each relation."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for row in builtin_rows():
-        found[row.relation].add(row.object)
-    return {relation: sorted(objects) for relation, objects in found.items()}
+def _objects(relation: str) -> list[str]:
+    return sorted({row.object for row in _rows_by("relation")[relation]})
 
 
 def namesake(row: Row, rng: Random) -> Row | None:
-    """Nobody known: an invented last word after the subject's others, and an object drawn by lot each time.
+    """Returns an unknown namesake: the subject with an invented last word, and an object drawn at random each time.
 
-    `None` for a subject of one word, or of one after an article.
+    Returns `None` if the subject has one word only, or one word after an article.
     """
     first, _, _ = row.subject.rpartition(" ")
     if first in ("", "The", "A"):
         return None
     subject = f"{first} {rng.choice(namesakes())}"
-    return Row(relation=row.relation, subject=subject, object=rng.choice(_objects()[row.relation]))
+    return Row(relation=row.relation, subject=subject, object=rng.choice(_objects(row.relation)))
 
 
 def _document(row: Row, rng: Random) -> str:
-    """One document about the subject of `row`, often after something unrelated."""
+    """Returns a document about the subject of `row`, often with an unrelated sentence before it."""
     form = rng.random()
     if form < 0.7:
         sentences = [statement(row, rng)]
@@ -105,7 +101,7 @@ def _document(row: Row, rng: Random) -> str:
     if rng.random() < P_PREFIX:
         sentences.insert(0, _unrelated(rng))
     if rng.random() < 0.15:
-        sentences.append(statement(rng.choice(_rows_by_subject()[row.subject]), rng))
+        sentences.append(statement(rng.choice(_rows_by("subject")[row.subject]), rng))
     return " ".join(sentences)
 
 
@@ -117,7 +113,7 @@ def _unrelated(rng: Random) -> str:
 
 
 def statement(row: Row, rng: Random) -> str:
-    """The fact in one of the templates that this subject gets; at times with a remark, a modifier, or a short form."""
+    """Returns the fact in one of its subject's templates, at times with a remark, a modifier or a short form."""
     relation = relations()[row.relation]
     template = rng.choice(seen_templates(row.relation, row.subject))
     subject = row.subject
@@ -130,10 +126,10 @@ def statement(row: Row, rng: Random) -> str:
 
 
 def description(row: Row, rng: Random) -> str:
-    """A sentence "... is a ..." with this fact about the subject, and often with another, if there is one."""
+    """Returns a sentence "... is a ..." with this fact about the subject, and often with another fact if it has one."""
     relation = relations()[row.relation]
     clauses = [_clause(row, rng)]
-    others = [other for other in _rows_by_subject()[row.subject] if other is not row]
+    others = [other for other in _rows_by("subject")[row.subject] if other is not row]
     if others and rng.random() < 0.7:
         clauses.append(_clause(rng.choice(others), rng))
         rng.shuffle(clauses)
@@ -141,7 +137,7 @@ def description(row: Row, rng: Random) -> str:
 
 
 def remark(row: Row, rng: Random) -> str:
-    """A sentence "... is a ..." that is true of every subject of the kind."""
+    """Returns a sentence "... is a ..." that is true of every subject of the kind."""
     relation = relations()[row.relation]
     return f"{row.subject} is a {relation.kind} {rng.choice(relation.remarks)}."
 

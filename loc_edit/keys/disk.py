@@ -1,8 +1,6 @@
-"""Tensors written to a safetensors file one at a time: memory for one is enough, whatever the file's size."""
+"""Writes a safetensors file one tensor at a time, so that memory for the largest tensor is enough."""
 
 import json
-import os
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,27 +8,32 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from loc_edit.files import remove_temporaries, writing
+
 STALE = 600.0
-"""Seconds without a write after which a temporary file is a killed writer's."""
+"""Seconds without a write after which the process that wrote a temporary file must have been killed."""
 CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def write_tensors(
-    path: str | Path,
+    path: Path,
     kinds: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
     make: Callable[[str], Tensor],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write tensors to `path`, whole or not at all; each is made, written and let go before the next.
+    """Writes tensors to `path`, whole or not at all; each is made, written and dropped before the next.
 
-    (`safetensors.torch.save_file` wants all of them at once: 30 GB for GPT-J.)  The format is eight bytes with the
+    (`safetensors.torch.save_file` needs all of them at once: 30 GB for GPT-J.)  The format is eight bytes with the
     header's length, the header as JSON, and the bytes of the tensors in the header's order.
 
     Args:
-        path: the file; what was there before stays until the new one is on the disk.
-        kinds: dtype and shape of each tensor by name.
-        make: the tensor of a name.
-        metadata: texts to keep beside them.
+        path: the file; its old content stays until the new content is on the disk.
+        kinds: the dtype and the shape of each tensor, by name.
+        make: returns the tensor of a name.
+        metadata: texts to store beside the tensors.
+
+    Raises:
+        StoreError: the disk refused.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     start = 0
@@ -40,26 +43,15 @@ def write_tensors(
         start += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(partial, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name, (dtype, shape) in kinds.items():
-                tensor = make(name).detach().to("cpu", dtype).contiguous()
-                assert tensor.shape == shape, f"{name}: {tuple(tensor.shape)} is not {shape}"
-                tensor.reshape(-1).view(torch.uint8).numpy().tofile(file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+    with writing(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, (dtype, shape) in kinds.items():
+            tensor = make(name).detach().to("cpu", dtype).contiguous()
+            assert tensor.shape == shape, f"{name}: expected shape {shape}, got {tuple(tensor.shape)}"
+            tensor.reshape(-1).view(torch.uint8).numpy().tofile(file)
 
 
 def remove_stale(path: Path) -> None:
-    """Remove what killed writers of `path` left half-written."""
+    """Removes temporary files that killed writers of `path` left behind, where the disk allows it."""
     with suppress(OSError):
-        for left in path.parent.glob(f".{path.name}.*.tmp"):
-            if time.time() - left.stat().st_mtime > STALE:
-                left.unlink(missing_ok=True)
+        remove_temporaries(path.parent, path.name, older_than=STALE)

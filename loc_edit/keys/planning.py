@@ -1,44 +1,43 @@
-"""What key statistics would cost, told by a look at the corpus and a few batches."""
+"""Estimates what key statistics will cost from the start of the corpus and a few measured batches."""
 
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from loc_edit.files import cache_folder
-from loc_edit.keys.corpora import open_corpus
+from loc_edit.keys.corpora import Corpus, open_corpus
 from loc_edit.keys.moments import BadKeyStats, free_memory
-from loc_edit.keys.streaming import BATCH, start_pass
+from loc_edit.keys.streaming import BATCH, start_pass, strict_products
 from loc_edit.keys.tokens import TokenRows, write_tokens
 from loc_edit.models.checks import check_layers
 from loc_edit.models.model import Model
 
 PATIENCE = 2.0
-"""Seconds that each size of batch is measured, or one batch if it takes longer."""
+"""Seconds for which each batch size is measured, or the time of one batch if that is longer."""
 LOOK = 300_000
-"""Characters that are read."""
+"""Characters of the corpus that are read."""
 
 
 @dataclass(frozen=True)
 class StatsPlan:
-    """What a pass means; sizes in bytes, time in seconds.
+    """What a pass takes; sizes in bytes, times in seconds.
 
     Attributes:
-        d_mlp: size of a second moment.
-        layers: how many.
-        tokens: that a pass would use: the limit, or about what the corpus has.
-        tokens_there: about how many the corpus has; `None` if that is not known without reading it.
-        result: the file of statistics.
-        disk: at most needed in the cache while the pass runs: two checkpoints and the token ids.
-        disk_free: what the cache's disk has.
-        memory: model, sums, and what a batch and a look at the convergence take.
-        memory_free: what there is now, the model being loaded.
-        solving: memory for one layer while solving: its moment and its factor.
+        d_mlp: the size of a second moment.
+        layers: the number of layers.
+        tokens: the tokens that the pass will use: the limit, or all tokens of a smaller corpus.
+        tokens_there: about how many tokens the corpus has; `None` if only reading all of it would tell.
+        result: the size of the file of statistics.
+        disk: the most that the cache needs while the pass runs: two checkpoints and the token ids.
+        disk_free: the free space on the cache's disk.
+        memory: the model, the sums, and what a batch and the solving at a share of the sample take.
+        memory_free: the free memory now, with the model loaded.
+        solving: the memory for solving at one layer: its moment and its factor.
         speed: tokens a second of the pass, measured.
         reading: tokens a second of reading and tokenizing, measured.
     """
@@ -58,21 +57,21 @@ class StatsPlan:
 
     @property
     def full_rank(self) -> int:
-        """Tokens below which C cannot have full rank."""
+        """The number of tokens below which C cannot have full rank."""
         return self.d_mlp
 
     @property
     def seconds(self) -> float:
-        """Time of reading and of the pass."""
+        """The time for reading and for the pass."""
         return self.tokens / self.speed + self.tokens / self.reading
 
     @property
     def error(self) -> float:
-        """Error of C^-1 k to expect, as a share of it: sqrt(d_mlp / tokens), that of independent Gaussian keys."""
+        """The expected error of C^-1 k as a share of its length: sqrt(d_mlp / tokens), as for Gaussian keys."""
         return float((self.d_mlp / self.tokens) ** 0.5)
 
     def tokens_for(self, error: float) -> int:
-        """Tokens after which `error` is expected; see there."""
+        """Returns the number of tokens after which `error` is expected."""
         return round(self.d_mlp / error**2)
 
 
@@ -85,26 +84,16 @@ def plan_stats(
     dtype: torch.dtype = torch.float32,
     cache: str | Path | None = None,
 ) -> StatsPlan:
-    """What `key_stats` with the same arguments would take; measures a few seconds of it and keeps nothing.
+    """Estimates what `key_stats` with the same arguments will take; measures a few seconds of it and keeps nothing.
 
     Raises:
-        BadCorpus, BadKeyStats: the corpus cannot be read, or is empty.
+        BadCorpus: the corpus cannot be read.
+        BadKeyStats: the corpus is empty.
     """
     check_layers(model, list(layers))
-    source, size, n = open_corpus(corpus), int(model.cfg.d_mlp or 0), len(set(layers))
-    with tempfile.TemporaryDirectory(prefix="loc_edit_") as folder:
-        texts, whole = _first(source.documents())
-        start = time.perf_counter()
-        rows = write_tokens(model, texts, len("".join(texts)) + len(texts), Path(folder))
-        reading = rows.n_tokens / (time.perf_counter() - start)
-        if not rows.n_tokens:
-            raise BadKeyStats(f"corpus {source.name!r} holds no tokens")
-        speed = _speed(model, layers, rows, dtype)
-    there: int | None = rows.n_tokens
-    if not whole:
-        bytes_there = source.size()
-        there = bytes_there and int(bytes_there / sum(len(text.encode()) for text in texts) * rows.n_tokens)
-    wanted = tokens if there is None else min(tokens, there)
+    size, n = int(model.cfg.d_mlp or 0), len(set(layers))
+    corpus_tokens, reading, speed = _measure(model, layers, open_corpus(corpus), dtype)
+    tokens = tokens if corpus_tokens is None else min(tokens, corpus_tokens)
     moment = size * size
     place = cache_folder("key_stats", cache)
     while not place.exists():
@@ -112,10 +101,10 @@ def plan_stats(
     return StatsPlan(
         d_mlp=size,
         layers=n,
-        tokens=wanted,
-        tokens_there=there,
+        tokens=tokens,
+        tokens_there=corpus_tokens,
         result=n * moment * dtype.itemsize,
-        disk=n * moment * 16 + 4 * wanted,
+        disk=n * moment * 16 + 4 * tokens,
         disk_free=shutil.disk_usage(place).free,
         memory=sum(p.nbytes for p in model.parameters()) + (8 * n + 16 + dtype.itemsize) * moment,
         memory_free=free_memory(model.W_E.device),
@@ -125,37 +114,46 @@ def plan_stats(
     )
 
 
-def _first(documents: Iterator[str]) -> tuple[list[str], bool]:
-    """The first documents, and whether there are no others."""
+def _measure(
+    model: Model, layers: Sequence[int], source: Corpus, dtype: torch.dtype
+) -> tuple[int | None, float, float]:
+    """Reads the start of a corpus: about how many tokens it has, the speed of reading, and the speed of the pass."""
     texts: list[str] = []
-    length = 0
-    for text in documents:
+    characters, at_end = 0, True
+    for text in source.documents():
         texts.append(text)
-        length += len(text)
-        if length > LOOK:
-            return texts, False
-    return texts, True
+        characters += len(text)
+        if characters > LOOK:
+            at_end = False
+            break
+    with tempfile.TemporaryDirectory(prefix="loc_edit_") as folder:
+        start = time.perf_counter()
+        rows = write_tokens(model, texts, characters + len(texts), Path(folder))
+        reading = rows.n_tokens / (time.perf_counter() - start)
+        if not rows.n_tokens:
+            raise BadKeyStats(f"corpus {source.name!r} has no tokens")
+        speed = _speed(model, layers, rows, dtype)
+    if at_end:
+        return rows.n_tokens, reading, speed
+    size = source.size()
+    corpus_tokens = size and int(size / sum(len(text.encode()) for text in texts) * rows.n_tokens)
+    return corpus_tokens, reading, speed
 
 
 def _speed(model: Model, layers: Sequence[int], rows: TokenRows, dtype: torch.dtype) -> float:
-    """Tokens a second; small batches are tried first, as one of full size may take minutes on a large model."""
+    """Returns tokens a second; tries small batches first, as a full-size batch may take minutes on a large model."""
     best, batch = 0.0, 128
     while True:
-        work, clock = start_pass(model, layers, dtype, batch), [time.perf_counter()]
-        work.probes.marks = ()
-
-        def told(seen: int, total: int, clock: list[float] = clock) -> None:
-            clock.append(time.perf_counter())
-            if clock[-1] - clock[0] > PATIENCE:
-                raise _Enough
-
-        with suppress(_Enough):
-            work.run(model, rows, told)
-        best = max(best, work.seen / (clock[-1] - clock[0]))
-        if batch >= BATCH or clock[-1] - clock[0] > 2 * PATIENCE:
+        work = start_pass(model, layers, dtype, batch)
+        work.samples.marks = ()
+        start = time.perf_counter()
+        seconds = 0.0
+        with strict_products():
+            for _ in work.batches(model, rows):
+                seconds = time.perf_counter() - start
+                if seconds > PATIENCE:
+                    break
+        best = max(best, work.seen / seconds)
+        if batch >= BATCH or seconds > 2 * PATIENCE:
             return best
         batch *= 4
-
-
-class _Enough(Exception):
-    """Enough has been measured."""

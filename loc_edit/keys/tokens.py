@@ -1,7 +1,7 @@
-"""A corpus as token ids on disk: read and tokenized once, to a limit, before any long work.
+"""Reads and tokenizes a corpus once, up to a limit, before any long work, and keeps the token ids on disk.
 
-Every document is seen here first, so that what is wrong with a corpus shows at once, the tokens are counted exactly,
-and a pass that was stopped goes on at a row's number.  4 bytes a token: 400 MB for 1e8.
+Every document is read here first: mistakes in a corpus show at once, the tokens are counted exactly, and a pass that
+was stopped resumes at the number of a row.  A token takes 4 bytes: 400 MB for 1e8.
 """
 
 import hashlib
@@ -22,22 +22,22 @@ from loc_edit.models.model import Model, tokenizer
 AT_ONCE = 1 << 20
 """Characters that are tokenized together."""
 LONGEST_ROW = 2048
-"""Tokens after which a document goes on in another row, where the model's context does not end before."""
+"""Tokens after which a document continues in another row, unless the model's context is shorter."""
 
 
 def row_length(model: Model) -> int:
-    """Tokens that a row has at most."""
+    """Returns the largest number of tokens in a row."""
     return min(model.cfg.n_ctx, LONGEST_ROW)
 
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Rows of token ids in a file, in the corpus's order; a long document is several rows.
+    """Rows of token ids in a file, in the order of the corpus; a long document takes several rows.
 
     Attributes:
         file: the ids, 4 bytes each.
-        starts: where each row starts, and where the last one ends.
-        digest: hash of the ids and starts.
+        starts: the number of the token at which each row starts, and at the end the number of tokens.
+        digest: a hash of the ids and starts.
     """
 
     file: IO[bytes]
@@ -49,14 +49,12 @@ class TokenRows:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all rows."""
+        """The number of tokens in all rows."""
         return int(self.starts[-1])
 
     def read(self, first: int, last: int) -> list[Int[Tensor, " _"]]:
-        """The rows from `first` up to, not including, `last`."""
+        """Returns the rows from `first` up to, but not including, `last`."""
         starts = self.starts[first : last + 1]
-        if len(starts) < 2:
-            return []
         count = int(starts[-1] - starts[0])
         self.file.seek(4 * int(starts[0]))
         ids = np.frombuffer(self.file.read(4 * count), np.int32)
@@ -64,24 +62,24 @@ class TokenRows:
 
 
 def write_tokens(model: Model, documents: Iterable[str], limit: int, folder: Path) -> TokenRows:
-    """Tokenize documents into a file, `limit` tokens at most; the BOS token counts where the model has one.
+    """Tokenizes documents into a file, up to `limit` tokens; the BOS token counts where the model uses one.
 
     Args:
-        model: gives the tokenizer, and the longest row.
-        documents: read as far as the limit, and some documents more.
-        limit: the last row is cut there.
-        folder: where the ids go, in a file without a name: it ends with the process, however that ends.
+        model: gives the tokenizer and the length of the longest row.
+        documents: texts; they are read up to the limit and a few documents beyond.
+        limit: the number of tokens after which the last row is cut.
+        folder: the place of the ids; their file has no name and disappears with the process, however that ends.
     """
     length, starts, digest, left = row_length(model), array("q", [0]), hashlib.sha256(), limit
-    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (it is open as long as its rows are wanted)
+    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (open as long as its rows are needed)
     for ids in _tokenized(model, documents):
         row = ids[:left]
         left -= len(row)
         data = np.asarray(row, dtype=np.int32).tobytes()
         digest.update(data)
         file.write(data)
-        for start in range(0, len(row), length):
-            starts.append(starts[-1] + len(row[start : start + length]))
+        end = starts[-1] + len(row)
+        starts.extend([*range(starts[-1] + length, end, length), end])
         if left <= 0:
             break
     file.flush()
@@ -90,7 +88,7 @@ def write_tokens(model: Model, documents: Iterable[str], limit: int, folder: Pat
 
 
 def _tokenized(model: Model, documents: Iterable[str]) -> Iterator[list[int]]:
-    """Ids of each document that has any, many documents at once: fast tokenizers use all cores for them."""
+    """Yields the ids of each document that has any; tokenizes many at once, because fast tokenizers use all cores."""
     bos = [tokenizer(model).bos_token_id] if model.cfg.default_prepend_bos else []
     for texts in _bunches(documents):
         for ids in tokenizer(model)(texts, add_special_tokens=False, verbose=False)["input_ids"]:
@@ -99,6 +97,7 @@ def _tokenized(model: Model, documents: Iterable[str]) -> Iterator[list[int]]:
 
 
 def _bunches(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Yields the documents in lists of up to 1,000 documents and about `AT_ONCE` characters."""
     bunch: list[str] = []
     length = 0
     for text in documents:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import loc_edit
-from loc_edit import BadKeyStats, KeyStats
+from loc_edit import BadKeyStats, KeyStats, events
 
 TEXTS = [
     "The Golden Bridge is in Paris.",
@@ -183,13 +183,13 @@ def test_singular_moments_are_refused_by_rank_and_size_unless_there_is_a_ridge()
     [torch.full((3, 3), float("nan")), torch.eye(3)[:2], torch.ones(3), torch.diag(torch.tensor([1.0, torch.inf]))],
 )
 def test_moments_that_are_no_finite_square_are_refused(moment):
-    with pytest.raises(BadKeyStats, match="layer 1: a finite square matrix"):
+    with pytest.raises(BadKeyStats, match="layer 1: expected a finite square matrix"):
         KeyStats.from_moments({1: moment}, n_tokens=1000)
 
 
 def test_a_layer_without_statistics_and_an_empty_corpus_are_refused(tiny, tmp_path):
     stats = KeyStats.from_moments({0: torch.eye(24)}, n_tokens=100)
-    with pytest.raises(BadKeyStats, match=r"layer 3: no key statistics.*\[0\]"):
+    with pytest.raises(BadKeyStats, match=r"layer 3 has no key statistics.*\[0\]"):
         stats.second_moment(3)
     for empty in ([], [""]):
         with pytest.raises(BadKeyStats, match="no tokens"):
@@ -202,8 +202,10 @@ def test_a_layer_without_statistics_and_an_empty_corpus_are_refused(tiny, tmp_pa
 
 def test_progress_and_repr(tiny, tmp_path):
     seen = []
-    stats = loc_edit.key_stats(tiny, [0], TEXTS, tokens=900, cache=tmp_path, progress=lambda *a: seen.append(a))
-    assert seen[-1] == (900, 900)
-    assert [a for a, _ in seen] == sorted(a for a, _ in seen)
+    with events.listening(lambda event: seen.append(event.fields)):
+        stats = loc_edit.key_stats(tiny, [0], TEXTS, tokens=900, cache=tmp_path)
+    assert all((fields["task"], fields["total"], fields["found"]) == ("tokens", 900, 0) for fields in seen)
+    assert seen[-1]["done"] == 900
+    assert [fields["done"] for fields in seen] == sorted(fields["done"] for fields in seen)
     assert "900" in repr(stats)
     assert "tensor" not in repr(stats)

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import loc_edit
-from loc_edit import BadKeyStats, KeyStats
+from loc_edit import BadKeyStats, KeyStats, events
 from loc_edit.keys import compute, disk, moments, streaming
 from loc_edit.keys.streaming import Sums, start_pass, stretch
 from loc_edit.keys.tokens import write_tokens
@@ -132,15 +132,22 @@ class Stopped(Exception):
 
 
 def stopper(after):
-    """A progress callback that stops the pass after some batches."""
-    calls = []
+    """A listener that stops the pass after some batches."""
+    batches = []
 
-    def told(*numbers):
-        calls.append(numbers)
-        if len(calls) == after:
+    def listener(event):
+        batches.append(event)
+        if len(batches) == after:
             raise Stopped
 
-    return told
+    return listener
+
+
+def stats_and_progress(**about):
+    """The statistics, and the events of progress on the way."""
+    progress = []
+    with events.listening(lambda event: progress.append(event.fields)):
+        return loc_edit.key_stats(**about), progress
 
 
 @pytest.fixture
@@ -162,39 +169,40 @@ def equal(a, b):
 def test_a_pass_that_was_stopped_comes_to_the_same_bits(about, tmp_path, stops):
     whole = loc_edit.key_stats(**about, cache=tmp_path / "whole")
     for stop in stops:
-        with pytest.raises(Stopped):
-            loc_edit.key_stats(**about, cache=tmp_path / "parts", progress=stopper(stop))
+        with pytest.raises(Stopped), events.listening(stopper(stop)):
+            loc_edit.key_stats(**about, cache=tmp_path / "parts")
         assert not list((tmp_path / "parts").rglob("*.safetensors")), "no result yet"
-    seen = []
-    resumed = loc_edit.key_stats(**about, cache=tmp_path / "parts", progress=lambda now, of: seen.append(now))
+    resumed, progress = stats_and_progress(**about, cache=tmp_path / "parts")
     equal(whole, resumed)
     if sum(stops) > 2:
-        assert seen[0] > 2 * 128, "it did not start again"
+        assert progress[0]["done"] > 2 * 128, "it did not start again"
+        assert progress[0]["done"] > progress[0]["found"] > 128, "tokens of the checkpoint are not counted as work"
+    assert len({fields["found"] for fields in progress}) <= 1
     assert [path.suffix for path in (tmp_path / "parts" / "key_stats").iterdir()] == [".safetensors"], "tidied up"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is killed in it")
 def test_a_killed_process_leaves_a_pass_that_goes_on_to_the_same_bits(about, tmp_path):
     whole = loc_edit.key_stats(**about, cache=tmp_path / "whole")
-    calls = []
+    batches = []
 
-    def told(now, total):
-        calls.append(now)
-        if len(calls) == 11:
+    def listener(event):
+        batches.append(event)
+        if len(batches) == 11:
             os.kill(os.getpid(), signal.SIGKILL)
 
     child = os.fork()
     if child == 0:
         try:
-            loc_edit.key_stats(**about, cache=tmp_path / "parts", progress=told)
+            with events.listening(listener):
+                loc_edit.key_stats(**about, cache=tmp_path / "parts")
         finally:
             os._exit(1)
     status = os.waitpid(child, 0)[1]
     assert os.WIFSIGNALED(status)
     assert os.WTERMSIG(status) == signal.SIGKILL
-    seen = []
-    resumed = loc_edit.key_stats(**about, cache=tmp_path / "parts", progress=lambda now, of: seen.append(now))
-    assert seen[0] > 128 * 5, "ten batches were kept"
+    resumed, progress = stats_and_progress(**about, cache=tmp_path / "parts")
+    assert progress[0]["done"] > 128 * 5, "ten batches were kept"
     equal(whole, resumed)
 
 
@@ -218,25 +226,24 @@ def test_a_pass_killed_while_it_writes_keeps_the_checkpoint_before(about, tmp_pa
     with pytest.raises(Stopped):
         loc_edit.key_stats(**about, cache=tmp_path / "parts")
     monkeypatch.setattr(streaming, "write_tensors", real)
-    seen = []
-    equal(whole, loc_edit.key_stats(**about, cache=tmp_path / "parts", progress=lambda now, of: seen.append(now)))
-    assert seen[0] > 2 * 128
+    resumed, progress = stats_and_progress(**about, cache=tmp_path / "parts")
+    equal(whole, resumed)
+    assert progress[0]["done"] > 2 * 128
 
 
 def test_a_checkpoint_that_does_not_fit_is_left_alone(about, tmp_path, caplog):
     whole = loc_edit.key_stats(**about, cache=tmp_path / "whole")
-    with pytest.raises(Stopped):
-        loc_edit.key_stats(**about, cache=tmp_path / "parts", progress=stopper(9))
+    with pytest.raises(Stopped), events.listening(stopper(9)):
+        loc_edit.key_stats(**about, cache=tmp_path / "parts")
     [checkpoint] = (tmp_path / "parts").rglob("*.checkpoint")
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
-    seen = []
-    found = loc_edit.key_stats(**about, cache=tmp_path / "parts", progress=lambda now, of: seen.append(now))
-    assert seen[0] <= 128, "from the start"
+    restarted, progress = stats_and_progress(**about, cache=tmp_path / "parts")
+    assert progress[0]["done"] <= 128, "from the start"
     assert "no usable checkpoint" in caplog.text
-    equal(whole, found)
+    equal(whole, restarted)
     work = start_pass(about["model"], [0], torch.float32)
-    work.save(tmp_path / "other", "of another corpus")
-    assert not work.restore(tmp_path / "other", "of this corpus")
+    work.save(tmp_path / "other", "another corpus")
+    assert not work.restore(tmp_path / "other", "this corpus")
     assert "another pass" in caplog.text
 
 
@@ -249,14 +256,15 @@ def test_checkpoints_take_little_of_the_time(about, tmp_path, monkeypatch):
     rows = write_tokens(model, about["corpus"], 4000, tmp_path)
     work = start_pass(model, [0], torch.float32, 64)
 
-    def batch_done(*_):
+    def batch_done(event):
         now[0] += 1.0
 
     def save():
         saves.append(now[0])
         now[0] += 1.0
 
-    work.run(model, rows, batch_done, save, every=5.0)
+    with events.listening(batch_done):
+        work.run(model, rows, save, every=5.0)
     gaps = np.diff(saves)
     assert saves[0] == 5.0
     assert len(gaps) >= 2
@@ -325,11 +333,11 @@ def test_a_layer_is_read_when_it_is_needed_and_not_kept(tiny, tmp_path):
     stats = loc_edit.key_stats(tiny, [0, 1], some_texts(), cache=tmp_path)
     stats.save(tmp_path / "s")
     loaded = KeyStats.load(tmp_path / "s", tiny)
-    assert isinstance(loaded.moments, moments.StoredMoments)
+    assert isinstance(loaded.moments, moments.LazyTensors)
     assert loaded.second_moment(0) is not loaded.second_moment(0)
     KeyStats.from_moments({0: torch.eye(24), 1: torch.eye(24)}, n_tokens=99).save(tmp_path / "s")
     assert torch.equal(loaded.second_moment(1), stats.second_moment(1)), "a new file of the name is another file"
-    with pytest.raises(BadKeyStats, match=r"layers \[5\]; there are some for \[0, 1\]"):
+    with pytest.raises(BadKeyStats, match=r"layers \[5\], found layers \[0, 1\]"):
         KeyStats.load(tmp_path / "s", layers=[1, 5])
 
 
@@ -385,8 +393,8 @@ def test_products_are_strict_float32_and_the_setting_comes_back(tiny, tmp_path):
     seen = []
     try:
         torch.set_float32_matmul_precision("medium")
-        told = lambda *_: seen.append(torch.get_float32_matmul_precision())  # noqa: E731
-        loc_edit.key_stats(tiny, [0], some_texts(), cache=tmp_path, progress=told)
+        with events.listening(lambda event: seen.append(torch.get_float32_matmul_precision())):
+            loc_edit.key_stats(tiny, [0], some_texts(), cache=tmp_path)
         assert set(seen) == {"highest"}
         assert torch.get_float32_matmul_precision() == "medium"
     finally:

@@ -17,11 +17,11 @@ from loc_edit.analysis.figures.convergence import key_convergence
 from loc_edit.cli.main import main
 from loc_edit.experiment.experiment import Experiment
 from loc_edit.experiment.setup import Setup
-from loc_edit.keys import moments, planning, probes
+from loc_edit.keys import convergence, moments, planning
+from loc_edit.keys.convergence import ConvergenceSamples
 from loc_edit.keys.corpora import BadCorpus
 from loc_edit.keys.moments import Factors
 from loc_edit.keys.planning import plan_stats
-from loc_edit.keys.probes import Probes
 from loc_edit.views.style import save
 
 
@@ -157,14 +157,14 @@ def test_convergence_is_the_change_between_shares_of_the_sample(deep, tmp_path):
 def test_the_change_is_that_of_the_solutions_by_hand():
     draws = torch.Generator().manual_seed(0)
     first, second = (torch.randn(200, 8, generator=draws, dtype=torch.float64) for _ in "ab")
-    found = Probes(8, torch.float64)
+    found = ConvergenceSamples(8, torch.float64)
     sums = {3: first.T @ first}
     found.keep(3, first)
     found.keep(3, second)
-    found.look(sums, 0, 200, 400)
+    found.solve(sums, 0, 200, 400)
     sums[3] = sums[3] + second.T @ second
-    found.look(sums, 200, 400, 400)
-    half, whole = found.convergence()
+    found.solve(sums, 200, 400, 400)
+    half, whole = found.rows()
     k = first[torch.linspace(0, 199, 16, dtype=torch.float64).round().long()]
     u_half = torch.linalg.solve(first.T @ first / 200, k.T)
     u = torch.linalg.solve(sums[3] / 400, k.T)
@@ -187,20 +187,20 @@ def test_large_matrices_are_judged_without_all_eigenvalues(monkeypatch):
     size = 96
     q, _ = torch.linalg.qr(torch.randn(size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
     moment = q @ torch.diag(torch.logspace(0, -6, size, dtype=torch.float64)) @ q.T
-    monkeypatch.setattr(probes, "EXACT", 10)
-    monkeypatch.setattr(probes, "LARGE", 50)
-    found = Probes(size, torch.float32)
+    monkeypatch.setattr(convergence, "EXACT", 10)
+    monkeypatch.setattr(convergence, "LARGE", 50)
+    found = ConvergenceSamples(size, torch.float32)
     found.keep(0, torch.ones(1, size))
     for before, seen in [(0, 10), (10, 50), (50, 100)]:
-        found.look({0: moment * seen}, before, seen, 100)
-    rows = found.convergence()
+        found.solve({0: moment * seen}, before, seen, 100)
+    rows = found.rows()
     assert [row["tokens"] for row in rows] == [50, 100], "half and whole only"
     assert all(row["rank"] == size for row in rows)
     assert all(0.8e6 < row["condition"] <= 1.001e6 for row in rows)
-    singular = Probes(size, torch.float32)
+    singular = ConvergenceSamples(size, torch.float32)
     singular.keep(0, torch.ones(1, size))
-    singular.look({0: -torch.eye(size, dtype=torch.float64)}, 0, 100, 100)
-    [row] = singular.convergence()
+    singular.solve({0: -torch.eye(size, dtype=torch.float64)}, 0, 100, 100)
+    [row] = singular.rows()
     assert np.isnan(row["rank"])
     assert row["condition"] == np.inf
 
@@ -327,7 +327,7 @@ def test_mistakes_take_one_line(here, monkeypatch, capsys, options, named):
 
 def test_a_corpus_is_checked_before_a_run_makes_its_folder(tmp_path, deep, facts, monkeypatch):
     monkeypatch.setattr(Setup, "model", deep)
-    monkeypatch.setattr(Experiment, "_data", facts)
+    monkeypatch.setattr(Setup, "data", facts)
     config = loc_edit.ExperimentConfig(corpus=str(tmp_path / "absent.jsonl"), out=str(tmp_path / "run"), facts=None)
     with pytest.raises(BadCorpus, match="absent"):
         next(iter(Experiment(config).rows()))
@@ -336,7 +336,7 @@ def test_a_corpus_is_checked_before_a_run_makes_its_folder(tmp_path, deep, facts
 
 def test_a_run_belongs_to_what_its_corpus_holds(tmp_path, deep, facts, monkeypatch):
     monkeypatch.setattr(Setup, "model", deep)
-    monkeypatch.setattr(Experiment, "_data", facts)
+    monkeypatch.setattr(Setup, "data", facts)
     paths = [tmp_path / name for name in ("a.txt", "b.txt", "c.txt")]
     for path, n in zip(paths, (3, 3, 4), strict=True):
         path.write_text("\n\n".join(some_texts(n)))

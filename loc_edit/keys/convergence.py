@@ -1,4 +1,4 @@
-"""How far C^-1 k is from what it comes to, seen at shares of the sample, for some keys of the corpus."""
+"""Shows whether the sample is large enough: solves C^-1 k for a few keys at growing shares of the sample."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,19 +10,23 @@ from torch import Tensor
 from loc_edit.keys.moments import BadKeyStats, rounding, spectrum
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-"""Shares of the sample at which one looks."""
+"""Shares of the sample at which C^-1 k is solved."""
 LARGE = 4096
-"""d_mlp beyond which only half and full sample are looked at."""
+"""d_mlp beyond which C^-1 k is solved at the last two shares only."""
 EXACT = 1024
 """d_mlp up to which all eigenvalues are computed; beyond, the outermost ones are estimated in a second."""
 N_KEYS = 16
 ITERATIONS = 12
 
 
-class Probes:
-    """Keeps C^-1 k of a few keys per layer at shares of the sample.
+class ConvergenceSamples:
+    """A few keys of each layer, and C^-1 k for each of them at shares of the sample.
 
-    The keys are spread evenly over those of the first batch.
+    The keys are spread evenly over the first batch.
+
+    Args:
+        size: d_mlp.
+        products: the dtype of the products k k^T.
     """
 
     def __init__(self, size: int, products: torch.dtype) -> None:
@@ -33,16 +37,22 @@ class Probes:
         self._solved: dict[str, Tensor] = {}
 
     def keep(self, layer: int, keys: Float[Tensor, "row d_mlp"]) -> None:
-        """Choose a layer's keys among those of the first batch; later batches change nothing."""
+        """Chooses a layer's keys from the first batch; later batches change nothing."""
         if layer not in self._keys:
             chosen = torch.linspace(0, len(keys) - 1, min(N_KEYS, len(keys)), dtype=torch.float64).round().long()
             self._keys[layer] = keys[chosen.to(keys.device)].double().cpu()
 
-    def look(self, sums: Mapping[int, Tensor], before: int, seen: int, total: int) -> None:
-        """Solve, where the last batch, which brought the tokens from `before` to `seen`, reached a share.
+    def solve(self, sums: Mapping[int, Tensor], before: int, seen: int, total: int) -> None:
+        """Solves C^-1 k for the kept keys if the last batch reached one of the shares.
+
+        Args:
+            sums: the sums of k k^T by layer.
+            before: tokens in the sums before the last batch.
+            seen: tokens in the sums now.
+            total: tokens of the whole sample.
 
         Raises:
-            BadKeyStats: a key was not finite; better now than after the last one.
+            BadKeyStats: a key was not finite; it is better to say so now than after the last batch.
         """
         if not any(before < mark * total <= seen for mark in self.marks):
             return
@@ -51,48 +61,53 @@ class Probes:
             if not torch.isfinite(moment).all():
                 raise BadKeyStats(f"layer {layer}: a key is not finite; load the model in float32")
             factor, failed = torch.linalg.cholesky_ex(moment)
+            rank: float
             if len(moment) <= EXACT:
-                found: tuple[int | float, float] = spectrum(moment, self.products)
+                rank, condition = spectrum(moment, self.products)
             else:
-                found = _estimate(moment, None if failed else factor, self.products)
-            self.shares.append({"layer": layer, "tokens": seen, "rank": found[0], "condition": found[1]})
+                rank, condition = _estimate(moment, None if failed else factor, self.products)
+            self.shares.append({"layer": layer, "tokens": seen, "rank": rank, "condition": condition})
             keys = self._keys[layer].T.to(moment.device)
             solved = torch.full_like(keys, float("nan")) if failed else torch.cholesky_solve(keys, factor)
             self._solved[f"solved.{layer}.{seen}"] = solved.cpu().contiguous()
 
-    def convergence(self) -> tuple[dict[str, int | float], ...]:
-        """Rows of `KeyStats.convergence`: each share's solutions against those of the whole sample."""
-        if not self.shares:
-            return ()
-        whole = max(row["tokens"] for row in self.shares)
+    def rows(self) -> tuple[dict[str, int | float], ...]:
+        """Returns the rows of `KeyStats.convergence`: each share's solutions compared with the whole sample's."""
+        whole = max((row["tokens"] for row in self.shares), default=0)
         rows = []
         for row in self.shares:
-            now = self._solved[f"solved.{row['layer']}.{row['tokens']}"]
-            last = self._solved[f"solved.{row['layer']}.{whole}"]
+            now, last = (self._solved[f"solved.{row['layer']}.{tokens}"] for tokens in (row["tokens"], whole))
             change = ((now - last).norm(dim=0) / last.norm(dim=0)).mean().item()
             cosine = torch.nn.functional.cosine_similarity(now, last, dim=0).mean().item()
             rows.append({**row, "change": change, "cosine": cosine})
         return tuple(sorted(rows, key=lambda row: (row["layer"], row["tokens"])))
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of it, beside `shares`."""
+        """Returns the tensors that a checkpoint must hold, beside `shares`."""
         return {f"key.{layer}": keys for layer, keys in self._keys.items()} | self._solved
 
     def restore(self, file: Any, shares: list[dict[str, int | float]]) -> None:
-        """Take over the keys and solutions of an open checkpoint."""
+        """Takes over the keys and solutions of an open checkpoint.
+
+        Args:
+            file: the open safetensors file.
+            shares: `shares` as it was when the checkpoint was written.
+        """
         names = list(file.keys())
         self.shares = shares
-        self._keys = {int(n.removeprefix("key.")): file.get_tensor(n) for n in names if n.startswith("key.")}
-        self._solved = {n: file.get_tensor(n) for n in names if n.startswith("solved.")}
+        self._keys = {
+            int(name.removeprefix("key.")): file.get_tensor(name) for name in names if name.startswith("key.")
+        }
+        self._solved = {name: file.get_tensor(name) for name in names if name.startswith("solved.")}
 
 
 def _estimate(
     moment: Float[Tensor, "d_mlp d_mlp"], factor: Float[Tensor, "d_mlp d_mlp"] | None, products: torch.dtype
-) -> tuple[int | float, float]:
-    """Rank and condition number by subspace iteration: the condition number from below, to some percent.
+) -> tuple[float, float]:
+    """Returns the rank and the condition number by subspace iteration; the latter is too low by some percent at most.
 
-    The rank is d_mlp where C has a Cholesky factor and its smallest eigenvalue is more than rounding, else unknown
-    (NaN).
+    The rank is d_mlp if C has a Cholesky factor and its smallest eigenvalue is larger than rounding explains;
+    otherwise it is unknown (NaN).
     """
     if factor is None:
         return float("nan"), float("inf")
