@@ -1,14 +1,15 @@
-"""Localisers that run the model once per cell: ablation of the clean run, and tracing with severed modules."""
+"""Localizers that run the model once per cell: ablation of the clean run, and tracing with severed modules."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
-from loc_edit.localization.hooks import site_name
 from loc_edit.localization.question import Question
 from loc_edit.models.memory import Budget
 from loc_edit.models.model import Hook
@@ -18,91 +19,83 @@ from loc_edit.prompts.randomness import generator
 
 
 def zero_ablation(question: Question) -> Float[Tensor, "layer pos"]:
-    """What the clean run loses where a cell's output is 0: `p_clean - p_ablated`.
+    """How much of the metric the clean run loses when a cell's output is 0: `p_clean - p_ablated`.
 
-    Cost: layers x positions runs of one row, each from its window's first layer on.
+    Cost: layers x positions runs of one row, each from the first layer of its window on.
     """
-    return _ablated(question, [[torch.zeros_like(value[0]) for value in question.clean.site]])
+    return _ablated(question, [torch.zeros_like(output) for output in question.clean.site])
 
 
 def mean_ablation(question: Question, reference: Sequence[Prompt]) -> Float[Tensor, "layer pos"]:
-    """What the clean run loses where a cell's output is the mean over the tokens of other prompts.
+    """How much the clean run loses when a cell's output is the mean output over the tokens of other prompts.
 
     Args:
-        question: what is asked.
-        reference: prompts, those of the data set say; the question's own fact is left out.
+        question: the prompt and target.
+        reference: other prompts, for example of the data set; prompts of the question's own fact are left out.
 
-    Cost: that of `zero_ablation`, and one run a reference prompt.  Source: Wang et al. 2023 (IOI).
+    Cost: as `zero_ablation`, and one run per reference prompt.  Source: Wang et al. 2023 (IOI).
     """
-    values = [torch.cat([found[layer] for _, found in _others(question, reference)]) for layer in _layers(question)]
-    return _ablated(question, [[v.mean(0).expand_as(c[0]) for v, c in zip(values, question.clean.site, strict=True)]])
+    by_layer = zip(*(outputs for _, outputs in _reference_outputs(question, reference)), strict=True)
+    means = [torch.cat(outputs).mean(0) for outputs in by_layer]
+    return _ablated(question, [m.expand_as(own) for m, own in zip(means, question.clean.site, strict=True)])
 
 
 def resample_ablation(
     question: Question, reference: Sequence[Prompt], samples: int = 10, seed: int = 0
 ) -> Float[Tensor, "layer pos"]:
-    """What the clean run loses where a cell's output is that of another prompt, at a position of the same kind.
+    """How much the clean run loses when a cell's output comes from another prompt, at a position of the same kind.
 
-    Kinds: before the subject, inside it, its last token, after it, the last token.  Prompts and positions are drawn
-    per (seed, fact).
+    The kinds are: before the subject, inside it, its last token, after it, the prompt's last token.  Prompts and
+    positions are drawn per (seed, fact).
 
     Args:
-        question: what is asked.
-        reference: prompts, those of the data set say; the question's own fact is left out.
-        samples: draws per cell; the mean of the losses is taken.
+        question: the prompt and target.
+        reference: other prompts, for example of the data set; prompts of the question's own fact are left out.
+        samples: the number of draws per cell, over which the loss is averaged.
         seed: of the draws.
 
-    Cost: `samples` times that of `zero_ablation`, and one run a reference prompt.  Source: Chan et al. 2022.
+    Cost: `samples` times that of `zero_ablation`, and one run per reference prompt.  Source: Chan et al. 2022.
     """
     if samples < 1:
-        raise ValueError(f"resample ablation with {samples} samples: at least 1 is wanted")
-    others = _others(question, reference)
-    places = [(kind(prompt, pos), i, pos) for i, (prompt, _) in enumerate(others) for pos in range(len(prompt))]
+        raise ValueError(f"resample ablation with {samples} samples: expected at least 1")
+    references = _reference_outputs(question, reference)
+    places = [(kind(prompt, pos), outputs, pos) for prompt, outputs in references for pos in range(len(prompt))]
     draws = generator("resample", seed, question.prompt.fact_id)
-    drawn = []
-    for _ in range(samples):
-        values = [value[0].clone() for value in question.clean.site]
+    replacements = [output.repeat(samples, *[1] * (output.ndim - 1)) for output in question.clean.site]
+    for sample in range(samples):
         for pos in range(len(question.prompt)):
             alike = [place for place in places if place[0] == kind(question.prompt, pos)] or places
-            _, i, there = alike[int(torch.randint(len(alike), (1,), generator=draws))]
-            for layer, value in enumerate(values):
-                value[pos] = others[i][1][layer][there]
-        drawn.append(values)
-    return _ablated(question, drawn)
+            _, outputs, source = alike[int(torch.randint(len(alike), (1,), generator=draws))]
+            for replacement, output in zip(replacements, outputs, strict=True):
+                replacement[sample, pos] = output[source]
+    return _ablated(question, replacements)
 
 
 def severed(question: Question, module: Literal["mlp", "attn"] = "mlp") -> Float[Tensor, "layer pos"]:
-    """Causal Tracing with one kind of module severed: does what is restored act through it?
+    """Causal Tracing with one kind of module severed: does a restored state act through these modules?
 
     A cell is restored as in `trace`; at its position the outputs of all later MLPs (or attention layers) are frozen
-    at their corrupted values, so that the restored state reaches the answer by the other way only.  The site of the
-    source is `resid_post`.
+    at their corrupted values, so that the restored state can reach the answer only through the other kind of module.
+    The source restores `resid_post`.
 
     Args:
-        question: what is asked.
+        question: the prompt and target.
         module: `mlp` or `attn`, whose outputs are frozen.
 
-    Cost: layers x positions runs of K rows, each from its window's first layer on.
+    Cost: layers x positions runs of K rows, each from the first layer of its window on.
     Source: Meng et al. 2022a, section 2.2 and figure 3.
     """
-    frozen = question.corrupted_outputs(f"{module}_out")
-    clean = [value[0] for value in question.clean.site]
-    start = question.prompt.subject.start
-    effect = torch.zeros(question.model.cfg.n_layers, len(question.prompt), dtype=torch.float64)
-    for center, layers in enumerate(question.windows):
-        later = range(layers[-1] + 1, question.model.cfg.n_layers)
-        metric = _run_cells(
-            question,
-            question.corrupted.residual[layers[0]],
-            layers[0],
-            torch.arange(start, len(question.prompt)),
-            {
-                **{site_name(question.site, layer): clean[layer][None] for layer in layers},
-                **{site_name(f"{module}_out", layer): frozen[layer] for layer in later},
-            },
-        )
-        effect[center, start:] = metric.mean(1) - question.p_corrupted
-    return effect
+    frozen, start = question.corrupted_outputs(f"{module}_out"), question.prompt.subject.start
+    names, frozen_names = question.hook_names(), question.hook_names(f"{module}_out")
+
+    def overwritten(layers: range) -> dict[str, Tensor]:
+        later = range(layers[-1] + 1, len(names))
+        return {names[layer]: question.clean.site[layer] for layer in layers} | {
+            frozen_names[layer]: frozen[layer] for layer in later
+        }
+
+    metric = _run_cells(question, question.corrupted.residual, start, overwritten)
+    return pad(metric - question.p_corrupted, (start, 0))
 
 
 def kind(prompt: Prompt, pos: int) -> str:
@@ -116,66 +109,55 @@ def kind(prompt: Prompt, pos: int) -> str:
     return "last subject" if pos == prompt.last_subject else "after"
 
 
-def _layers(question: Question) -> range:
-    return range(question.model.cfg.n_layers)
-
-
-def _others(question: Question, reference: Sequence[Prompt]) -> list[tuple[Prompt, list[Float[Tensor, "pos ..."]]]]:
-    """Other facts' prompts, with the site's output in each layer."""
-    names = [site_name(question.site, layer) for layer in _layers(question)]
+def _reference_outputs(
+    question: Question, reference: Sequence[Prompt]
+) -> list[tuple[Prompt, list[Float[Tensor, "pos ..."]]]]:
+    """The prompts of other facts, each with the site's output in every layer."""
+    names, model = question.hook_names(), question.model
     others = [prompt for prompt in reference if prompt.fact_id != question.prompt.fact_id]
     if not others:
         raise ValueError(f"fact {question.prompt.fact_id}: ablation needs prompts of other facts (reference=)")
-    batch, n_layers = make_batch(question.model, others), question.model.cfg.n_layers
-    found: list[tuple[Prompt, list[Tensor]]] = []
+    tokens = make_batch(model, others).tokens
+    outputs: list[tuple[Prompt, list[Tensor]]] = []
 
-    def work(some: slice) -> None:
+    def work(part: slice) -> None:
         with torch.no_grad():
-            _, cache = question.model.run_with_cache(batch.tokens[some], names_filter=names, stop_at_layer=n_layers)
-        for row, prompt in enumerate(others[some]):
-            found.append((prompt, [cache[name][row, : len(prompt)] for name in names]))
+            _, cache = model.run_with_cache(tokens[part], names_filter=names, stop_at_layer=model.cfg.n_layers)
+        for row, prompt in enumerate(others[part]):
+            outputs.append((prompt, [cache[name][row, : len(prompt)] for name in names]))
 
-    Budget(question.model).spend(len(others), batch.tokens.shape[1], work)
-    return found
+    Budget(model).spend(len(others), tokens.shape[1], work)
+    return outputs
 
 
-def _ablated(question: Question, draws: Sequence[Sequence[Float[Tensor, "token ..."]]]) -> Float[Tensor, "layer pos"]:
-    """`p_clean - p` with each cell's output replaced, the mean over draws (each gives every layer's outputs)."""
-    effect = torch.zeros(question.model.cfg.n_layers, len(question.prompt), dtype=torch.float64)
-    values = [torch.stack([draw[layer] for draw in draws]) for layer in _layers(question)]
-    for center, layers in enumerate(question.windows):
-        metric = _run_cells(
-            question,
-            question.clean.residual[layers[0]].expand(len(draws), -1, -1),
-            layers[0],
-            torch.arange(len(question.prompt)),
-            {site_name(question.site, layer): values[layer] for layer in layers},
-        )
-        effect[center] = question.p_clean - metric.mean(1)
-    return effect
+def _ablated(question: Question, outputs: Sequence[Float[Tensor, "draw token ..."]]) -> Float[Tensor, "layer pos"]:
+    """`p_clean - p` when a cell's output is replaced by these outputs of its layer, averaged over draws."""
+    names = question.hook_names()
+    residual = [stream.expand(len(outputs[0]), -1, -1) for stream in question.clean.residual]
+    metric = _run_cells(question, residual, 0, lambda layers: {names[layer]: outputs[layer] for layer in layers})
+    return question.p_clean - metric
 
 
 @torch.no_grad()
 def _run_cells(
     question: Question,
-    residual: Float[Tensor, "row pos d_model"],
-    layer: int,
-    positions: Int[Tensor, " cell"],
-    values: dict[str, Float[Tensor, "_ pos ..."]],
-) -> Float[Tensor, "cell row"]:
-    """The metric of every row with hook points overwritten at one position, for each of `positions`.
+    residual: Sequence[Float[Tensor, "row token d_model"]],
+    start: int,
+    overwritten: Callable[[range], dict[str, Float[Tensor, "_ token ..."]]],
+) -> Float[Tensor, "layer cell"]:
+    """The metric of every cell, averaged over rows, when hook points are overwritten at the cell's position.
 
     Args:
-        question: what is asked.
-        residual: of the rows, before `layer`.
-        layer: where the runs begin.
-        positions: the one position that is overwritten in a cell's runs.
-        values: by hook point, what stands there: a row for each of the rows, or one for all.
+        question: the prompt and target.
+        residual: by layer, the residual stream of the rows before it; a cell's runs begin at its window's first layer.
+        start: the first position that has cells; they go up to the prompt's last.
+        overwritten: for the layers of a window, the new values by hook point: one for each of the rows, or one for all.
     """
-    n_rows = len(residual)
-    metric = torch.empty(len(positions), n_rows, dtype=torch.float64)
+    positions = torch.arange(start, len(question.prompt))
+    n_rows, n_tokens = residual[0].shape[:2]
+    metric = torch.empty(len(question.windows), len(positions), n_rows, dtype=torch.float64)
 
-    def overwrite(value: Tensor, at: Tensor) -> Callable[..., Tensor]:
+    def overwrite(value: Tensor, at: Int[Tensor, " cell"]) -> Callable[..., Tensor]:
         def hook_fn(activation: Tensor, hook: Any) -> Tensor:
             cells = rearrange(activation.clone(), "(cell row) ... -> cell row ...", row=n_rows)
             cells[torch.arange(len(at)), :, at] = value[:, at].transpose(0, 1).to(activation)
@@ -183,12 +165,13 @@ def _run_cells(
 
         return hook_fn
 
-    def work(some: slice) -> None:
-        at = positions[some].to(residual.device)
-        hooks: list[Hook] = [(name, overwrite(value, at)) for name, value in values.items()]
-        rows = repeat(residual, "row pos d -> (cell row) pos d", cell=len(at))
-        found = question.metric(resume(question.model, rows, layer, hooks))
-        metric[some] = rearrange(found.double(), "(cell row) -> cell row", row=n_rows).cpu()
+    def work(center: int, layers: range, part: slice) -> None:
+        first, at = layers[0], positions[part].to(residual[0].device)
+        hooks: list[Hook] = [(name, overwrite(value, at)) for name, value in overwritten(layers).items()]
+        rows = repeat(residual[first], "row pos d -> (cell row) pos d", cell=len(at))
+        values = question.metric(resume(question.model, rows, first, hooks))
+        metric[center, part] = rearrange(values.double(), "(cell row) -> cell row", row=n_rows).cpu()
 
-    Budget(question.model).spend(len(positions), n_rows * residual.shape[1], work)
-    return metric
+    for center, layers in enumerate(question.windows):
+        Budget(question.model).spend(len(positions), n_rows * n_tokens, partial(work, center, layers))
+    return metric.mean(2)

@@ -1,4 +1,4 @@
-"""One prompt to be localised: its clean and its corrupted runs, computed once, and the trace that comes out."""
+"""A localizer's question: one prompt and target, whose clean and corrupted runs are computed once, when first used."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from loc_edit.localization.hooks import check_traceable, corruption_hooks, site_name, window_layers
-from loc_edit.localization.metrics import Scorer, check_metric, make_scorer
+from loc_edit.localization.hooks import check_traceable, corruption_hooks, site_name, site_window, window_layers
+from loc_edit.localization.metrics import Scorer, make_scorer
+from loc_edit.localization.targets import TargetedPrompt, targeted_prompt
 from loc_edit.localization.trace import Trace
 from loc_edit.models.model import Hook, Model, token_texts
 from loc_edit.names import Metric
-from loc_edit.prompts.encoding import BadPrompt, Prompt, target_tokens
+from loc_edit.prompts.encoding import Prompt
 
 
 @dataclass(frozen=True)
@@ -30,24 +31,19 @@ class Observed:
 
 
 @dataclass(frozen=True)
-class Question:
-    """What a localiser is asked: which cells does the target's metric hang on?
+class Question(TargetedPrompt):
+    """The question that a localizer answers: how much does the metric of the target depend on each cell?
+
+    A cell is a layer and a position.  The prompt, its target and its noise are the attributes of `TargetedPrompt`.
 
     Attributes:
-        model: unedited.
-        prompt: from `encode`.
-        answer: the target's tokens.
-        noise: added to the subject's embeddings in the corrupted run, one row a sample.
-        site: the hook point whose cells are weighed.
-        window: layers taken together, centred on a cell's layer and clipped at the edges.
-        scorer: the metric of a final residual stream.
+        model: the unedited model.
+        site: the hook point whose output makes up the cells.
+        window: the number of layers that are taken together, centered on the cell's layer and clipped at the edges.
+        scorer: measures the target in a final residual stream; see `metric`.
     """
 
     model: Model
-    prompt: Prompt
-    target: str
-    answer: Int[Tensor, " target"]
-    noise: Float[Tensor, "sample subject d_model"]
     site: str
     window: int
     scorer: Scorer
@@ -59,14 +55,18 @@ class Question:
 
     @property
     def windows(self) -> list[range]:
-        """The layers of each centre's window."""
+        """For each layer, the layers of the window around it."""
         n_layers = self.model.cfg.n_layers
         return [window_layers(center, self.window, n_layers) for center in range(n_layers)]
 
+    def hook_names(self, site: str | None = None) -> list[str]:
+        """The full name of a site in each layer, by default of the question's own."""
+        return [site_name(site or self.site, layer) for layer in range(self.model.cfg.n_layers)]
+
     def metric(self, final: Float[Tensor, "row pos d_model"]) -> Float[Tensor, " row"]:
         """The metric of whole rows, from their final residual stream."""
-        nought = torch.zeros(len(final), dtype=torch.long, device=final.device)
-        return self.scorer(final, nought, nought)
+        zeros = torch.zeros(len(final), dtype=torch.long, device=final.device)
+        return self.scorer(final, fact=zeros, start=zeros)
 
     @cached_property
     def clean(self) -> Observed:
@@ -75,7 +75,7 @@ class Question:
 
     @cached_property
     def corrupted(self) -> Observed:
-        """The corrupted runs: a row a sample."""
+        """The corrupted runs: one row per noise sample."""
         return self.at_share(1.0)
 
     @cached_property
@@ -85,24 +85,28 @@ class Question:
 
     @cached_property
     def p_corrupted(self) -> float:
-        """The metric's mean over the corrupted runs."""
+        """The mean of the metric over the corrupted runs."""
         return self.metric(self.corrupted.residual[-1]).double().mean().item()
 
+    @property
+    def differences(self) -> list[Float[Tensor, "sample pos ..."]]:
+        """The site's clean output minus its corrupted output, by layer."""
+        return [clean - noisy for clean, noisy in zip(self.clean.site, self.corrupted.site, strict=True)]
+
     def at_share(self, share: float) -> Observed:
-        """Runs with this share of the noise: 1 is the corrupted run, 0 the clean one, once a sample."""
+        """One run per noise sample with this share of the noise: 1 gives the corrupted runs, 0 the clean run."""
         return self._observe(corruption_hooks(self.prompt, share * self.noise), self.site)
 
     def corrupted_outputs(self, site: str) -> tuple[Float[Tensor, "sample pos ..."], ...]:
-        """Another site's output in the corrupted runs, by layer."""
+        """The output of another site in the corrupted runs, by layer."""
         return self._observe(corruption_hooks(self.prompt, self.noise), site).site
 
     @torch.no_grad()
     def _observe(self, hooks: Sequence[Hook], site: str) -> Observed:
-        """Run the row (with hooks, its copies) once, and keep the residual stream and a site's outputs."""
+        """Run the row once, or with corrupting hooks its noisy copies, and keep the residual stream and a site."""
         n_layers = self.model.cfg.n_layers
-        sites = [site_name(site, layer) for layer in range(n_layers)]
-        residuals = [site_name("hook_resid_pre", layer) for layer in range(n_layers)]
-        residuals.append(site_name("hook_resid_post", n_layers - 1))
+        sites = self.hook_names(site)
+        residuals = [*self.hook_names("hook_resid_pre"), site_name("resid_post", n_layers - 1)]
         with self.model.hooks(fwd_hooks=list(hooks)):
             _, cache = self.model.run_with_cache(
                 self.tokens[None], names_filter=[*sites, *residuals], stop_at_layer=n_layers
@@ -110,14 +114,13 @@ class Question:
         return Observed(tuple(cache[name] for name in residuals), tuple(cache[name] for name in sites))
 
     def trace(self, effect: Float[Tensor, "layer pos"], localizer: str) -> Trace:
-        """The trace of a localiser that finds this effect, in units of the metric."""
-        restored = (self.p_corrupted + effect.double()).float().cpu()
+        """The trace of a localizer that measured this effect, in units of the metric."""
         return Trace(
             self.prompt,
             self.target,
             self.p_clean,
             self.p_corrupted,
-            restored,
+            (self.p_corrupted + effect.double()).float().cpu(),
             self.window,
             self.site,
             self.scorer.metric,
@@ -136,12 +139,8 @@ def ask(
     metric: Metric,
     foil: str | None,
 ) -> Question:
-    """The question of `localize`'s arguments, refused as `trace` refuses them."""
+    """The question that the arguments of `localize` make; it refuses the same arguments as `trace`."""
     check_traceable(model, site)
-    check_metric(metric, [prompt], [foil])
-    corruption_hooks(prompt, noise)  # refuses noise of another length
-    answer = target_tokens(model, prompt.text, target)
-    if len(prompt) + len(answer) - 1 > model.cfg.n_ctx:
-        raise BadPrompt(f"fact {prompt.fact_id}: {prompt.text!r} and its target exceed the context")
-    scorer = make_scorer(model, [prompt], [answer], metric, [foil])
-    return Question(model, prompt, target, answer, noise, site, 1 if site == "resid_post" else window, scorer)
+    targeted = targeted_prompt(model, prompt, target, noise, metric, foil)
+    scorer = make_scorer(model, [targeted], metric)
+    return Question(**vars(targeted), model=model, site=site, window=site_window(site, window), scorer=scorer)

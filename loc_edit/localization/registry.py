@@ -1,4 +1,4 @@
-"""The localisers by name, and `localize`, which asks any of them."""
+"""The localizers by name, and `localize`, which applies any of them."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,7 +30,10 @@ EFFECTS: dict[str, Callable[..., Float[Tensor, "layer pos"]]] = {
     "direct": direct,
     "random": random,
 }
-"""(question, **options) -> what each cell is worth, in units of the metric, by localizer; Causal Tracing is `trace`."""
+"""By localizer, the function from a `Question` and options to each cell's effect, in units of the metric.
+
+Causal Tracing has none, as `trace` computes it.
+"""
 
 
 def localize(
@@ -46,25 +49,25 @@ def localize(
     foil: str | None = None,
     **options: Any,
 ) -> Trace:
-    """A prompt's layer x position grid by any localiser.
+    """The layer x position grid of one prompt by any localizer.
 
     Args:
-        model: any pre-norm or post-norm `HookedTransformer`.
+        model: any pre-norm or post-norm model.
         prompt: from `encode`.
-        target: the text whose metric is localised.
-        noise: what corrupts the subject; also of localisers that do not use the corrupted run, for the denominator.
+        target: the text whose metric is localized.
+        noise: what corrupts the subject; localizers without corrupted runs need it for the denominator of fractions.
         localizer: one of `loc_edit.names.LOCALIZERS`.
         site: see `trace`.
         window: see `trace`.
         metric: see `trace`.
         foil: see `trace`.
-        options: the localiser's own, such as `reference` (prompts) of mean and resample ablation.
+        options: the localizer's own, such as `reference` (prompts) of mean and resample ablation.
 
     Returns:
-        A `Trace`, whose `effect` is what a cell is worth, and whose `p_restored` is `p_corrupted` plus that.
+        A `Trace`, whose `effect` is the effect of each cell, and whose `p_restored` is `p_corrupted` plus the effect.
 
     Raises:
-        ValueError: no such localiser or option; see `trace`.
+        ValueError: the localizer or option does not exist; see `trace` for more.
     """
     if localizer == TRACING:
         return trace(model, prompt, target, noise=noise, site=site, window=window, metric=metric, foil=foil, **options)
@@ -75,24 +78,26 @@ def localize(
 
 
 def grid_options(localizer: str, model: Model, fact: Fact, facts: Sequence[Fact] = (), seed: int = 0) -> dict[str, Any]:
-    """What `localize` is given of a localiser in a grid, and by `loc-edit trace`: metric, foil, prompts, its options.
+    """The options that `localize` gets in a grid and in `loc-edit trace`: metric, foil, prompts and its own options.
 
     The reference prompts of a fact are drawn per (seed, fact) among `facts`; so they depend on the data set and on
     nothing else.
 
     Args:
-        localizer: `causal_tracing`, or one of `LOCALIZERS`.
-        model: whose tokens the reference prompts are.
-        fact: the fact that is localised.
-        facts: the whole data set, for localisers with reference prompts.
+        localizer: one of `loc_edit.names.LOCALIZERS`.
+        model: whose tokenizer encodes the reference prompts.
+        fact: the fact that is localized.
+        facts: the whole data set, for localizers with reference prompts.
         seed: start of the draws.
     """
     if localizer == TRACING:
         return {}
-    about = LOCALIZERS[localizer]
-    found: dict[str, Any] = {**about.options, "metric": about.metric}
-    if about.metric == "logit_difference":
-        found["foil"] = fact.target_new
-    if about.references:
-        found["reference"] = references(model, fact, facts, about.references, seed)
-    return found | ({"seed": seed} if about.seeded else {})
+    known = LOCALIZERS[localizer]
+    options: dict[str, Any] = {**known.options, "metric": known.metric}
+    if known.metric == "logit_difference":
+        options["foil"] = fact.target_new
+    if known.references:
+        options["reference"] = references(model, fact, facts, known.references, seed)
+    if known.seeded:
+        options["seed"] = seed
+    return options

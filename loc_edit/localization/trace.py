@@ -1,7 +1,7 @@
-"""What a trace is: the grid of restored runs of one prompt, and the numbers made of it."""
+"""A trace: what restoring each layer and position of one prompt does to its target, and the numbers made of it."""
 
-import math
 from dataclasses import dataclass, field
+from io import BytesIO
 from math import isnan
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,9 @@ from loc_edit.effects import (
     fractional_effect,
     positions_that_count,
 )
+from loc_edit.localization.hooks import site_window
 from loc_edit.models.model import Model, token_texts
+from loc_edit.names import TRACING
 from loc_edit.prompts.encoding import Prompt
 from loc_edit.views.heatmap import heatmap
 from loc_edit.views.tokens import colored_tokens
@@ -38,17 +40,17 @@ class Trace:
         prompt: the traced prompt.
         target: the target's text.
         p_clean: the metric without noise.
-        p_corrupted: its mean over noise samples with the subject corrupted.
-        p_restored: its mean with the site restored at (layer, position); before the subject it equals
+        p_corrupted: the mean metric over noise samples with the subject corrupted.
+        p_restored: the mean metric with the site restored at (layer, position) as well; before the subject it equals
             `p_corrupted`.
-        window: number of layers restored together, centred on the layer.
+        window: the number of layers restored together, centered on the layer.
         site: the hook point that was restored.
-        metric: what the three numbers are.
+        metric: what the three numbers measure.
         token_texts: the prompt's tokens as text.
-        localizer: what found the numbers; of others than Causal Tracing `p_restored` is `p_corrupted` plus what the
-            cell is worth (see `loc_edit.localizers`).
-        batch_size: token positions in one call of a layer, at most about; less than was asked for where memory did not
-            suffice.  0: not known.
+        localizer: the localizer that computed the numbers; for localizers other than Causal Tracing, `p_restored` is
+            `p_corrupted` plus the effect of the cell (see `loc_edit.localize`).
+        batch_size: about how many token positions one call of a layer computed at most; less than the caller asked
+            for if memory did not suffice.  0: not known.
     """
 
     prompt: Prompt
@@ -60,7 +62,7 @@ class Trace:
     site: str
     metric: str = "probability"
     token_texts: tuple[str, ...] = ()
-    localizer: str = "causal_tracing"
+    localizer: str = TRACING
     batch_size: int = field(default=0, repr=False, compare=False)
 
     @property
@@ -70,33 +72,33 @@ class Trace:
 
     @property
     def fraction(self) -> Float[Tensor, "layer pos"]:
-        """The effect as a share of what the noise took away; NaN where that is degenerate."""
+        """The effect as a share of what the noise took away; NaN if the trace is degenerate."""
         return self.fractions()
 
     @property
     def is_nan(self) -> bool:
-        """Whether any of the numbers is none."""
+        """Whether any of the numbers is NaN."""
         return isnan(self.p_clean) or isnan(self.p_corrupted) or bool(self.p_restored.isnan().any())
 
     @property
     def degenerate(self) -> bool:
-        """Whether the noise changed the metric by less than 1e-6, or to no number, so that fractions mean nothing."""
+        """Whether the noise changed the metric by less than 1e-6, or to NaN, so that fractions mean nothing."""
         return not abs(self.p_clean - self.p_corrupted) >= DEGENERATE
 
     def fractions(self, denominator: Denominator = "clean") -> Float[Tensor, "layer pos"]:
         """The effect divided by `top - p_corrupted`.
 
         Args:
-            denominator: the top is `p_clean` (the paper), or with `"max"` the larger of it and the best
-                restored run (the study's released code).
+            denominator: with `"clean"` the top is `p_clean` (the paper); with `"max"` it is the larger of `p_clean`
+                and the best restored run (the study's released code).
         """
         check_choice(denominator=denominator)
-        restored = self.p_restored.double().cpu().numpy()
-        best = restored.max() if denominator == "max" else -math.inf
+        restored = _array(self.p_restored)
+        best = np.fmax.reduce(restored, axis=None) if denominator == "max" else -np.inf
         return torch.from_numpy(fractional_effect(restored, self.p_clean, self.p_corrupted, best)).to(self.p_restored)
 
     def by_layer(self, regressor: Regressor = "max", denominator: Denominator = "clean") -> Float[Tensor, " layer"]:
-        """One number a layer (spec 1.5).
+        """One number per layer (spec 1.5).
 
         Args:
             regressor: `"max"`, the largest fraction over positions from the subject on, floored at 0; or
@@ -104,38 +106,38 @@ class Trace:
             denominator: see `fractions`.
         """
         check_choice(regressor, denominator)
-        fraction, subject = self.fractions(denominator).double().cpu().numpy(), self.prompt.subject
+        fraction, subject = _array(self.fractions(denominator)), self.prompt.subject
         layer, pos = np.indices(fraction.shape)
         used = positions_that_count(pos, subject.start, subject.stop, regressor)
         return torch.from_numpy(effect_by_layer(fraction[used], layer[used], regressor)).to(self.p_restored)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per (layer, position), in the columns of a run's trace rows."""
-        n_layers, n_pos = self.p_restored.shape
+        layer, pos = np.indices(self.p_restored.shape)
         return pd.DataFrame(
             {
                 "fact_id": self.prompt.fact_id,
                 "localizer": self.localizer,
-                "layer": torch.arange(n_layers).repeat_interleave(n_pos).numpy(),
-                "pos": torch.arange(n_pos).repeat(n_layers).numpy(),
+                "layer": layer.ravel(),
+                "pos": pos.ravel(),
                 "window": self.window,
                 "site": self.site,
                 "metric": self.metric,
-                "p_restored": self.p_restored.double().flatten().cpu().numpy(),
+                "p_restored": _array(self.p_restored).ravel(),
                 "p_clean": self.p_clean,
                 "p_corrupted": self.p_corrupted,
                 "subject_begin": self.prompt.subject.start,
                 "subject_end": self.prompt.subject.stop,
-                "token": list(self.token_texts) * n_layers,
+                "token": list(self.token_texts) * len(layer),
                 "degenerate": self.degenerate,
             }
         )
 
     def plot(self) -> "Figure":
-        """The layer x token heatmap, subject tokens starred."""
+        """The layer x token heatmap, with a star at each subject token."""
         return heatmap(
-            self.effect.double().cpu().numpy(),
-            tokens=self.token_texts or [str(pos) for pos in range(self.p_restored.shape[1])],
+            _array(self.effect),
+            tokens=self._labels,
             subject=(self.prompt.subject.start, self.prompt.subject.stop),
             metric=self.metric,
             window=self.window,
@@ -144,31 +146,34 @@ class Trace:
         )
 
     def show(self) -> "RenderedHTML":
-        """The prompt's tokens colored by the effect, a layer at a time (circuitsvis); for a notebook.
+        """The prompt's tokens colored by the effect, one layer at a time (circuitsvis); for a notebook.
 
         Raises:
-            ValueError: the trace has cells without a number, which have no color.
+            ValueError: some cells of the trace are not finite numbers, and have no color.
         """
-        effect = self.effect.detach().double().cpu().numpy()
+        effect = _array(self.effect)
         if not np.isfinite(effect).all():
-            raise ValueError(
-                f"fact {self.prompt.fact_id}: the trace has cells without a number; there is no color for them"
-            )
-        return colored_tokens(effect, self.token_texts or [f"token {pos}" for pos in range(effect.shape[1])])
+            raise ValueError(f"fact {self.prompt.fact_id}: the trace has cells without a number, which have no color")
+        return colored_tokens(effect, self._labels)
+
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        return self.token_texts or tuple(f"token {pos}" for pos in range(self.p_restored.shape[1]))
 
     def _repr_png_(self) -> bytes:
-        from io import BytesIO
-
-        out = BytesIO()
-        self.plot().savefig(out, format="png", dpi=100, bbox_inches="tight")
-        return out.getvalue()
+        image = BytesIO()
+        self.plot().savefig(image, format="png", dpi=100, bbox_inches="tight")
+        return image.getvalue()
 
 
 def empty_trace(
     model: Model, prompt: Prompt, target: str, *, localizer: str, window: int, site: str, metric: str
 ) -> Trace:
-    """The trace of a fact about which a localizer can say nothing: every number is NaN, so that none can be used."""
+    """The trace of a fact that a localizer cannot handle: every number is NaN, so that none can be used."""
     restored = torch.full((model.cfg.n_layers, len(prompt)), torch.nan)
-    window, nan = 1 if site == "resid_post" else window, float("nan")
-    texts = token_texts(model, prompt.tokens)
-    return Trace(prompt, target, nan, nan, restored, window, site, metric, texts, localizer)
+    nan, texts = float("nan"), token_texts(model, prompt.tokens)
+    return Trace(prompt, target, nan, nan, restored, site_window(site, window), site, metric, texts, localizer)
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.detach().double().cpu().numpy()

@@ -90,12 +90,11 @@ def paddings(monkeypatch):
     """Collects whether batches had pasts of several lengths, one entry a batch."""
     seen = []
 
-    class Watched(sweep_room._Tails):
-        def __init__(self, base, units):
-            super().__init__(base, units)
-            seen.append(self.padded)
+    def watched(units, steps):
+        seen.append(units.padded)
+        return sweep_room.sweep(units, steps)
 
-    monkeypatch.setattr(sweep_room, "_Tails", Watched)
+    monkeypatch.setattr(runs_room, "sweep", watched)
     return seen
 
 
@@ -323,7 +322,7 @@ def test_metrics_of_many(deep, cases):
 def test_lists_of_different_lengths_and_bad_facts_are_named(deep, cases):
     prompts, targets, noises = cases(deep)
     assert trace_many(deep, [], [], noises=[]) == []
-    with pytest.raises(ValueError, match="4 prompts, 3 targets, 4 noises"):
+    with pytest.raises(ValueError, match="expected lists of one length, got 4 prompts, 3 targets, 4 noises"):
         trace_many(deep, prompts, targets[:3], noises=noises)
     with pytest.raises(ValueError, match="fact 2: noise of shape"):
         trace_many(deep, prompts, targets, noises=[*noises[:2], noises[2][:, :1], noises[3]])

@@ -10,6 +10,7 @@ import torch
 
 import loc_edit
 from loc_edit.prompts.recall import next_tokens
+from loc_edit.views.edit import EditView
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,9 @@ def edited(deep, facts):
 def test_an_edit_before_and_after(deep, facts, edited):
     request, edit = edited
     weights = {name: p.clone() for name, p in deep.named_parameters()}
-    view = edit.show(deep, facts[0], request, n=3)
+    score = loc_edit.score(deep, facts[0], request, edit)
+    view = score.show(deep, n=3)
+    assert isinstance(view, EditView)
     assert all(torch.equal(p, weights[name]) for name, p in deep.named_parameters())
     assert view.before == next_tokens(deep, request.prompt, 3) != view.after
     with edit.applied(deep):
@@ -70,7 +73,7 @@ def test_an_edit_before_and_after(deep, facts, edited):
     frame = view.to_frame()
     assert frame["kind"].tolist() == ["rewrite", "paraphrase", "neighborhood"]
     assert frame["prompt"].tolist() == [facts[0].prompt, *facts[0].paraphrases, *facts[0].neighbors]
-    assert frame.loc[0, "before"] == pytest.approx(view.score.before.rewrite)
+    assert frame.loc[0, "before"] == pytest.approx(score.before.rewrite)
     assert frame.loc[0, "after"] > frame.loc[0, "before"]
     norm, part = view.norms[2]
     assert norm == pytest.approx(edit.delta(2).norm().item())
@@ -93,7 +96,7 @@ class Tags(HTMLParser):
 def test_an_edit_s_view_is_text_and_html(deep, facts, edited):
     request, edit = edited
     fact = dataclasses.replace(facts[0], paraphrases=("<script>alert(1)</script> The Golden Bridge is",))
-    view = edit.show(deep, fact, request)
+    view = loc_edit.score(deep, fact, request, edit).show(deep)
     html = Tags(view._repr_html_())
     assert "script" not in html.tags
     for words in ("Next tokens before", "layer 2", "<script>alert(1)</script>", request.target):
