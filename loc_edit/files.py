@@ -25,7 +25,7 @@ _ADVICE = {
 
 
 class StoreError(OSError):
-    """The disk refused; the message names the file, `errno` says why, and what was finished before is kept."""
+    """The disk refused an operation; the message names the file, and `errno` gives the reason."""
 
 
 def cache_folder(name: str, given: str | Path | None = None) -> Path:
@@ -55,19 +55,19 @@ def disk_errors(doing: str, path: Path) -> Iterator[None]:
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside `path` that nobody else uses, for what is to become `path` when it is whole."""
+    """A name beside `path` that nobody else uses, for a file that is renamed to `path` once it is whole."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of `path` when the block ends, and leaves nothing behind if it fails.
+    """Opens a new file that replaces `path` when the block ends; if the block fails, `path` stays as it was.
 
-    At every moment, kill or power cut, `path` is its old self or whole: the bytes go to a temporary file in the same
-    folder, are forced to the disk, and are then renamed.
+    Even after a kill or a power cut, `path` is either the old file or the whole new one: the bytes go to a temporary
+    file in the same folder, are forced to the disk, and then the file is renamed.
 
     Raises:
-        StoreError: the disk refused.
+        StoreError: the disk refused to write.
     """
     temporary = temporary_name(path)
     with disk_errors("write", path):
@@ -91,7 +91,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Forces the folder's list of names to the disk, where the system can."""
+    """Forces the folder's list of names to the disk, if the system can do that."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -105,12 +105,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_temporaries(folder: Path, name: str = "", older_than: float = 0.0) -> None:
-    """Removes what killed writers left half-written.
+    """Removes the temporary files of writers that were killed.
 
     Args:
-        folder: where to look; while others may be writing there, give `older_than`.
-        name: only what was to become the file of that name.
-        older_than: only what nobody has written to for so many seconds.
+        folder: the folder to clean; give `older_than` if others may be writing there.
+        name: the beginning of the names of the files that were being written; all files by default.
+        older_than: the number of seconds since the last write; younger files stay.
     """
     with disk_errors("clean", folder):
         for path in folder.glob(f".{name}*{TEMPORARY_SUFFIX}"):
@@ -120,10 +120,10 @@ def remove_temporaries(folder: Path, name: str = "", older_than: float = 0.0) ->
 
 
 def join_inside(folder: Path, name: str) -> Path:
-    """The file `name` in `folder`, where `name` comes from data that nobody vouches for.
+    """Returns the path of `name` in `folder`, where `name` comes from untrusted data.
 
     Raises:
-        ValueError: the name is empty, absolute, has `..` in it, or leads outside through a link.
+        ValueError: the name is empty or absolute, contains `..`, NUL or a drive letter, or leads outside by a link.
     """
     parts = PurePosixPath(name.replace("\\", "/"))
     if not name or "\0" in name or parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:

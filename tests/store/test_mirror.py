@@ -71,3 +71,16 @@ def test_an_address_that_nothing_knows_is_refused(lab, tmp_path):
     with pytest.raises(ValueError, match=r"mirror 'nowhere://bucket'"):
         lab(mirror="nowhere://bucket").run()
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["traces/../../../stolen", "traces/..\\..\\stolen", "C:/stolen"])
+def test_a_name_at_the_address_that_leads_outside_is_refused(tmp_path, monkeypatch, name):
+    """An object store may hold any name; none of its files is written outside the run folder."""
+    folder = tmp_path / "deep" / "run"
+    folder.mkdir(parents=True)
+    mirror = Mirror("memory://bucket/run", folder)
+    monkeypatch.setattr(mirror._files, "find", lambda root: [f"{root}/config.toml", f"{root}/{name}"])
+    monkeypatch.setattr(mirror._files, "cat_file", lambda place: b"evil")
+    with pytest.raises(ValueError, match="expected a name inside"):
+        mirror.fetch()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

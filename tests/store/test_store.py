@@ -1,12 +1,15 @@
 """The store keeps every finished row through kills, damage and full disks, and refuses what does not fit."""
 
 import errno
+import fcntl
+import gc
 import json
 import multiprocessing
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,7 +29,7 @@ from loc_edit.analysis.run import Run, load_run
 from loc_edit.files import StoreError, short_hash
 from loc_edit.store import compacting, shards
 from loc_edit.store.folder import BadRun, RunMismatch
-from loc_edit.store.lock import FolderLock, RunLocked
+from loc_edit.store.lock import FolderLock, RunLocked, lock_holder
 from loc_edit.store.rows import SCHEMA_VERSION, BadRows
 from loc_edit.store.selection import Selection
 from loc_edit.store.settings import cell_key
@@ -580,6 +583,54 @@ time.sleep(60)
     finally:
         os.kill(child, signal.SIGKILL)
         parent.stdout.close()
+
+
+def test_the_lock_holder_is_known_in_a_folder_that_may_only_be_read(small_disk: Path) -> None:
+    folder = small_disk / "run"
+    assert lock_holder(folder) is None
+    run = create(folder)
+    subprocess.run(["mount", "-o", "bind", small_disk, small_disk], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", small_disk], check=True)
+        with pytest.raises(OSError, match="Read-only"):
+            (folder / "x").write_bytes(b"")
+        assert lock_holder(folder) == f"process {os.getpid()} on {socket.gethostname()}"
+    finally:
+        subprocess.run(["umount", small_disk], check=True)
+    run.close()
+    assert lock_holder(folder) is None
+    assert {path.name for path in folder.glob(".*")} == {".lock"}
+
+
+def test_the_name_that_a_killed_writer_left_does_not_count(folder: Path) -> None:
+    holder = start(hold, folder)
+    assert lock_holder(folder) == f"process {holder.pid} on {socket.gethostname()}"
+    kill(holder)
+    assert (folder / ".writer").exists()
+    assert lock_holder(folder) is None
+    with create(folder):
+        assert lock_holder(folder) == f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def test_a_run_that_nobody_refers_to_gives_its_lock_back(folder: Path) -> None:
+    run = create(folder)
+    assert lock_holder(folder)
+    del run
+    gc.collect()
+    assert lock_holder(folder) is None
+
+
+def test_a_disk_without_locks_gets_a_warning(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with create(folder) as run:
+        run.write("edits", "u", unit(0))
+    assert "this disk has no file locks" in caplog.text
+    assert "unknown: the lock cannot be read" in str(lock_holder(folder))
 
 
 def test_the_store_needs_no_torch() -> None:
