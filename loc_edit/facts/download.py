@@ -19,10 +19,6 @@ class DownloadFailed(OSError):
     """A public file that could not be downloaded, or that is not the expected file; the message names it."""
 
 
-class NotAList(ValueError):
-    """A server sent something else than a whole JSON list."""
-
-
 @dataclass(frozen=True)
 class PublicFile:
     """A file of facts on the authors' servers.  Nobody has published the digests of these files.
@@ -127,7 +123,7 @@ def _check_list(path: Path) -> None:
     """Refuse a file that does not begin and end as a JSON list."""
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8).strip()
     if not content.startswith(b"[") or not content.endswith(b"]"):
-        raise NotAList(f"not a whole JSON list: it begins with {content[:20]!r} and ends with {content[-20:]!r}")
+        raise DownloadFailed(f"not a whole JSON list: it begins with {content[:20]!r} and ends with {content[-20:]!r}")
 
 
 def _digest(path: Path) -> str:
@@ -135,9 +131,11 @@ def _digest(path: Path) -> str:
 
 
 def _reason(error: Exception, expected: str) -> str:
-    """One line that says why a download failed."""
+    """Why a download failed, on one line; a `ValueError` comes from pooch's check of the digest."""
     from requests import exceptions
 
+    if not isinstance(error, OSError):
+        return f"expected a file with sha256 {expected}, got another"
     if isinstance(error, exceptions.HTTPError) and error.response is not None:
         return f"the server answers {error.response.status_code} {error.response.reason}"
     if isinstance(error, exceptions.Timeout):
@@ -146,6 +144,4 @@ def _reason(error: Exception, expected: str) -> str:
         return "the connection broke off before the whole file arrived"
     if isinstance(error, exceptions.ConnectionError):
         return "no connection; is there a network?"
-    if isinstance(error, OSError | NotAList):
-        return str(error)
-    return f"expected a file with sha256 {expected}, got another"
+    return str(error)

@@ -28,12 +28,7 @@ class BadRecord(BadFact):
 
 
 def read_records(
-    records: Iterable[Any],
-    format: str,
-    *,
-    seed: int = 0,
-    limit: int | None = None,
-    false_target: FalseTarget = "drawn",
+    records: Iterable[Any], format: str, *, seed: int = 0, limit: int | None = None, false_target: FalseTarget = "drawn"
 ) -> tuple[list[Fact], list[BadRecord]]:
     """The facts of the sound records, and one error for each record that is not sound.
 
@@ -99,7 +94,8 @@ def _own(record: Record, index: int) -> Fact:
     if unknown := sorted(set(record) - {field.name for field in fields(Fact)}):
         raise BadFact(f"unknown field {unknown[0]!r}")
     check_types(record)
-    return Fact(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
+    values: Record = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+    return Fact(**values)
 
 
 def _counterfact(record: Record, index: int) -> Fact:

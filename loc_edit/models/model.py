@@ -37,11 +37,6 @@ def tokenizer(model: Model) -> Any:
     return model.tokenizer
 
 
-def embeddings(model: Model) -> Float[Tensor, "d_vocab d_model"]:
-    """The token embeddings, as `hook_embed` sees them."""
-    return model.embed.W_E
-
-
 def logits_at(model: Model, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
     """The logits of the final residual stream at any positions, as at the end of `model.forward`.
 

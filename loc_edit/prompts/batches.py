@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from loc_edit.models.model import Hook, Model, logits_at
 from loc_edit.models.passes import run_layers
-from loc_edit.prompts.encoding import BadPrompt, Prompt
+from loc_edit.prompts.encoding import Prompt, check_fits
 
 NO_TARGET = -1
 
@@ -83,10 +83,7 @@ def make_batch(
     endings = list(targets or [torch.zeros(0, dtype=torch.long, device=device)] * len(prompts))
     rows = [torch.cat([prompt.tokens, target[:-1]]) for prompt, target in zip(prompts, endings, strict=True)]
     for row, prompt in zip(rows, prompts, strict=True):
-        if len(row) > model.cfg.n_ctx:
-            raise BadPrompt(
-                f"fact {prompt.fact_id}: {len(row)} tokens do not fit the context of {model.cfg.n_ctx}: {prompt.text!r}"
-            )
+        check_fits(model, prompt, len(row))
     tokens = pad_sequence(rows, batch_first=True)
     padded = pad_sequence(endings, batch_first=True, padding_value=NO_TARGET)
     last = torch.tensor([prompt.last_subject for prompt in prompts], device=device)
@@ -94,10 +91,7 @@ def make_batch(
 
 
 def embed_noise(
-    model: Model,
-    prompts: Sequence[Prompt],
-    n_pos: int,
-    noise: Sequence[Float[Tensor, "_ d_model"] | None] | None,
+    model: Model, prompts: Sequence[Prompt], n_pos: int, noise: Sequence[Float[Tensor, "_ d_model"] | None] | None
 ) -> Float[Tensor, "row pos d_model"] | None:
     """Each row's subject noise at the positions of its subject, zero elsewhere; `None` if no row has any."""
     if noise is None or all(sample is None for sample in noise):
@@ -110,11 +104,7 @@ def embed_noise(
 
 
 def run(
-    model: Model,
-    batch: Batch,
-    *,
-    stop_at_layer: int | None = None,
-    hooks: Sequence[Hook] = (),
+    model: Model, batch: Batch, *, stop_at_layer: int | None = None, hooks: Sequence[Hook] = ()
 ) -> Float[Tensor, "row pos d_model"]:
     """The residual stream before `stop_at_layer` (by default after the last layer), with noise and hooks applied."""
     stop = model.cfg.n_layers if stop_at_layer is None else stop_at_layer
@@ -124,10 +114,7 @@ def run(
 
 
 def resume(
-    model: Model,
-    residual: Float[Tensor, "row pos d_model"],
-    layer: int,
-    hooks: Sequence[Hook] = (),
+    model: Model, residual: Float[Tensor, "row pos d_model"], layer: int, hooks: Sequence[Hook] = ()
 ) -> Float[Tensor, "row pos d_model"]:
     """The final residual stream, computed from the residual stream before `layer`."""
     with model.hooks(fwd_hooks=list(hooks)):

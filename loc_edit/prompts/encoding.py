@@ -139,6 +139,13 @@ def encode_template(
     return Prompt(fact_id, text, template, subject, tokens, slice(first + shift, last + 1 + shift))
 
 
+def check_fits(model: Model, prompt: Prompt, n_tokens: int) -> None:
+    """Refuse a prompt that has `n_tokens` together with its target, if the context is shorter."""
+    n_ctx = model.cfg.n_ctx
+    if n_tokens > n_ctx:
+        raise BadPrompt(f"fact {prompt.fact_id}: {n_tokens} tokens do not fit the context of {n_ctx}: {prompt.text!r}")
+
+
 def encode_context(model: Model, context: str, prompt: Prompt) -> Prompt:
     """`prompt` in a context: a text that ends with `{}`, the prompt's place."""
     before, braces, after = context.rpartition("{}")
@@ -243,8 +250,5 @@ def _encoded(model: Model, fact: Fact, alone: _Encoding, whole: list[_Encoding])
             targets.append(_target(model, fact.prompt, target, alone, encoding))
         except BadPrompt as error:
             raise BadPrompt(f"fact {fact.fact_id}: {error}") from error
-        if (n := len(prompt) + len(targets[-1]) - 1) > model.cfg.n_ctx:
-            raise BadPrompt(
-                f"fact {fact.fact_id}: {n} tokens do not fit the context of {model.cfg.n_ctx}: {fact.prompt!r}"
-            )
+        check_fits(model, prompt, len(prompt) + len(targets[-1]) - 1)
     return Encoded(prompt, *targets)

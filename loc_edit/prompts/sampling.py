@@ -46,7 +46,7 @@ def sample_contexts(model: Model, style: Literal["rome", "memit"] = "rome", *, s
 def sample_essences(
     model: Model, subjects: Sequence[str], fact_ids: Sequence[int], *, seed: int = 0
 ) -> list[list[Int[Tensor, " _"]]]:
-    """For each subject, token ids of 5 texts that continue "{subject} is a" to 100 tokens (or the end of the context)."""
+    """For each subject, token ids of 5 texts that continue "{subject} is a" to 100 tokens, or to the context's end."""
     prompts = [tokenize(model, f"{subject} is a") for subject in subjects]
     length = min(ESSENCE_LENGTH, model.cfg.n_ctx)
     draws = []
