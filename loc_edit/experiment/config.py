@@ -1,4 +1,4 @@
-"""What an experiment is: one typed, validated record, read from TOML and from the command line.  No torch here."""
+"""The configuration of an experiment: one typed, validated record, read from TOML and from the command line."""
 
 import tomllib
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class ExperimentConfig(BaseModel):
     data: str = "builtin"
     """The built-in facts, a public data set by name (counterfact, zsre, known_1000), or a file of facts."""
     data_limit: int | None = None
-    """The first so many records of it only; all if None."""
+    """How many of its records are read, from the first on; all if None."""
     skip_invalid: bool = False
     """Whether malformed records are left out and counted, and not an error."""
     known: bool = False
@@ -46,14 +46,14 @@ class ExperimentConfig(BaseModel):
     problems: tuple[str, ...] = ("error_injection",)
     """Editing problems: error_injection, tracing_reversal, fact_erasure, fact_amplification, fact_forcing."""
     windows: tuple[int, ...] = (5,)
-    """Layers that localisers take together: the restoration windows of Causal Tracing, and likewise of the others."""
+    """How many layers localizers take together: the restoration windows of Causal Tracing, and of the others."""
     localizer_windows: tuple[int, ...] | None = None
-    """Windows of the localisers other than Causal Tracing, if not the same."""
+    """Windows of the localizers other than Causal Tracing, if they differ."""
     localizers: tuple[str, ...] = (TRACING,)
-    """What says where a fact is: causal_tracing, attribution, integrated_gradients, zero_ablation, mean_ablation,
-    resample_ablation, severed_mlp, severed_attn, direct, random, or all."""
+    """Ways to say where a fact is stored: causal_tracing, attribution, integrated_gradients, zero_ablation,
+    mean_ablation, resample_ablation, severed_mlp, severed_attn, direct, random, or all."""
     site: str = "mlp_out"
-    """Where localisers look and tracing restores: mlp_out, attn_out, resid_post, or what follows `blocks.<l>.`"""
+    """Where localizers look and tracing restores: mlp_out, attn_out, resid_post, or what follows `blocks.<l>.`"""
     noise: str = "s3"
     """Subject noise: a standard deviation, or s3 for three times that of the subjects' embeddings; u0.2 or us3
     (uniform), m1 (full covariance), swap (other facts' subjects)."""
@@ -62,26 +62,26 @@ class ExperimentConfig(BaseModel):
     corpus: str = "builtin"
     """Texts for the key statistics."""
     corpus_tokens: int = 200_000
-    """Tokens of it that are used at most."""
+    """How many of its tokens are used at most."""
     ridge: float = 0.0
-    """Added to the diagonal of the keys' second moments, in units of its mean, for a small corpus."""
+    """What is added to the diagonal of the keys' second moments, in units of its mean, for a small corpus."""
     preset: str = "auto"
     """Settings of the methods: builtin, gpt-j, gpt2-xl, none, or auto (by the model's name)."""
     settings: Annotated[dict[str, dict[str, Any]], tyro.conf.Suppress] = {}
-    """Settings that differ from the preset's: `[settings.rome]`, `[settings.finetune-5.fact_forcing]`; TOML only."""
+    """Settings that differ from the preset: `[settings.rome]`, `[settings.finetune-5.fact_forcing]`; TOML only."""
     essence: bool = True
     """Whether to score texts about the subject."""
     seed: int = 0
-    """Start of every random draw, together with a fact's id."""
+    """What every random draw depends on, together with a fact's id."""
     chunk: int = 25
     """Facts that are computed together, and lost together when a run is stopped."""
     workers: int | None = None
     """Processes that compute side by side, each with its own copy of the model.  None: from the command line,
     one per core for a small model on the CPU; else 1."""
     engine: Literal["local", "ray"] = "local"
-    """Where units are computed: on this machine, or on a Ray cluster (`pip install 'loc-edit[ray]'`)."""
+    """Where rows are computed: on this machine, or on a Ray cluster (`pip install 'loc-edit[ray]'`)."""
     address: str | None = None
-    """Of the Ray cluster: auto, host:6379, ray://host:10001; None starts one on this machine."""
+    """Address of the Ray cluster: auto, host:6379, ray://host:10001; None starts one on this machine."""
     gpus: float | None = None
     """GPUs of each Ray worker; None: one where the cluster has any."""
     mirror: str | None = None
@@ -109,41 +109,41 @@ class ExperimentConfig(BaseModel):
     @classmethod
     def _at_least_one(cls, value: int | None) -> int | None:
         if value is not None and value < 1:
-            raise ValueError("at least 1 is wanted")
+            raise ValueError(f"expected at least 1, got {value}")
         return value
 
     @field_validator("windows", "localizer_windows")
     @classmethod
     def _windows_of_layers(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if value is not None and (not value or min(value) < 1):
-            raise ValueError("windows of at least 1 layer are wanted")
+            raise ValueError(f"expected windows of at least 1 layer, got {list(value)}")
         return value
 
     @field_validator("methods", "problems", "layers", "windows", "localizer_windows", "localizers")
     @classmethod
     def _not_empty(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         if value is not None and len(set(value)) != len(value):
-            raise ValueError("an entry is there twice")
+            raise ValueError(f"an entry stands twice in {list(value)}")
         if value == ():
-            raise ValueError("at least one is wanted")
+            raise ValueError("expected at least one entry, got none")
         return value
 
     @model_validator(mode="after")
     def _known_names(self) -> "ExperimentConfig":
         if self.site == "resid_post" and {*self.windows, *(self.localizer_windows or ())} != {1}:
-            raise ValueError("site resid_post is restored in one layer at a time: windows = [1] is wanted")
+            raise ValueError("site resid_post is restored in one layer at a time: expected windows = [1]")
         for localizer in self.localizers:
             if localizer not in LOCALIZERS:
                 raise ValueError(f"localizer {localizer!r}: {nearest(localizer, [*LOCALIZERS, 'all'])}")
         if "direct" in self.localizers and self.site not in ("mlp_out", "attn_out"):
-            raise ValueError(f"localizer 'direct' is of site mlp_out or attn_out, not of {self.site!r}")
+            raise ValueError(f"localizer 'direct' looks at site mlp_out or attn_out, not at {self.site!r}")
         for problem in self.problems:
             if problem not in PROBLEMS:
                 raise ValueError(f"problem {problem!r}: {nearest(problem, PROBLEMS)}")
         if "fact_forcing" in self.problems and (self.noise == "swap" or self.noise[:1] in ("u", "m")):
             raise ValueError(
-                f"noise {self.noise!r}: fact_forcing draws fresh Gaussian noise while it edits, so that a standard "
-                "deviation or a factor such as s3 is wanted"
+                f"noise {self.noise!r}: fact_forcing draws fresh Gaussian noise while it edits; "
+                "expected a standard deviation, or a factor such as s3"
             )
         if self.preset not in (*presets(), "none", "auto"):
             raise ValueError(f"preset {self.preset!r}: {nearest(self.preset, [*presets(), 'none', 'auto'])}")
@@ -152,7 +152,7 @@ class ExperimentConfig(BaseModel):
                 if isinstance(value, dict) and key not in PROBLEMS:
                     raise ValueError(f"settings.{method}: problem {key!r}: {nearest(key, PROBLEMS)}")
         if len({parse_method(method) for method in self.methods}) < len(self.methods):
-            raise ValueError(f"methods {', '.join(self.methods)}: one is there twice")
+            raise ValueError(f"methods {', '.join(self.methods)}: a method stands twice")
         for method in {*self.methods, *self.settings}:
             parse_method(method)
             for problem in PROBLEMS:
@@ -221,7 +221,7 @@ NAMED: dict[str, dict[str, Any]] = {
 
 
 def first_error(error: ValidationError) -> str:
-    """The first of a validation's errors in one line: the key, and what is wanted."""
+    """The first of a validation's errors in one line: the key, and what was expected."""
     first = error.errors()[0]
     place = ".".join(map(str, first["loc"])) or "values"
     return f"{place}: {first['msg'].removeprefix('Value error, ')}"

@@ -66,17 +66,17 @@ class Tuning(Experiment):
         values = self.grid.get(f"{method}-{window}", self.grid.get(method))
         if not values:
             raise BadConfig(f"method {name!r}: the grid has no values to try; it has {', '.join(self.grid)}")
-        if bad := [key for key, some in values.items() if not isinstance(some, list | tuple) or not some]:
-            raise BadConfig(f"grid of {name}: {bad[0]} = {values[bad[0]]!r}, and a list of values is wanted")
-        if twice := [key for key, some in values.items() if len(set(some)) < len(some)]:
-            raise BadConfig(f"grid of {name}: {twice[0]} = {values[twice[0]]!r} has a value twice")
-        found = [dict(zip(values, some, strict=True)) for some in product(*values.values())]
-        for candidate in found:
+        if bad := [key for key, listed in values.items() if not isinstance(listed, list | tuple) or not listed]:
+            raise BadConfig(f"grid of {name}: expected a list of values, got {bad[0]} = {values[bad[0]]!r}")
+        if twice := [key for key, listed in values.items() if len(set(listed)) < len(listed)]:
+            raise BadConfig(f"grid of {name}: a value stands twice in {twice[0]} = {values[twice[0]]!r}")
+        candidates = [dict(zip(values, combination, strict=True)) for combination in product(*values.values())]
+        for candidate in candidates:
             try:
                 self.config.settings_of(name, problem, candidate)
             except ValueError as error:
                 raise BadConfig(f"grid of {name}: {error}") from error
-        return found
+        return candidates
 
     @cached_property
     def cells(self) -> list[EditCell]:  # type: ignore[override]
@@ -90,37 +90,37 @@ class Tuning(Experiment):
 
     @property
     def copied_cells(self) -> list[RandomLayerCell]:
-        """None."""
+        """No controls."""
         return []
 
     def resolved(self) -> dict[str, Any]:
         """The whole configuration, with the grid."""
-        grid: dict[str, Any] = {name: dict(some) for name, some in self.grid.items()}
-        common = super().resolved()
-        return {**common, "settings": {}, "grid": grid}
+        grid: dict[str, Any] = {name: dict(values) for name, values in self.grid.items()}
+        return {**super().resolved(), "settings": {}, "grid": grid}
 
     def tried(self, run: Run, floor: float) -> pd.DataFrame:
         """A row per candidate: its settings, mean scores, how many edits, and whether it is the choice.
 
         The choice of a problem and method is the candidate of the best rewrite score, counted up to .99, among
         those whose neighborhood is at least `floor`; if there is none, among those within .02 of the best
-        neighborhood.  Equal ones are told apart by their neighborhood.
+        neighborhood.  Among equals the higher neighborhood wins.
         """
         setup, edits, rows = self.setup_for(run.path), run.edits, []
         for cell, (name, candidate) in zip(self.cells, self._named(), strict=True):
-            mine = edits[edits["cell"] == cell.name(setup)]
-            done = mine[mine["status"] == "done"]
+            edits_of_cell = edits[edits["cell"] == cell.name(setup)]
+            done = edits_of_cell[edits_of_cell["status"] == "done"]
             means: dict[str, Any] = {name: done[name].mean() for name in ("rewrite", "paraphrase", "neighborhood")}
-            counts = {"n": len(done), "failed": int((mine["status"] == "failed").sum())}
+            counts = {"n": len(done), "failed": int((edits_of_cell["status"] == "failed").sum())}
             place = {"problem": cell.problem, "method": name, "layer": cell.layer}
             rows.append({**place, **candidate, **means, **counts, "seconds": done["seconds"].mean()})
         frame = pd.DataFrame(rows)
         groups = frame.groupby(["problem", "method"], sort=False)
-        chosen = {index for _, some in groups if (index := choose(some, floor)) is not None}
+        chosen = {index for _, candidates in groups if (index := choose(candidates, floor)) is not None}
         return frame.assign(chosen=frame.index.isin(chosen))
 
     def _named(self) -> list[tuple[str, dict[str, Any]]]:
-        return [(name, one) for (_, name), candidates in self.candidates.items() for one in candidates]
+        """Every candidate with its method's name, in the order of the cells."""
+        return [(name, candidate) for (_, name), candidates in self.candidates.items() for candidate in candidates]
 
     def chosen_toml(self, tried: pd.DataFrame) -> str:
         """The chosen settings as TOML, to be put into a configuration: `[settings.rome.error_injection]`."""

@@ -172,7 +172,7 @@ def test_a_worker_that_dies_is_replaced_and_one_that_always_dies_ends_the_run(tm
     assert (tmp_path / "died").exists()
     first, second = result.stdout.splitlines()
     assert first == "[1, 4, 9, 16, 25]"
-    assert second.startswith("3 worker processes ended while they computed (13, '')")
+    assert second.startswith("3 workers ended while they computed (13, '')")
 
 
 def test_want_of_memory_halves_the_batch_and_ends_in_the_same_rows(lab, tmp_path, monkeypatch):

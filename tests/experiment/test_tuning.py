@@ -118,10 +118,10 @@ def test_the_layer_is_a_third_of_the_way_up(lab, tiny):
         (GRID, {"layers": (0, 1)}, r"layers \[0, 1\]: settings are tuned at one layer"),
         ({"rome": {"clamp": [1.0]}}, {}, "method 'finetune-1': the grid has no values"),
         ({**GRID, "rome": {}}, {}, "method 'rome': the grid has no values"),
-        ({**GRID, "rome": {"clamp": 4.0}}, {}, r"clamp = 4.0, and a list of values is wanted"),
+        ({**GRID, "rome": {"clamp": 4.0}}, {}, "expected a list of values, got clamp = 4.0"),
         ({**GRID, "rome": {"clmp": [4.0]}}, {}, "grid of rome: .*clmp unknown"),
         ({**GRID, "rome": {"clamp": ["a"]}}, {}, "grid of rome: .*expected float"),
-        ({**GRID, "rome": {"clamp": [4.0, 4.0]}}, {}, "has a value twice"),
+        ({**GRID, "rome": {"clamp": [4.0, 4.0]}}, {}, "a value stands twice in clamp"),
     ],
 )
 def test_refusals(lab, grid, options, words):

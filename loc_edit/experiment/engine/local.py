@@ -1,33 +1,18 @@
-"""Tasks computed in this process, or side by side in processes of this machine, each with the model in its memory.
+"""Tasks computed in this process, or side by side in processes of this machine, each with the model in its memory."""
 
-A lane is one worker process and the tasks that it has in front of it; `loky` keeps the process.
-"""
-
-import logging
 import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import torch
 from loky import ProcessPoolExecutor
 
-log = logging.getLogger(__name__)
-
-Compute = Callable[[Any], Any]
-"""Task -> result, in a worker."""
-
-TRIES = 3
-"""How many workers a task may end before the run gives up."""
-
-
-class WorkerDied(RuntimeError):
-    """Workers ended in the middle of a task, again and again; what was written before is kept."""
+from loc_edit.experiment.engine.lanes import Compute, Lane, compute_in_lanes
 
 
 def in_this_process(streams: Sequence[Sequence[Any]], open_worker: Callable[[], Compute]) -> Iterator[tuple[Any, Any]]:
@@ -49,76 +34,44 @@ def in_processes(
         cores: how many cores of the machine the workers share.
 
     Raises:
-        WorkerDied: a task has ended `TRIES` workers.
+        WorkerDied: a task has ended several workers.
     """
-    waiting = deque(deque(stream) for stream in streams if stream)
-    lanes = [_Lane(open_worker, max(1, cores // workers)) for _ in range(min(workers, len(waiting)))]
-    running: dict[Future[Any], tuple[_Lane, Any]] = {}
-
-    def give(lane: _Lane) -> None:
-        if not lane.tasks and waiting:
-            lane.tasks = waiting.popleft()
-        if lane.tasks:
-            task = lane.tasks.popleft()
-            running[lane.submit(task)] = (lane, task)
-
-    try:
-        for lane in lanes:
-            give(lane)
-        while running:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                lane, task = running.pop(future)
-                try:
-                    result = future.result()
-                except BrokenProcessPool as error:
-                    lane.replace(task, error)
-                    running[lane.submit(task)] = (lane, task)
-                    continue
-                lane.deaths = 0
-                give(lane)
-                yield task, result
-    finally:
-        for lane in lanes:
-            lane.stop()
+    n_lanes = min(workers, len([stream for stream in streams if stream]))
+    return compute_in_lanes(streams, [_Process(open_worker, max(1, cores // workers)) for _ in range(n_lanes)])
 
 
-class _Lane:
-    """One worker process and the tasks of its stream."""
+class _Process(Lane):
+    """A worker process, kept by `loky`: its pool ends and replaces processes by public calls."""
+
+    died = (BrokenProcessPool,)
 
     def __init__(self, open_worker: Callable[[], Compute], threads: int) -> None:
-        self.tasks: deque[Any] = deque()
-        self.deaths = 0
+        super().__init__()
         self._arguments = (open_worker, threads)
-        self._start()
+        self._pool: Any = None
 
-    def _start(self) -> None:
-        # The worker keeps the model, so it is not to end for want of work.
-        self._pool = ProcessPoolExecutor(1, timeout=None, initializer=_start, initargs=self._arguments)
+    def start(self) -> Future[Any]:
+        self.stop()
+        self._pool = ProcessPoolExecutor(1, timeout=None)  # the worker keeps the model, so it waits without a limit
+        return self.submit_call(_open, *self._arguments)
 
     def submit(self, task: Any) -> Future[Any]:
-        return self._pool.submit(_compute_in_worker, task)
+        return self.submit_call(_compute_in_worker, task)
 
-    def replace(self, task: Any, error: BrokenProcessPool) -> None:
-        """A new process in place of one that died while it computed `task`."""
-        self.deaths += 1
-        if self.deaths >= TRIES:
-            raise WorkerDied(
-                f"{TRIES} worker processes ended while they computed {task} (is memory enough?); "
-                "rows finished before are kept, run again to go on"
-            ) from error
-        log.warning("a worker process ended while it computed %s: it is computed again", task)
-        self.stop()
-        self._start()
+    def submit_call(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Have a function called in the process."""
+        future: Future[Any] = self._pool.submit(function, *arguments)
+        return future
 
     def stop(self) -> None:
-        """End the worker at once: what it has not finished is computed when the run goes on."""
-        self._pool.shutdown(wait=False, kill_workers=True)
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, kill_workers=True)
 
 
 _compute: Compute | None = None
 
 
-def _start(open_worker: Callable[[], Compute], threads: int) -> None:
+def _open(open_worker: Callable[[], Compute], threads: int) -> None:
     """Make a fresh process a worker; Ctrl-C is for the process that gave it work."""
     global _compute
     signal.signal(signal.SIGINT, signal.SIG_IGN)
