@@ -17,7 +17,7 @@ from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.rows import draw_noise
 from loc_edit.editing.settings import FinetuneSettings
 from loc_edit.editing.update import Edit, WeightUpdate, mlp_hooks
-from loc_edit.editing.value import EditFailed
+from loc_edit.editing.value import check_finite
 from loc_edit.models.model import Hook, Model, W_out, has_output_bias
 from loc_edit.models.passes import answers_alone, run_answers
 from loc_edit.prompts.batches import embed_noise, make_batch, run, target_log_probs
@@ -93,10 +93,7 @@ def _train(training: "_Training", steps: int) -> int:
         if not active.any():
             return step
         loss = training.loss()
-        finite = torch.isfinite(loss).tolist()
-        if not all(finite):
-            facts = ", ".join(str(r.fact_id) for r, good in zip(requests, finite, strict=True) if not good)
-            raise EditFailed(f"fact {facts}: the loss of fine-tuning is not finite")
+        check_finite(requests, loss[:, None], "the loss of fine-tuning")
         updating = (loss.detach() >= SMALL_LOSS).cpu() & active
         small_losses = torch.where(updating, 0, small_losses + 1)  # a request that has stopped stays stopped
         training.step(loss, updating)

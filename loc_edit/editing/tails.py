@@ -8,7 +8,7 @@ from torch import Tensor
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
 from loc_edit.models.model import Model
-from loc_edit.models.passes import new_past, run_answers, run_layers, takes_past
+from loc_edit.models.passes import new_past, run_layers, takes_past
 
 
 @dataclass(frozen=True)
@@ -86,34 +86,3 @@ def make_tails(
     mask = torch.cat([before >= 0, torch.ones_like(tail, dtype=torch.bool)], dim=1).long()
     residual = residual[rows, tail.clamp(max=residual.shape[1] - 1)]
     return Tails(start, torch.zeros_like(start), residual, layer, past, mask)
-
-
-def resume_tails(
-    model: Model,
-    tails: Tails,
-    residual: Float[Tensor, "row tail d_model"],
-    at: Int[Tensor, "row answer"],
-    lengths: Int[Tensor, " row"],
-    *,
-    alone: bool,
-) -> Float[Tensor, "row answer d_model"]:
-    """The final residual stream at chosen positions of the rows, with `residual` in place of the tails' own.
-
-    Args:
-        model: the model.
-        tails: the tails of the rows.
-        residual: see `Tails.add`.
-        at: the chosen positions, in the row.
-        lengths: the rows' lengths.
-        alone: see `run_answers`.
-    """
-    return run_answers(
-        model,
-        residual,
-        at - tails.start[:, None],
-        lengths - tails.start,
-        start=tails.layer,
-        alone=alone,
-        past=tails.past,
-        mask=tails.mask,
-    )

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from loc_edit.editing.editor import EditJob
 from loc_edit.editing.grouping import group_by_length
+from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.rows import Prefix, draw_noise
 from loc_edit.editing.settings import ValueSettings
-from loc_edit.editing.tails import Tails, make_tails, resume_tails
+from loc_edit.editing.tails import Tails, make_tails
 from loc_edit.models.memory import Budget
 from loc_edit.models.model import logits_at
-from loc_edit.models.passes import answers_alone, run_layers
+from loc_edit.models.passes import answers_alone, run_answers, run_layers
 from loc_edit.prompts.batches import NO_TARGET, embed_noise, run
 from loc_edit.prompts.randomness import generator
 
@@ -34,6 +35,14 @@ call less.  (Measured on the CPU with the built-in model; more on a GPU.)"""
 
 class EditFailed(RuntimeError):
     """An edit whose numbers are not finite; the message names the fact."""
+
+
+def check_finite(requests: Sequence[EditRequest], numbers: Float[Tensor, "request *_"], name: str) -> None:
+    """Refuse numbers of requests that are not finite: `name` says what they are."""
+    finite = numbers.isfinite().flatten(1).all(1).tolist()
+    if not all(finite):
+        facts = ", ".join(str(request.fact_id) for request, good in zip(requests, finite, strict=True) if not good)
+        raise EditFailed(f"fact {facts}: {name} is not finite")
 
 
 def optimize_values(
@@ -67,10 +76,7 @@ def optimize_values(
             delta[chosen] = _optimize(objective, last_updates_when_lowering)
 
         budget.spend(len(group), (rows.contexts + 1) * lengths[group[-1]], work)
-    finite = torch.isfinite(delta).all(-1).tolist()
-    if not all(finite):
-        facts = ", ".join(str(request.fact_id) for request, good in zip(rows.requests, finite, strict=True) if not good)
-        raise EditFailed(f"fact {facts}: the value below layer {prefix.layer} is not finite")
+    check_finite(rows.requests, delta, f"the value below layer {prefix.layer}")
     return delta
 
 
@@ -147,8 +153,11 @@ class _Objective:
         self, tails: Tails, delta: Float[Tensor, "request d_model"]
     ) -> tuple[Float[Tensor, " target"], Float[Tensor, "request d_vocab"]]:
         """For each token of the targets, and for every next token after the subject in the essence rows."""
+        at, lengths = self.at - tails.start[:, None], self.lengths - tails.start
         residual = tails.add(delta[self.owner])
-        final = resume_tails(self.model, tails, residual, self.at, self.lengths, alone=self.alone)
+        final = run_answers(
+            self.model, residual, at, lengths, start=tails.layer, alone=self.alone, past=tails.past, mask=tails.mask
+        )
         log_p = logits_at(self.model, final[self.row, self.column][None])[0].float().log_softmax(-1)
         n = len(self.targets)
         return log_p[:n].gather(-1, self.targets[:, None])[:, 0], log_p[n:]

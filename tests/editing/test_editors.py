@@ -1,6 +1,8 @@
 """The editors beside ROME, MEMIT and constrained fine-tuning: what their theorems say, batches, the grid."""
 
+import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import oracles
@@ -24,6 +26,29 @@ from loc_edit.editing.settings import SETTINGS
 from loc_edit.names import METHODS, method_label, parse_method
 
 STEPS = 5
+
+
+@pytest.mark.parametrize("name", ["rome", "r_rome", "emmet", "memit", "alphaedit", "finetune"])
+def test_an_editor_shows_its_name_its_text_and_its_parameters(name):
+    editor = getattr(loc_edit, name)
+    assert editor.__name__ == name
+    assert "dit of " in editor.__doc__
+    shown = inspect.signature(editor)
+    place = "layer" if METHODS[name].one_layer else "layers"
+    texts = ["stats", "contexts"] if METHODS[name].contexts else []
+    assert list(shown.parameters) == ["model", "request", place, *texts, "settings"]
+    assert shown.parameters["request"].annotation == loc_edit.EditRequest | Sequence[loc_edit.EditRequest]
+    assert shown.return_annotation == loc_edit.Edit | list[loc_edit.Edit]
+
+
+def test_one_request_makes_an_edit_and_a_sequence_makes_a_list(deep, facts):
+    request, settings = ask(deep, facts[1]), FinetuneSettings(steps=2)
+    one = loc_edit.finetune(model=deep, request=request, layers=[1], settings=settings)
+    (many,) = loc_edit.finetune(deep, request=(request,), layers=[1], settings=settings)
+    assert torch.equal(one.delta(1), many.delta(1))
+    assert loc_edit.finetune(deep, [], [1]) == []
+    with pytest.raises(TypeError, match="layer"):
+        loc_edit.finetune(deep, request, layer=1)
 
 
 def given(model, stats_of, contexts):
@@ -150,7 +175,7 @@ def test_alphaedit_leaves_what_is_used_and_fits_the_rest(deep, facts, stats_of, 
 
 
 def test_alphaedit_says_where_no_direction_is_free(deep, facts, stats_of, contexts):
-    with pytest.raises(ValueError, match=r"layer 1: the old keys use every direction: .* null_space is 0.001"):
+    with pytest.raises(ValueError, match=r"layer 1: the corpus's keys use every direction: .* null_space is 0.001"):
         loc_edit.alphaedit(
             deep,
             ask(deep, facts[1]),

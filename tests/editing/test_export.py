@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -240,6 +241,25 @@ def test_what_cannot_be_written_is_refused(sources, tmp_path):
     with pytest.raises(BadModel, match=r"it has no tensor transformer\.h\.1\.mlp\.fc_out\.weight"):
         loc_edit.export(make_edit(given), source, tmp_path / "out", model=given)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_index_that_names_files_elsewhere_cannot_have_them_written(sources, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(sources("gpt2", "8KB"), source)
+    model = loc_edit.load_model(source, device="cpu")
+    index = source / "model.safetensors.index.json"
+    table = json.loads(index.read_text())
+    name = WEIGHTS["gpt2"].format(1)
+    outside = tmp_path / "outside.safetensors"
+    (source / table["weight_map"][name]).rename(outside)
+    own = {tensor for tensor, file in table["weight_map"].items() if file == table["weight_map"][name]}
+    table["weight_map"] |= dict.fromkeys(own, "../outside.safetensors")
+    index.write_text(json.dumps(table))
+    before = outside.read_bytes()
+    with pytest.raises(ValueError, match=r"file name '\.\./outside\.safetensors': expected a name inside"):
+        loc_edit.export(make_edit(model), source, tmp_path / "out", model=model)
+    assert outside.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "outside.safetensors"}
 
 
 def test_a_stop_half_way_leaves_nothing(sources, tmp_path, monkeypatch):

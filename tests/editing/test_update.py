@@ -1,5 +1,7 @@
 """An edit as a thing: applied and undone, as hooks, saved, composed."""
 
+import errno
+import os
 from itertools import permutations
 
 import pytest
@@ -238,6 +240,21 @@ def test_saved_edits_come_back(tiny, tmp_path, full):
         assert all(torch.equal(a.tensors()[k], b.tensors()[k]) for k in a.tensors())
     if not full:
         assert path.stat().st_size < 4 * tiny.cfg.d_mlp * tiny.cfg.d_model * 3, "factors, not matrices"
+
+
+def test_a_file_is_the_old_edit_or_the_new_one_and_never_half(tiny, tmp_path, monkeypatch):
+    path = tmp_path / "e.safetensors"
+    random_edit(tiny, seed=1).save(path)
+    before = path.read_bytes()
+
+    def full_disk(descriptor):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match=r"cannot write .*e\.safetensors"):
+        random_edit(tiny, seed=2).save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_more_than_ten_updates_keep_their_order(tiny, tmp_path):
