@@ -1,7 +1,7 @@
 # %% [markdown]
 # # From a prompt to a figure
 #
-# Where does a small model seem to keep the fact that the Louvre is in Paris, and is that where one should edit it?
+# Where does a small model seem to store the fact that the Louvre is in Paris, and is this the place to edit it?
 # Ten cells, half a minute on a laptop, no network.  Run them one by one in an editor that knows `# %%` cells (VS Code,
 # PyCharm, Jupyter with jupytext), or all at once with `python scripts/tutorial.py`.
 
@@ -16,19 +16,19 @@ facts = loc_edit.load_facts("builtin")
 fact = facts[1]  # or loc_edit.Fact(template="{} is located in", subject="The Louvre", target_true="Paris", ...)
 print(f"{fact.prompt} -> {fact.target_true}, to become {fact.target_new}")
 
-# %% The prompt knows where its subject is
+# %% The prompt, which knows the place of its subject
 prompt = loc_edit.encode(model, fact)
 prompt
 
-# %% Causal Tracing: noise on the subject, then one site at a time restored
+# %% Causal Tracing: add noise to the subject, then restore one site at a time
 noise = loc_edit.subject_noise(model, prompt, scale="s3", facts=facts)
 trace = loc_edit.trace(model, prompt, fact.target_true, noise=noise, window=3)
 print(f"p({fact.target_true}): {trace.p_clean:.2f} clean, {trace.p_corrupted:.2f} with the subject corrupted")
 
-# %% Where restoring brings the answer back: layers across, tokens down, the subject starred
+# %% The places where restoring brings the answer back: layers across, tokens down, the subject starred
 trace.plot()
 
-# %% The same in the prompt itself, a layer at a time (hover over the layers)
+# %% The same in the prompt itself, one layer at a time (hover over the layers)
 trace.show()
 
 # %% Pose a problem: the model should say the false object
@@ -37,9 +37,9 @@ layers = range(model.cfg.n_layers)
 stats = loc_edit.key_stats(model, layers, tokens=50_000)  # second moments of the keys, which ROME needs; cached
 contexts = loc_edit.sample_contexts(model)
 
-# %% Edit one layer with ROME, and look at what that changes
+# %% Edit one layer with ROME, and look at the effect
 edit = loc_edit.rome(model, request, layer=2, stats=stats, contexts=contexts)
-view = edit.show(model, fact, request)
+view = loc_edit.score(model, fact, request, edit).show(model)
 print(view)
 view
 
@@ -62,6 +62,6 @@ ax.set(xlabel="layer", ylim=(0, 1.05), title=f"{fact.subject}: traced and edited
 ax.legend()
 figure
 
-# %% One fact is no answer: `loc-edit run` asks a hundred, and `loc-edit report runs/demo` shows all of them
+# %% One fact is no answer: `loc-edit run` takes a hundred facts, and `loc-edit report runs/demo` shows them all
 peak, best = scores["tracing"].idxmax(), scores["rewrite"].idxmax()
 print(f"tracing peaks at layer {peak}; the edit works best at layer {best} ({scores['rewrite'][best]:.2f})")

@@ -1,7 +1,8 @@
 """The commands about one fact: trace it, edit it."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.markup import escape
@@ -9,9 +10,12 @@ from rich.table import Table
 
 import loc_edit
 from loc_edit.cli.options import FactSource, like_config
-from loc_edit.cli.show import numbers, out, probability_table, top_tokens
+from loc_edit.cli.show import numbers, out
 from loc_edit.experiment.config import ExperimentConfig
 from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS
+
+if TYPE_CHECKING:
+    from loc_edit.views.edit import EditView
 
 LOCALIZER = tyro.conf.arg(help=f"The localizer: {', '.join(LOCALIZERS)}.")
 METHOD = tyro.conf.arg(help=f"The editing method: {', '.join(METHODS)}; memit-3 and finetune-5 name a window.")
@@ -43,12 +47,13 @@ def trace(
     prompt = loc_edit.encode(model, chosen)
     noise = loc_edit.subject_noise(model, prompt, scale=source.noise, facts=facts, samples=samples, seed=source.seed)
     options = grid_options(localizer, model, chosen, facts, source.seed) if localizer in LOCALIZERS else {}
-    about = {"localizer": localizer, "site": site, "window": window}
-    traced = loc_edit.localize(model, prompt, chosen.target_true, noise=noise, **about, **options)
+    traced = loc_edit.localize(
+        model, prompt, chosen.target_true, noise=noise, localizer=localizer, site=site, window=window, **options
+    )
     _print_trace(traced)
     rows = cell_effects(traced.to_frame(), EffectDefinition(traced.window, site, localizer=localizer))
     paths = save(traced.plot(), rows, folder, f"trace_{fact}")
-    out.print("saved " + ", ".join(str(path) for path in paths))
+    out.print("saved " + ", ".join(escape(str(path)) for path in paths))
 
 
 def _print_trace(trace: "loc_edit.Trace") -> None:
@@ -69,13 +74,10 @@ def _print_trace(trace: "loc_edit.Trace") -> None:
 def edit(
     fact: int,
     layer: int,
+    source: FactSource,
     method: Annotated[str, METHOD] = "rome",
     problem: Annotated[str, PROBLEM] = "error_injection",
-    model: Annotated[str, like_config("model")] = "builtin",
-    data: Annotated[str, like_config("data")] = "builtin",
     preset: Annotated[str, like_config("preset")] = "auto",
-    noise: Annotated[str, like_config("noise")] = "s3",
-    seed: Annotated[int, like_config("seed")] = 0,
     corpus_tokens: int = 200_000,
     save: Path | None = None,
 ) -> None:
@@ -84,46 +86,43 @@ def edit(
     Args:
         fact: The fact's id (see `loc-edit facts`).
         layer: The layer, or the center of the window.
-        corpus_tokens: Tokens for the key statistics, which are cached.
+        corpus_tokens: How many tokens the key statistics take at most; they are cached.
         save: A safetensors file for the edit.
     """
-    from loc_edit.experiment.experiment import Experiment
-    from loc_edit.experiment.units import edit_all
+    from loc_edit.experiment.edits import edit_batch
+    from loc_edit.experiment.setup import Setup
+    from loc_edit.experiment.study import edit_cells
 
-    values = {
-        "model": model,
-        "data": data,
-        "preset": preset,
-        "noise": noise,
-        "seed": seed,
-        "corpus_tokens": corpus_tokens,
-    }
-    config = ExperimentConfig.from_values({**values, "methods": [method], "problems": [problem], "layers": [layer]})
-    experiment = Experiment(config)
-    [cell] = experiment.cells
-    net, chosen = experiment.model, _chosen(loc_edit.load_facts(data, seed=seed), fact, data)
-    drawn = experiment.corruption.draw(net, loc_edit.encode(net, chosen), samples=config.noise_samples, seed=seed)
-    request = loc_edit.pose(chosen, problem, net, noise=drawn, noise_scale=experiment.sigma, seed=seed)
-    [made] = edit_all(experiment.bench(), cell, [request])
+    values = {"preset": preset, "corpus_tokens": corpus_tokens, "methods": [method], "problems": [problem]}
+    config = ExperimentConfig.from_values({**asdict(source), **values, "layers": [layer]})
+    setup = Setup(config)
+    [cell] = edit_cells(setup, problem)
+    chosen = _chosen(setup.data, fact, source.data)
+    prompt = loc_edit.encode(setup.model, chosen)
+    noise = setup.corruption.draw(setup.model, prompt, samples=config.noise_samples, seed=source.seed)
+    request = setup.pose(chosen, problem, noise)
+    [made] = edit_batch(setup, [request], cell.method, cell.window, cell.layer, cell.settings)
     if isinstance(made, Exception):
         raise made
-    score = loc_edit.score(net, chosen, request, made)
-    out.print(f"{escape(request.prompt.text)} -> [bold]{escape(request.target)}[/] ({request.objective})")
-    out.print(escape(repr(made)))
-    before = top_tokens(net, chosen)
-    with made.applied(net):
-        after = top_tokens(net, chosen)
-    out.print(f"next tokens before: {escape(before)}\nnext tokens after:  {escape(after)}")
-    out.print(probability_table(chosen, score))
-    out.print(
-        "   ".join(
-            f"{name} {getattr(score, name):.3f}"
-            for name in ("rewrite", "paraphrase", "neighborhood", "essence", "overall")
-        )
-    )
+    score = loc_edit.score(setup.model, chosen, request, made)
+    _print_edit(made, score.show(setup.model), score.essence)
     if save:
         made.save(save)
-        out.print(f"saved {save}")
+        out.print(f"saved {escape(str(save))}")
+
+
+def _print_edit(edit: "loc_edit.Edit", view: "EditView", essence: float) -> None:
+    """Prints the effect of an edit: next tokens, the probability of the target on each prompt, and the scores."""
+    from loc_edit.views.edit import spelled
+
+    out.print(f"{escape(view.prompt)} -> [bold]{escape(view.target)}[/] ({view.objective})")
+    out.print(escape(repr(edit)))
+    out.print(escape(f"next tokens before: {spelled(view.before)}\nnext tokens after:  {spelled(view.after)}"))
+    table = Table("", "prompt", "before", "after")
+    for kind, prompt, before, after in view.probabilities:
+        table.add_row(kind, escape(prompt), f"{before:.4f}", f"{after:.4f}")
+    out.print(table)
+    out.print("   ".join(f"{name} {value:.3f}" for name, value in {**view.scores, "essence": essence}.items()))
 
 
 def _chosen(facts: "list[loc_edit.Fact]", fact_id: int, data: str) -> "loc_edit.Fact":

@@ -4,7 +4,7 @@ import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import tyro
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     warnings.filterwarnings("ignore", message=".*Model.*", category=DeprecationWarning)
     try:
-        commands = {command.__name__: command for command in COMMANDS}
+        commands: dict[str, Callable[..., None]] = {command.__name__: command for command in COMMANDS}
         experiment = _experiment(args)
         tyro.extras.subcommand_cli_from_dict(
             commands | {name: partial(commands[name], experiment=experiment) for name in ("run", "plan")},

@@ -65,16 +65,15 @@ def report(
 
     from loc_edit.report.explorer import Continuations, thinned
 
-    loaded, continuations = loc_edit.load_run(run), None
+    loaded, tokens = loc_edit.load_run(run), None
     if model is not None:
         from loc_edit.experiment.replay import replay
 
         ids = thinned(np.union1d(*(loaded.read(kind, ["fact_id"])["fact_id"] for kind in ("traces", "edits"))), facts)
         with progress():
-            continuations = Continuations(*replay(loaded, ids.tolist(), model))
+            tokens = Continuations(*replay(loaded, ids.tolist(), model))
     with err.status("writing the report"):
-        options = {"facts": facts, "window": window, "draws": draws, "next_tokens": continuations}
-        path = loc_edit.write_report(loaded, out_file, **options)
+        path = loc_edit.write_report(loaded, out_file, facts=facts, window=window, draws=draws, next_tokens=tokens)
     out.print(f"report: [bold]{escape(str(path))}[/] ({size(path.stat().st_size)})", soft_wrap=True)
 
 

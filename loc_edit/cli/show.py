@@ -11,13 +11,11 @@ from rich.progress import Progress, ProgressColumn, Task, TaskID, TimeElapsedCol
 from rich.table import Column, Table
 from rich.text import Text
 
-import loc_edit
 from loc_edit.events import Event, ProgressLines, listening
 from loc_edit.names import method_label, problem_label
 
 if TYPE_CHECKING:
     from loc_edit.analysis.analyze import Analysis
-    from loc_edit.models.model import Model
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -83,26 +81,6 @@ def numbers(*names: str) -> list[Column]:
 def plain_table(*columns: str | Column, title: str | None = None) -> Table:
     """A table without a frame and with little space between its columns."""
     return Table(*columns, title=title, title_justify="left", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
-
-
-def top_tokens(model: "Model", fact: "loc_edit.Fact", n: int = 5) -> str:
-    """The likeliest next tokens of a fact's edit prompt, with their probabilities."""
-    from loc_edit.prompts.recall import next_tokens
-
-    tokens = next_tokens(model, loc_edit.encode(model, fact), n)
-    return "  ".join(f"{text.strip()!r} {p:.3f}" for text, p in tokens)
-
-
-def probability_table(fact: "loc_edit.Fact", score: "loc_edit.EditScore") -> Table:
-    """The probability of the target before and after the edit, for each prompt."""
-    table = Table("", "prompt", "before", "after")
-    texts = {"rewrite": (fact.prompt,), "paraphrase": fact.paraphrases, "neighborhood": fact.neighbors}
-    for kind, prompts in texts.items():
-        pair = getattr(score.before, kind), getattr(score.after, kind)
-        before, after = ((p,) if isinstance(p, float) else p for p in pair)
-        for text, p, q in zip(prompts, before, after, strict=True):
-            table.add_row(kind, escape(text), f"{p:.4f}", f"{q:.4f}")
-    return table
 
 
 def print_analysis(analysis: "Analysis") -> None:

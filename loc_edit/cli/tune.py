@@ -53,7 +53,7 @@ def tune(
         run = tuning.run(workers=tuning.default_workers())
     tried, paths = write(tuning, run, floor)
     settings = list(dict.fromkeys(name for named in tuning.candidates.values() for values in named for name in values))
-    _print_chosen(tried, settings, title=f"chosen of {len(tried)} at layer {tuning.layers[0]}")
+    _print_chosen(tried, settings, title=f"chosen of {len(tried)} at layer {tuning.setup.layers[0]}")
     out.print("written: " + ", ".join(escape(str(path)) for path in paths))
 
 

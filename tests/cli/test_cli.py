@@ -114,7 +114,7 @@ def test_run_writes_rows_tables_and_figures_and_says_where(small):
     assert "24 done" in small.result.out
     assert "R² layer" in small.result.out
     assert "12/12" not in small.result.out
-    assert "10 of 10 units" in small.result.err  # progress, where there is no terminal
+    assert "10 of 10 shards" in small.result.err  # progress, where there is no terminal
 
 
 @pytest.mark.slow
@@ -238,8 +238,8 @@ def test_the_program_runs_by_itself(tmp_path):
         (("run", "--data", "absent.json"), "absent.json"),
         (("run", "--layers", "3", "99"), "layers [99]: loc-edit-builtin has layers 0 to 7"),
         (("run", "--layers", "-1"), "layers [-1]"),
-        (("run", "--windows", "0"), "windows: windows of at least 1 layer are wanted"),
-        (("run", "--facts", "0"), "facts: at least 1 is wanted"),
+        (("run", "--windows", "0"), "windows: expected windows of at least 1 layer, got [0]"),
+        (("run", "--facts", "0"), "facts: expected at least 1, got 0"),
         (("run", "--methods", "roma"), "method 'roma'"),
         (("run", "--problems", "fact_erasur"), "did you mean 'fact_erasure'?"),
         (("run", "--preset", "gptj"), "preset 'gptj'"),

@@ -77,7 +77,9 @@ def test_known_facts_are_chosen_with_the_builtin_model(here, some, cache):
     assert sure.status == 0, sure.err
     wanted = loc_edit.known_facts(model, load_facts("few.jsonl"), known=False, min_probability=0.9)
     assert load_facts("sure.jsonl") == wanted
-    assert message(call("facts", "--data", "few.jsonl", "--min-probability", 2)).startswith("loc-edit: min_prob")
+    assert message(call("facts", "--data", "few.jsonl", "--min-probability", 2)).endswith(
+        "between 0 and 1, got min_probability 2.0"
+    )
 
 
 def test_a_sound_file_is_counted(some):
@@ -130,7 +132,7 @@ def test_facts_that_the_model_cannot_take_are_named_and_can_be_skipped(here, som
         (("--validate",), "expected --data with the file"),
         (("--data", "mixed.json", "--save", "mixed.json"), "expected another file than the one that is read"),
         (("--data", "mixed.json", "--format", "zsre"), "record 0"),
-        (("--data", "mixed.json", "--format", "csv"), "format 'csv'"),
+        (("--data", "mixed.json", "--format", "csv"), "got 'csv'"),
         (("--data", "mixed.json", "--false-target", "alt"), "only zsre"),
         (("--data", "mixed.json", "--skip-invalid", "--known", "--model", "nonesuch"), "model 'nonesuch'"),
         (("--data", "mixed.json", "--skip-invalid", "--save", "no/such/folder/x.jsonl"), "no/such/folder"),
