@@ -1,8 +1,8 @@
 """Reads the texts for the key statistics as a stream: the built-in corpus, files, folders and hub data sets.
 
 Nothing is held in memory but one document, and nothing that comes with a data set is ever executed.  The `datasets`
-library reads folders and hub data sets.  Single files are read here, because `datasets` cannot name the line of a
-mistake, reads whole documents of any length, and takes a second to import.
+library reads folders and hub data sets.  Single files are read here, because `datasets` turns texts that look like
+dates into dates, cannot name the line of a mistake, and takes a second to import.
 """
 
 import codecs
@@ -26,10 +26,7 @@ from loc_edit.keys.builtin_corpus import builtin_corpus, corpus_identity
 
 IDENTITY = "identity"
 """The name that asks for no corpus and C = I, see `KeyStats.identity`."""
-FORMATS = {
-    **dict.fromkeys((".txt", ".text", ".md"), "text"),
-    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
-}
+FORMATS = {".txt": "text", ".text": "text", ".md": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 LONGEST = 1 << 16
 """Characters after which a document of a text file ends at the next line end."""
 CHECKED = 20_000_000

@@ -175,7 +175,7 @@ class KeyStats:
     def second_moment(self, layer: int) -> Float[Tensor, "d_mlp d_mlp"]:
         """Returns E[k k^T] of a layer."""
         if layer not in self.moments:
-            raise BadKeyStats(f"layer {layer} has no key statistics; the layers that do are {list(self.layers)}")
+            raise BadKeyStats(f"layer {layer}: no key statistics; expected one of layers {list(self.layers)}")
         return self.moments[layer]
 
     def with_ridge(self, ridge: float) -> "KeyStats":
@@ -215,7 +215,7 @@ class KeyStats:
         free = vectors[:, shares < null_space]
         if free.shape[1] == 0:
             raise BadKeyStats(
-                f"layer {layer}: the corpus's keys use every direction: the smallest eigenvalue of C is "
+                f"layer {layer}: the old keys use every direction: the smallest eigenvalue of C is "
                 f"{float(shares.min()):.2g} of the mean, and null_space is {null_space:g}"
             )
         return (keys.to(free) @ free @ free.T).to(keys)

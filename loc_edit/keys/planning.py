@@ -13,7 +13,7 @@ from loc_edit.files import cache_folder
 from loc_edit.keys.corpora import Corpus, open_corpus
 from loc_edit.keys.moments import BadKeyStats, free_memory
 from loc_edit.keys.streaming import BATCH, start_pass, strict_products
-from loc_edit.keys.tokens import TokenRows, write_tokens
+from loc_edit.keys.tokens import TokenRows, bunches, write_tokens
 from loc_edit.models.checks import check_layers
 from loc_edit.models.model import Model
 
@@ -118,14 +118,8 @@ def _measure(
     model: Model, layers: Sequence[int], source: Corpus, dtype: torch.dtype
 ) -> tuple[int | None, float, float]:
     """Reads the start of a corpus: about how many tokens it has, the speed of reading, and the speed of the pass."""
-    texts: list[str] = []
-    characters, at_end = 0, True
-    for text in source.documents():
-        texts.append(text)
-        characters += len(text)
-        if characters > LOOK:
-            at_end = False
-            break
+    texts = next(bunches(source.documents(), LOOK, most=LOOK), [])
+    characters = sum(map(len, texts))
     with tempfile.TemporaryDirectory(prefix="loc_edit_") as folder:
         start = time.perf_counter()
         rows = write_tokens(model, texts, characters + len(texts), Path(folder))
@@ -133,10 +127,9 @@ def _measure(
         if not rows.n_tokens:
             raise BadKeyStats(f"corpus {source.name!r} has no tokens")
         speed = _speed(model, layers, rows, dtype)
-    if at_end:
-        return rows.n_tokens, reading, speed
-    size = source.size()
-    corpus_tokens = size and int(size / sum(len(text.encode()) for text in texts) * rows.n_tokens)
+    corpus_tokens: int | None = rows.n_tokens
+    if characters >= LOOK and (corpus_tokens := source.size()):
+        corpus_tokens = int(corpus_tokens / sum(len(text.encode()) for text in texts) * rows.n_tokens)
     return corpus_tokens, reading, speed
 
 

@@ -90,20 +90,20 @@ def write_tokens(model: Model, documents: Iterable[str], limit: int, folder: Pat
 def _tokenized(model: Model, documents: Iterable[str]) -> Iterator[list[int]]:
     """Yields the ids of each document that has any; tokenizes many at once, because fast tokenizers use all cores."""
     bos = [tokenizer(model).bos_token_id] if model.cfg.default_prepend_bos else []
-    for texts in _bunches(documents):
+    for texts in bunches(documents, AT_ONCE, most=1000):
         for ids in tokenizer(model)(texts, add_special_tokens=False, verbose=False)["input_ids"]:
             if ids:
                 yield bos + ids
 
 
-def _bunches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Yields the documents in lists of up to 1,000 documents and about `AT_ONCE` characters."""
+def bunches(documents: Iterable[str], characters: int, most: int) -> Iterator[list[str]]:
+    """Yields the documents in lists that end when they have enough characters or `most` documents."""
     bunch: list[str] = []
     length = 0
     for text in documents:
         bunch.append(text)
         length += len(text)
-        if length >= AT_ONCE or len(bunch) >= 1000:
+        if length >= characters or len(bunch) >= most:
             yield bunch
             bunch, length = [], 0
     if bunch:

@@ -1,4 +1,4 @@
-"""Corpora: every format gives its documents, and what is wrong with one is named before any long work."""
+"""Corpora: every format gives its documents, and an error in a corpus is named before any long work."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ TEXTS = ["The Golden Bridge is in Paris.", "Zürich, größer\nund älter; 東�
 
 
 def write(path, field="text"):
-    """The texts in a file of the format that its ending names."""
+    """Writes the texts to a file in the format that its ending names, and returns the path."""
     records = [{"id": n, field: text} for n, text in enumerate(TEXTS)]
     lines = "".join(json.dumps(record) + "\n" for record in records)
     if path.suffix == ".parquet":
@@ -59,7 +59,7 @@ def test_another_field_is_named_after_a_hash_sign(tmp_path, name):
         check_corpus(f"{path}#")
 
 
-def test_the_identity_is_that_of_the_content(tmp_path):
+def test_the_identity_follows_the_content(tmp_path):
     path, copy = write(tmp_path / "a.jsonl"), write(tmp_path / "b.jsonl")
     first = open_corpus(path).identity()
     assert first == open_corpus(copy).identity()
@@ -75,9 +75,9 @@ def test_the_identity_is_that_of_the_content(tmp_path):
 def test_a_text_file_is_read_in_pieces_however_long_its_lines_and_documents(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     path.write_text("é" * 3_000_001 + "\n" + "x\n" * 100_000, encoding="utf-8")
-    found = list(open_corpus(path).documents())
-    assert "".join(found).replace("\n", "") == "é" * 3_000_001 + "x" * 100_000
-    assert max(map(len, found)) <= 2**20 + corpora.LONGEST
+    documents = list(open_corpus(path).documents())
+    assert "".join(documents).replace("\n", "") == "é" * 3_000_001 + "x" * 100_000
+    assert max(map(len, documents)) <= 2**20 + corpora.LONGEST
     path.write_bytes(b"\xef\xbb\xbfone\r\n\r\n\r\ntwo\n  \nthree")
     assert [text.strip() for text in open_corpus(path).documents()] == ["one", "two", "three"], "BOM, CRLF, blanks"
 
@@ -112,7 +112,7 @@ def bad(tmp_path, name, content):
         ("LICENSE", b"words", "unknown format of a file without ending"),
     ],
 )
-def test_what_is_wrong_is_named_with_the_file_and_the_line(tmp_path, name, content, message):
+def test_an_error_names_the_file_and_the_line(tmp_path, name, content, message):
     path = bad(tmp_path, name, content)
     with pytest.raises(BadCorpus, match=message) as caught:
         check_corpus(path)
@@ -132,18 +132,18 @@ def test_a_parquet_file_without_text_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["absent.txt", "wikipedia", "bulitin", "folder/absent.jsonl#field"])
-def test_what_is_not_there_is_refused_with_what_is_wanted(tmp_path, monkeypatch, name):
+def test_a_missing_corpus_is_refused_with_a_list_of_the_possible_kinds(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadCorpus, match=r"no such file; expected 'builtin', .*, each followed by #FIELD"):
         check_corpus(name)
 
 
-def test_texts_that_are_no_texts_are_refused():
+def test_given_documents_that_are_not_strings_are_refused():
     with pytest.raises(BadCorpus, match="document 1 of the given texts: expected a string, got int"):
         list(open_corpus(iter(["a", 3])).documents())
 
 
-def test_builtin_and_identity_are_always_there():
+def test_builtin_and_identity_always_pass_the_check():
     check_corpus("builtin")
     check_corpus("identity")
 
@@ -178,7 +178,7 @@ def test_a_folder_of_files_is_a_data_set(tmp_path, name, prefix):
     assert first != open_corpus(str(folder)).identity(), "other content"
 
 
-def test_splits_and_configurations_that_are_not_there_are_named(tmp_path):
+def test_splits_and_configurations_that_do_not_exist_are_named(tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()
     write(folder / "test.jsonl")

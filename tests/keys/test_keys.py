@@ -1,4 +1,4 @@
-"""Second moments of the keys: the sum itself, the cache, and when they cannot be solved against."""
+"""Second moments of the keys: the sum itself, the cache, and moments that are refused when solving."""
 
 import pytest
 import torch
@@ -39,26 +39,26 @@ def test_moments_equal_float64_by_hand(shapes, shape, tmp_path):
     stats = loc_edit.key_stats(model, [1, 0], texts, cache=tmp_path)
     assert stats.layers == (0, 1)
     for layer in (0, 1):
-        wanted, n = by_hand(model, layer, texts)
+        expected, n = by_hand(model, layer, texts)
         assert stats.n_tokens == n
-        torch.testing.assert_close(stats.second_moment(layer).double(), wanted, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(stats.second_moment(layer).double(), expected, rtol=1e-4, atol=1e-6)
         assert torch.equal(stats.second_moment(layer), stats.second_moment(layer).T)
 
 
 def test_the_token_limit_is_exact(tiny, tmp_path):
     stats = loc_edit.key_stats(tiny, [1], TEXTS, tokens=37, cache=tmp_path)
-    wanted, n = by_hand(tiny, 1, TEXTS[:4], limit=37)
+    expected, n = by_hand(tiny, 1, TEXTS[:4], limit=37)
     assert stats.n_tokens == n == 37
-    torch.testing.assert_close(stats.second_moment(1).double(), wanted, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(stats.second_moment(1).double(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_document_longer_than_the_context_is_cut_into_pieces(tiny, tmp_path):
     long = " ".join(TEXTS[:8])
     assert len(tiny.tokenizer(long)["input_ids"]) > 2 * tiny.cfg.n_ctx
     stats = loc_edit.key_stats(tiny, [0], [long], cache=tmp_path)
-    wanted, n = by_hand(tiny, 0, [long])
+    expected, n = by_hand(tiny, 0, [long])
     assert stats.n_tokens == n
-    torch.testing.assert_close(stats.second_moment(0).double(), wanted, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(stats.second_moment(0).double(), expected, rtol=1e-4, atol=1e-6)
 
 
 def accumulations(monkeypatch):
@@ -79,8 +79,8 @@ def test_the_cache_is_by_content(make_model, tmp_path, monkeypatch):
     model, calls = make_model(), accumulations(monkeypatch)
 
     def stats(**changes):
-        about = {"layers": [0], "corpus": TEXTS[:3], "tokens": 500, "cache": tmp_path, **changes}
-        return loc_edit.key_stats(model, about.pop("layers"), about.pop("corpus"), **about)
+        arguments = {"layers": [0], "corpus": TEXTS[:3], "tokens": 500, "cache": tmp_path, **changes}
+        return loc_edit.key_stats(model, arguments.pop("layers"), arguments.pop("corpus"), **arguments)
 
     first = stats()
     again = stats(corpus=iter(TEXTS[:3]))
@@ -124,7 +124,7 @@ def test_saved_statistics_come_back_and_only_for_their_model(tiny, deep, tmp_pat
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_files_that_are_no_statistics_are_refused(tiny, tmp_path):
+def test_files_of_another_format_are_refused(tiny, tmp_path):
     (tmp_path / "noise").write_bytes(b"not safetensors at all")
     with pytest.raises(BadKeyStats, match="cannot be read"):
         KeyStats.load(tmp_path / "noise")
@@ -138,10 +138,10 @@ def test_files_that_are_no_statistics_are_refused(tiny, tmp_path):
 def test_solve_is_the_inverse_in_float64(moments, deep):
     stats = KeyStats.from_moments(moments(deep), n_tokens=9999)
     k = torch.randn(3, deep.cfg.d_mlp, generator=torch.Generator().manual_seed(0))
-    wanted = torch.linalg.solve(moments(deep)[2].double(), k.double().T).T
-    torch.testing.assert_close(stats.solve(2, k.double()), wanted)
-    torch.testing.assert_close(stats.solve(2, k), wanted.float())
-    torch.testing.assert_close(stats.solve(2, k[0]), wanted[0].float())
+    expected = torch.linalg.solve(moments(deep)[2].double(), k.double().T).T
+    torch.testing.assert_close(stats.solve(2, k.double()), expected)
+    torch.testing.assert_close(stats.solve(2, k), expected.float())
+    torch.testing.assert_close(stats.solve(2, k[0]), expected[0].float())
     assert stats.solve(2, k).dtype == torch.float32
 
 
@@ -171,8 +171,8 @@ def test_singular_moments_are_refused_by_rank_and_size_unless_there_is_a_ridge()
     with pytest.raises(BadKeyStats, match=r"layer 5: 10 tokens .*size 24.*ridge="):
         KeyStats.from_moments({5: moment}, n_tokens=10).solve(5, k)
     ridged = KeyStats.from_moments({5: moment}, n_tokens=10, ridge=0.1)
-    wanted = torch.linalg.solve(moment + 0.1 * moment.diagonal().mean() * torch.eye(24, dtype=torch.float64), k)
-    torch.testing.assert_close(ridged.solve(5, k), wanted)
+    expected = torch.linalg.solve(moment + 0.1 * moment.diagonal().mean() * torch.eye(24, dtype=torch.float64), k)
+    torch.testing.assert_close(ridged.solve(5, k), expected)
     zero = KeyStats.from_moments({5: torch.zeros(24, 24)}, n_tokens=1000)
     with pytest.raises(BadKeyStats, match="rank 0 of 24"):
         zero.solve(5, k)
@@ -182,14 +182,14 @@ def test_singular_moments_are_refused_by_rank_and_size_unless_there_is_a_ridge()
     "moment",
     [torch.full((3, 3), float("nan")), torch.eye(3)[:2], torch.ones(3), torch.diag(torch.tensor([1.0, torch.inf]))],
 )
-def test_moments_that_are_no_finite_square_are_refused(moment):
+def test_matrices_that_are_not_finite_and_square_are_refused(moment):
     with pytest.raises(BadKeyStats, match="layer 1: expected a finite square matrix"):
         KeyStats.from_moments({1: moment}, n_tokens=1000)
 
 
 def test_a_layer_without_statistics_and_an_empty_corpus_are_refused(tiny, tmp_path):
     stats = KeyStats.from_moments({0: torch.eye(24)}, n_tokens=100)
-    with pytest.raises(BadKeyStats, match=r"layer 3 has no key statistics.*\[0\]"):
+    with pytest.raises(BadKeyStats, match=r"layer 3: no key statistics.*\[0\]"):
         stats.second_moment(3)
     for empty in ([], [""]):
         with pytest.raises(BadKeyStats, match="no tokens"):

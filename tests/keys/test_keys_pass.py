@@ -1,4 +1,4 @@
-"""The pass over a corpus: what it sums, in how many digits, in which memory; and that stopping it changes nothing."""
+"""The pass over a corpus: its sums, their precision and memory; and stopping it changes nothing."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from loc_edit.keys.tokens import write_tokens
 WORDS = ("The", "Golden", "Bridge", "is", "located", "in the city", "of", "Paris", "and nobody", "crossed", "old river")
 
 
-def some_texts(n=300, seed=0):
+def random_texts(n=300, seed=0):
     """Texts of 1 to 30 words, and one that is longer than a context."""
     draws = np.random.default_rng(seed)
     texts = [" ".join(draws.choice(WORDS, draws.integers(1, 30))) for _ in range(n)]
@@ -41,9 +41,9 @@ def dense(shapes):
                 for start in range(0, len(ids), model.cfg.n_ctx):
                     row = torch.tensor(ids[start : start + model.cfg.n_ctx])[None]
                     cache = model.run_with_cache(row)[1]
-                    for layer, found in keys.items():
-                        found.append(cache[f"blocks.{layer}.mlp.hook_post"][0].double())
-            joined = {layer: torch.cat(found) for layer, found in keys.items()}
+                    for layer, keys_of_rows in keys.items():
+                        keys_of_rows.append(cache[f"blocks.{layer}.mlp.hook_post"][0].double())
+            joined = {layer: torch.cat(keys_of_rows) for layer, keys_of_rows in keys.items()}
             kept[shape] = {layer: all_keys.T @ all_keys / len(all_keys) for layer, all_keys in joined.items()}
             assert all(len(all_keys) == limit for all_keys in joined.values())
         return kept[shape]
@@ -54,16 +54,16 @@ def dense(shapes):
 @pytest.mark.parametrize("shape", ["gpt2_deep", "llama", "gptj"])
 @pytest.mark.parametrize(("batch", "dtype"), [(64, torch.float32), (700, torch.float64), (100_000, torch.float32)])
 def test_one_pass_is_the_dense_second_moment_for_every_batch_size(shapes, dense, shape, batch, dtype, tmp_path):
-    model, texts = shapes[shape], some_texts(100)
+    model, texts = shapes[shape], random_texts(100)
     stats = loc_edit.key_stats(model, range(3), texts, tokens=1234, batch=batch, dtype=dtype, cache=tmp_path)
     assert stats.n_tokens == 1234
-    for layer, wanted in dense(shape, texts, 1234).items():
-        found = stats.second_moment(layer)
-        assert found.dtype == dtype
-        assert torch.equal(found, found.T)
-        error = torch.linalg.norm(found.double() - wanted) / torch.linalg.norm(wanted)
+    for layer, expected in dense(shape, texts, 1234).items():
+        moment = stats.second_moment(layer)
+        assert moment.dtype == dtype
+        assert torch.equal(moment, moment.T)
+        error = torch.linalg.norm(moment.double() - expected) / torch.linalg.norm(expected)
         assert error < 2e-6, "the forward pass is float32, alone or in a batch"
-        assert torch.linalg.eigvalsh(found.double())[0] > -1e-6 * found.diagonal().max()
+        assert torch.linalg.eigvalsh(moment.double())[0] > -1e-6 * moment.diagonal().max()
 
 
 @pytest.mark.slow
@@ -73,16 +73,16 @@ def test_1e8_tokens_keep_six_digits_where_float32_sums_do_not():
     blocks = [torch.randn(streaming.BLOCK, 3, generator=draws) * torch.tensor([1.0, 30.0, 0.01]) + 0.1 for _ in "abcd"]
     exact = [block.double().T @ block.double() for block in blocks]
     rounds = int(1e8) // (len(blocks) * streaming.BLOCK) + 1
-    wanted = sum(exact) * rounds
+    expected = sum(exact) * rounds
     sums, naive = Sums([5], 3, "cpu", torch.float32), torch.zeros(3, 3)
     for _ in range(rounds):
         for block in blocks:
             sums.add(5, block)
             naive += block.T @ block
     assert rounds * len(blocks) * streaming.BLOCK >= 1e8
-    scale = wanted.diagonal().sqrt().outer(wanted.diagonal().sqrt())
-    assert ((sums.by_layer[5] - wanted) / scale).abs().max() < 1e-6
-    assert ((naive.double() - wanted) / scale).abs().max() > 1e-6, (
+    scale = expected.diagonal().sqrt().outer(expected.diagonal().sqrt())
+    assert ((sums.by_layer[5] - expected) / scale).abs().max() < 1e-6
+    assert ((naive.double() - expected) / scale).abs().max() > 1e-6, (
         "float32 sums lose a digit: there was something to do"
     )
     tokenwise = torch.tensor(2.0**24)
@@ -90,12 +90,12 @@ def test_1e8_tokens_keep_six_digits_where_float32_sums_do_not():
 
 
 def test_each_real_token_is_in_exactly_one_batch_and_none_is_too_large(tiny, tmp_path):
-    texts = some_texts()
+    texts = random_texts()
     rows = write_tokens(tiny, texts, 10**9, tmp_path)
-    wanted = [tiny.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    assert rows.n_tokens == sum(map(len, wanted))
+    expected = [tiny.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert rows.n_tokens == sum(map(len, expected))
     assert max(len(row) for row in rows.read(0, len(rows))) == tiny.cfg.n_ctx
-    assert torch.cat(rows.read(0, len(rows))).tolist() == [i for ids in wanted for i in ids]
+    assert torch.cat(rows.read(0, len(rows))).tolist() == [i for ids in expected for i in ids]
     assert rows.read(3, 3) == []
     seen, first = [], 0
     while first < len(rows):
@@ -143,18 +143,18 @@ def stopper(after):
     return listener
 
 
-def stats_and_progress(**about):
+def stats_and_progress(**arguments):
     """The statistics, and the events of progress on the way."""
     progress = []
     with events.listening(lambda event: progress.append(event.fields)):
-        return loc_edit.key_stats(**about), progress
+        return loc_edit.key_stats(**arguments), progress
 
 
 @pytest.fixture
-def about(shapes, monkeypatch):
-    """What all passes of a test share; a checkpoint after every batch."""
+def arguments(shapes, monkeypatch):
+    """The arguments of all passes of a test; a checkpoint is written after every batch."""
     monkeypatch.setattr(streaming, "SAVING", float("inf"))
-    return {"model": shapes["gpt2_deep"], "layers": [0, 2], "corpus": some_texts(), "batch": 128, "every": 0.0}
+    return {"model": shapes["gpt2_deep"], "layers": [0, 2], "corpus": random_texts(), "batch": 128, "every": 0.0}
 
 
 def equal(a, b):
@@ -166,13 +166,13 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize("stops", [[1], [7], [3, 1, 10, 2, 2], [25]])
-def test_a_pass_that_was_stopped_comes_to_the_same_bits(about, tmp_path, stops):
-    whole = loc_edit.key_stats(**about, cache=tmp_path / "whole")
+def test_a_pass_that_was_stopped_comes_to_the_same_bits(arguments, tmp_path, stops):
+    whole = loc_edit.key_stats(**arguments, cache=tmp_path / "whole")
     for stop in stops:
         with pytest.raises(Stopped), events.listening(stopper(stop)):
-            loc_edit.key_stats(**about, cache=tmp_path / "parts")
+            loc_edit.key_stats(**arguments, cache=tmp_path / "parts")
         assert not list((tmp_path / "parts").rglob("*.safetensors")), "no result yet"
-    resumed, progress = stats_and_progress(**about, cache=tmp_path / "parts")
+    resumed, progress = stats_and_progress(**arguments, cache=tmp_path / "parts")
     equal(whole, resumed)
     if sum(stops) > 2:
         assert progress[0]["done"] > 2 * 128, "it did not start again"
@@ -182,8 +182,8 @@ def test_a_pass_that_was_stopped_comes_to_the_same_bits(about, tmp_path, stops):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is killed in it")
-def test_a_killed_process_leaves_a_pass_that_goes_on_to_the_same_bits(about, tmp_path):
-    whole = loc_edit.key_stats(**about, cache=tmp_path / "whole")
+def test_a_killed_process_leaves_a_pass_that_goes_on_to_the_same_bits(arguments, tmp_path):
+    whole = loc_edit.key_stats(**arguments, cache=tmp_path / "whole")
     batches = []
 
     def listener(event):
@@ -195,19 +195,19 @@ def test_a_killed_process_leaves_a_pass_that_goes_on_to_the_same_bits(about, tmp
     if child == 0:
         try:
             with events.listening(listener):
-                loc_edit.key_stats(**about, cache=tmp_path / "parts")
+                loc_edit.key_stats(**arguments, cache=tmp_path / "parts")
         finally:
             os._exit(1)
     status = os.waitpid(child, 0)[1]
     assert os.WIFSIGNALED(status)
     assert os.WTERMSIG(status) == signal.SIGKILL
-    resumed, progress = stats_and_progress(**about, cache=tmp_path / "parts")
+    resumed, progress = stats_and_progress(**arguments, cache=tmp_path / "parts")
     assert progress[0]["done"] > 128 * 5, "ten batches were kept"
     equal(whole, resumed)
 
 
-def test_a_pass_killed_while_it_writes_keeps_the_checkpoint_before(about, tmp_path, monkeypatch):
-    whole = loc_edit.key_stats(**about, cache=tmp_path / "whole")
+def test_a_pass_killed_while_it_writes_keeps_the_checkpoint_before(arguments, tmp_path, monkeypatch):
+    whole = loc_edit.key_stats(**arguments, cache=tmp_path / "whole")
     real, writes = streaming.write_tensors, []
 
     def write(path, kinds, make, metadata):
@@ -224,36 +224,36 @@ def test_a_pass_killed_while_it_writes_keeps_the_checkpoint_before(about, tmp_pa
 
     monkeypatch.setattr(streaming, "write_tensors", write)
     with pytest.raises(Stopped):
-        loc_edit.key_stats(**about, cache=tmp_path / "parts")
+        loc_edit.key_stats(**arguments, cache=tmp_path / "parts")
     monkeypatch.setattr(streaming, "write_tensors", real)
-    resumed, progress = stats_and_progress(**about, cache=tmp_path / "parts")
+    resumed, progress = stats_and_progress(**arguments, cache=tmp_path / "parts")
     equal(whole, resumed)
     assert progress[0]["done"] > 2 * 128
 
 
-def test_a_checkpoint_that_does_not_fit_is_left_alone(about, tmp_path, caplog):
-    whole = loc_edit.key_stats(**about, cache=tmp_path / "whole")
+def test_a_checkpoint_that_is_damaged_or_of_another_pass_is_ignored(arguments, tmp_path, caplog):
+    whole = loc_edit.key_stats(**arguments, cache=tmp_path / "whole")
     with pytest.raises(Stopped), events.listening(stopper(9)):
-        loc_edit.key_stats(**about, cache=tmp_path / "parts")
+        loc_edit.key_stats(**arguments, cache=tmp_path / "parts")
     [checkpoint] = (tmp_path / "parts").rglob("*.checkpoint")
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
-    restarted, progress = stats_and_progress(**about, cache=tmp_path / "parts")
+    restarted, progress = stats_and_progress(**arguments, cache=tmp_path / "parts")
     assert progress[0]["done"] <= 128, "from the start"
     assert "no usable checkpoint" in caplog.text
     equal(whole, restarted)
-    work = start_pass(about["model"], [0], torch.float32)
+    work = start_pass(arguments["model"], [0], torch.float32)
     work.save(tmp_path / "other", "another corpus")
     assert not work.restore(tmp_path / "other", "this corpus")
     assert "another pass" in caplog.text
 
 
-def test_checkpoints_take_little_of_the_time(about, tmp_path, monkeypatch):
+def test_checkpoints_take_little_of_the_time(arguments, tmp_path, monkeypatch):
     """Saving that takes longer than 5% of the interval makes the interval longer."""
     now, saves = [0.0], []
     monkeypatch.setattr(streaming, "SAVING", 0.05)
     monkeypatch.setattr(streaming.time, "monotonic", lambda: now[0])
-    model = about["model"]
-    rows = write_tokens(model, about["corpus"], 4000, tmp_path)
+    model = arguments["model"]
+    rows = write_tokens(model, arguments["corpus"], 4000, tmp_path)
     work = start_pass(model, [0], torch.float32, 64)
 
     def batch_done(event):
@@ -271,14 +271,14 @@ def test_checkpoints_take_little_of_the_time(about, tmp_path, monkeypatch):
     assert all(gap >= 20 for gap in gaps)
 
 
-def test_the_memory_of_a_pass_does_not_grow_with_the_corpus(about, tmp_path):
-    work = start_pass(about["model"], [0, 2], torch.float32, 64)
+def test_the_memory_of_a_pass_does_not_grow_with_the_corpus(arguments, tmp_path):
+    work = start_pass(arguments["model"], [0, 2], torch.float32, 64)
     for n in (500, 4000):
-        rows = write_tokens(about["model"], about["corpus"], n, tmp_path)
+        rows = write_tokens(arguments["model"], arguments["corpus"], n, tmp_path)
         work.row = 0
-        work.run(about["model"], rows)
+        work.run(arguments["model"], rows)
         assert sum(total.nbytes for total in work.sums.by_layer.values()) == 2 * 24 * 24 * 8
-        assert rows.starts.nbytes <= 8 * (len(about["corpus"]) * 8)
+        assert rows.starts.nbytes <= 8 * (len(arguments["corpus"]) * 8)
 
 
 # Files
@@ -300,14 +300,14 @@ def test_large_files_are_written_a_tensor_at_a_time_and_read_by_the_library(tmp_
     kinds = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     path = tmp_path / "x.safetensors"
     disk.write_tensors(path, kinds, make, {"note": "größer"})
-    found = load_file(path)
+    loaded = load_file(path)
     assert made == ["a", "b", "c"]
-    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
     with safe_open(path, framework="pt") as file:
         assert file.metadata() == {"note": "größer"}
     save_file(tensors, tmp_path / "y.safetensors", metadata={"note": "größer"})
     assert {name: t.shape for name, t in load_file(tmp_path / "y.safetensors").items()} == {
-        name: t.shape for name, t in found.items()
+        name: t.shape for name, t in loaded.items()
     }
 
     def fail(name):
@@ -319,7 +319,7 @@ def test_large_files_are_written_a_tensor_at_a_time_and_read_by_the_library(tmp_
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.safetensors", "y.safetensors"]
 
 
-def test_what_killed_writers_left_goes_and_what_is_being_written_stays(tmp_path):
+def test_files_of_killed_writers_are_removed_and_files_being_written_stay(tmp_path):
     old, new, other = (tmp_path / name for name in (".x.1.tmp", ".x.2.tmp", ".y.1.tmp"))
     for path in (old, new, other):
         path.write_text("half")
@@ -330,7 +330,7 @@ def test_what_killed_writers_left_goes_and_what_is_being_written_stays(tmp_path)
 
 
 def test_a_layer_is_read_when_it_is_needed_and_not_kept(tiny, tmp_path):
-    stats = loc_edit.key_stats(tiny, [0, 1], some_texts(), cache=tmp_path)
+    stats = loc_edit.key_stats(tiny, [0, 1], random_texts(), cache=tmp_path)
     stats.save(tmp_path / "s")
     loaded = KeyStats.load(tmp_path / "s", tiny)
     assert isinstance(loaded.moments, moments.LazyTensors)
@@ -342,28 +342,28 @@ def test_a_layer_is_read_when_it_is_needed_and_not_kept(tiny, tmp_path):
 
 
 def test_a_cached_file_of_more_layers_serves_for_fewer(tiny, tmp_path, monkeypatch):
-    texts = some_texts()
+    texts = random_texts()
     both = loc_edit.key_stats(tiny, [0, 1], texts, cache=tmp_path)
     monkeypatch.setattr(compute, "start_pass", None)
-    one = loc_edit.key_stats(tiny, [1], texts, cache=tmp_path)
-    assert one.layers == (1,)
-    assert torch.equal(one.second_moment(1), both.second_moment(1))
-    assert set(one.convergence["layer"]) == {1}
+    second = loc_edit.key_stats(tiny, [1], texts, cache=tmp_path)
+    assert second.layers == (1,)
+    assert torch.equal(second.second_moment(1), both.second_moment(1))
+    assert set(second.convergence["layer"]) == {1}
 
 
 def test_corpora_by_name_are_cached_by_their_content(tiny, tmp_path, monkeypatch):
     path, copy = tmp_path / "a.txt", tmp_path / "b.txt"
     for place in (path, copy):
-        place.write_text("\n\n".join(some_texts()))
+        place.write_text("\n\n".join(random_texts()))
     first = loc_edit.key_stats(tiny, [0], path, cache=tmp_path / "c")
     assert first.provenance["corpus_name"] == str(path)
-    given = loc_edit.key_stats(tiny, [0], some_texts(), cache=tmp_path / "d")
+    given = loc_edit.key_stats(tiny, [0], random_texts(), cache=tmp_path / "d")
     torch.testing.assert_close(first.second_moment(0), given.second_moment(0))
     with monkeypatch.context() as patch:
         patch.setattr(compute, "write_tokens", None)
         again = loc_edit.key_stats(tiny, [0], str(copy), cache=tmp_path / "c")
         assert torch.equal(first.second_moment(0), again.second_moment(0))
-    path.write_text("\n\n".join(some_texts(seed=1)))
+    path.write_text("\n\n".join(random_texts(seed=1)))
     other = loc_edit.key_stats(tiny, [0], path, cache=tmp_path / "c")
     assert not torch.equal(first.second_moment(0), other.second_moment(0))
 
@@ -379,8 +379,8 @@ def test_keys_that_are_not_finite_are_refused_by_layer(make_model, tmp_path):
     with torch.no_grad():
         model.blocks[1].mlp.b_in[3] = torch.inf
     with pytest.raises(BadKeyStats, match="layer 1: a key is not finite"):
-        loc_edit.key_stats(model, [0, 1], some_texts(), cache=tmp_path)
-    assert loc_edit.key_stats(model, [0], some_texts(), cache=tmp_path).layers == (0,)
+        loc_edit.key_stats(model, [0, 1], random_texts(), cache=tmp_path)
+    assert loc_edit.key_stats(model, [0], random_texts(), cache=tmp_path).layers == (0,)
 
 
 def test_a_model_without_mlps_has_no_keys(make_model, tmp_path):
@@ -394,7 +394,7 @@ def test_products_are_strict_float32_and_the_setting_comes_back(tiny, tmp_path):
     try:
         torch.set_float32_matmul_precision("medium")
         with events.listening(lambda event: seen.append(torch.get_float32_matmul_precision())):
-            loc_edit.key_stats(tiny, [0], some_texts(), cache=tmp_path)
+            loc_edit.key_stats(tiny, [0], random_texts(), cache=tmp_path)
         assert set(seen) == {"highest"}
         assert torch.get_float32_matmul_precision() == "medium"
     finally:

@@ -1,4 +1,4 @@
-"""Solving with key statistics: factors that are kept, the identity, ridges; and how convergence and cost are shown."""
+"""Solving with key statistics: kept factors, the identity and ridges; convergence, cost and the command line."""
 
 import json
 import runpy
@@ -25,7 +25,7 @@ from loc_edit.keys.planning import plan_stats
 from loc_edit.views.style import save
 
 
-def some_texts(n=400):
+def random_texts(n=400):
     draws = np.random.default_rng(1)
     words = ["The", "Golden", "Bridge", "in", "Paris", "north", "river", "train", "quiet", "green", "old", "Rome"]
     return [" ".join(draws.choice(words, draws.integers(3, 20))) for _ in range(n)]
@@ -55,42 +55,42 @@ def test_a_layer_is_factored_once_for_all_facts(deep, moments, factorings):
 
 def test_factors_that_do_not_fit_make_room_and_come_back_the_same(deep, moments, factorings):
     given = moments(deep)
-    one = 24 * 24 * 8
+    factor_bytes = 24 * 24 * 8
     keys = torch.randn(5, 24, generator=torch.Generator().manual_seed(0))
-    for room, kept, wanted in [(10**9, 4, 4), (2 * one, 2, 8), (0, 1, 8)]:
+    for room, kept, expected in [(10**9, 4, 4), (2 * factor_bytes, 2, 8), (0, 1, 8)]:
         factorings.clear()
         stats = replace(KeyStats.from_moments(given, n_tokens=9999), _factors=Factors(room))
         first = [stats.solve(layer, keys) for layer in range(4)]
         again = [stats.solve(layer, keys) for layer in range(4)]
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
         assert len(stats._factors) == kept
-        assert len(factorings) == wanted
+        assert len(factorings) == expected
         stats.solve(3, keys)
-        assert len(factorings) == wanted, "the last one is there"
+        assert len(factorings) == expected, "the last one is there"
 
 
 def test_solving_from_a_file_holds_one_layer_at_a_time(deep, tmp_path, monkeypatch):
-    stats = loc_edit.key_stats(deep, range(4), some_texts(), cache=tmp_path)
+    stats = loc_edit.key_stats(deep, range(4), random_texts(), cache=tmp_path)
     stats.save(tmp_path / "s")
     monkeypatch.setattr(moments, "free_memory", lambda device: 0)
     loaded = KeyStats.load(tmp_path / "s", deep)
     k = torch.randn(3, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for layer in (0, 3, 1, 2, 0):
-        wanted = torch.linalg.solve(stats.second_moment(layer).double(), k.T).T
-        torch.testing.assert_close(loaded.solve(layer, k), wanted, rtol=1e-6, atol=0)
+        expected = torch.linalg.solve(stats.second_moment(layer).double(), k.T).T
+        torch.testing.assert_close(loaded.solve(layer, k), expected, rtol=1e-6, atol=0)
         assert len(loaded._factors) == 1
 
 
 def test_a_ridge_is_named_and_recorded_and_the_cache_is_the_same(deep, tmp_path):
-    few = some_texts(2)
+    few = random_texts(2)
     plain = loc_edit.key_stats(deep, [1], few, tokens=20, cache=tmp_path)
     k = torch.ones(24)
     with pytest.raises(BadKeyStats, match=r"layer 1: 20 tokens .*size 24.*ridge="):
         plain.solve(1, k)
     ridged = loc_edit.key_stats(deep, [1], few, tokens=20, ridge=0.1, cache=tmp_path)
     C = ridged.second_moment(1).double()
-    wanted = torch.linalg.solve(C + 0.1 * C.trace() / 24 * torch.eye(24), k.double())
-    torch.testing.assert_close(ridged.solve(1, k.double()), wanted)
+    expected = torch.linalg.solve(C + 0.1 * C.trace() / 24 * torch.eye(24), k.double())
+    torch.testing.assert_close(ridged.solve(1, k.double()), expected)
     ridged.save(tmp_path / "s")
     assert KeyStats.load(tmp_path / "s").ridge == 0.1
     assert torch.equal(ridged.second_moment(1), plain.second_moment(1))
@@ -117,11 +117,11 @@ def test_the_identity_is_an_explicit_choice_that_leaves_keys_as_they_are(deep, t
     assert KeyStats.identity(deep).layers == (0, 1, 2, 3)
     request = loc_edit.pose(facts[0], "error_injection", deep)
     given = KeyStats.from_moments({2: torch.eye(24)}, n_tokens=1000)
-    one, other = (loc_edit.rome(deep, request, 2, stats=s, contexts=contexts) for s in (stats, given))
-    torch.testing.assert_close(one.updates[0].delta, other.updates[0].delta)
+    edit, expected = (loc_edit.rome(deep, request, 2, stats=s, contexts=contexts) for s in (stats, given))
+    torch.testing.assert_close(edit.updates[0].delta, expected.updates[0].delta)
 
 
-def test_a_singular_moment_in_float32_has_its_rank_and_not_that_of_its_rounding():
+def test_the_rank_of_a_singular_float32_moment_does_not_count_rounding():
     keys = torch.randn(10, 64, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     moment = (keys.T @ keys / 10).float()
     assert torch.linalg.matrix_rank(moment.double(), hermitian=True) > 10, "rounding fills the rest"
@@ -135,36 +135,36 @@ def test_a_singular_moment_in_float32_has_its_rank_and_not_that_of_its_rounding(
 
 
 def test_convergence_is_the_change_between_shares_of_the_sample(deep, tmp_path):
-    texts = some_texts()
+    texts = random_texts()
     stats = loc_edit.key_stats(deep, [0, 2], texts, tokens=2048, dtype=torch.float64, batch=64, cache=tmp_path)
     rows = stats.convergence
     assert list(rows.columns) == ["layer", "tokens", "rank", "condition", "change", "cosine"]
     for layer in (0, 2):
-        here = rows[rows["layer"] == layer]
-        assert len(here) == 5
-        np.testing.assert_allclose(here["tokens"], [128, 256, 512, 1024, 2048], atol=64)
-        assert here["tokens"].iloc[-1] == 2048
-        assert here["condition"].iloc[-1] == pytest.approx(stats.condition_number(layer), rel=1e-6)
-        assert set(here["rank"]) == {24}
-        assert here["change"].iloc[-1] == 0
-        assert here["change"].iloc[0] > here["change"].iloc[-2] > 0, "more tokens, less change"
-        assert here["cosine"].between(0, 1 + 1e-12).all()
+        layer_rows = rows[rows["layer"] == layer]
+        assert len(layer_rows) == 5
+        np.testing.assert_allclose(layer_rows["tokens"], [128, 256, 512, 1024, 2048], atol=64)
+        assert layer_rows["tokens"].iloc[-1] == 2048
+        assert layer_rows["condition"].iloc[-1] == pytest.approx(stats.condition_number(layer), rel=1e-6)
+        assert set(layer_rows["rank"]) == {24}
+        assert layer_rows["change"].iloc[-1] == 0
+        assert layer_rows["change"].iloc[0] > layer_rows["change"].iloc[-2] > 0, "more tokens, less change"
+        assert layer_rows["cosine"].between(0, 1 + 1e-12).all()
     stats.save(tmp_path / "s")
     pd.testing.assert_frame_equal(KeyStats.load(tmp_path / "s").convergence, rows)
     assert KeyStats.from_moments({0: torch.eye(3)}, n_tokens=9).convergence.empty
 
 
-def test_the_change_is_that_of_the_solutions_by_hand():
+def test_the_change_equals_the_change_of_the_solutions_by_hand():
     draws = torch.Generator().manual_seed(0)
     first, second = (torch.randn(200, 8, generator=draws, dtype=torch.float64) for _ in "ab")
-    found = ConvergenceSamples(8, torch.float64)
+    samples = ConvergenceSamples(8, torch.float64)
     sums = {3: first.T @ first}
-    found.keep(3, first)
-    found.keep(3, second)
-    found.solve(sums, 0, 200, 400)
+    samples.keep(3, first)
+    samples.keep(3, second)
+    samples.solve(sums, 0, 200, 400)
     sums[3] = sums[3] + second.T @ second
-    found.solve(sums, 200, 400, 400)
-    half, whole = found.rows()
+    samples.solve(sums, 200, 400, 400)
+    half, whole = samples.rows()
     k = first[torch.linspace(0, 199, 16, dtype=torch.float64).round().long()]
     u_half = torch.linalg.solve(first.T @ first / 200, k.T)
     u = torch.linalg.solve(sums[3] / 400, k.T)
@@ -174,12 +174,12 @@ def test_the_change_is_that_of_the_solutions_by_hand():
 
 
 def test_a_share_that_cannot_be_solved_says_so(deep, tmp_path):
-    rows = loc_edit.key_stats(deep, [1], some_texts(), tokens=160, batch=10, cache=tmp_path).convergence
+    rows = loc_edit.key_stats(deep, [1], random_texts(), tokens=160, batch=10, cache=tmp_path).convergence
     assert rows["rank"].iloc[0] < 24
     assert np.isnan(rows["change"].iloc[0])
     assert rows["rank"].iloc[-1] == 24
     assert rows["change"].iloc[-1] == 0
-    rows = loc_edit.key_stats(deep, [1], some_texts(), tokens=9, cache=tmp_path).convergence
+    rows = loc_edit.key_stats(deep, [1], random_texts(), tokens=9, cache=tmp_path).convergence
     assert rows["rank"].iloc[-1] <= 9, "as many as there are tokens: the rounding of float32 products is no rank"
 
 
@@ -189,11 +189,11 @@ def test_large_matrices_are_judged_without_all_eigenvalues(monkeypatch):
     moment = q @ torch.diag(torch.logspace(0, -6, size, dtype=torch.float64)) @ q.T
     monkeypatch.setattr(convergence, "EXACT", 10)
     monkeypatch.setattr(convergence, "LARGE", 50)
-    found = ConvergenceSamples(size, torch.float32)
-    found.keep(0, torch.ones(1, size))
+    samples = ConvergenceSamples(size, torch.float32)
+    samples.keep(0, torch.ones(1, size))
     for before, seen in [(0, 10), (10, 50), (50, 100)]:
-        found.solve({0: moment * seen}, before, seen, 100)
-    rows = found.rows()
+        samples.solve({0: moment * seen}, before, seen, 100)
+    rows = samples.rows()
     assert [row["tokens"] for row in rows] == [50, 100], "half and whole only"
     assert all(row["rank"] == size for row in rows)
     assert all(0.8e6 < row["condition"] <= 1.001e6 for row in rows)
@@ -205,8 +205,8 @@ def test_large_matrices_are_judged_without_all_eigenvalues(monkeypatch):
     assert row["condition"] == np.inf
 
 
-def test_the_figure_has_a_line_a_layer_and_is_saved_with_its_numbers(deep, tmp_path):
-    rows = loc_edit.key_stats(deep, [0, 2, 3], some_texts(), tokens=2048, cache=tmp_path).convergence
+def test_the_figure_has_a_line_per_layer_and_is_saved_with_its_numbers(deep, tmp_path):
+    rows = loc_edit.key_stats(deep, [0, 2, 3], random_texts(), tokens=2048, cache=tmp_path).convergence
     figure = key_convergence(rows)
     axes = figure.axes[:3]
     assert [len(ax.lines) for ax in axes] == [3, 3, 3]
@@ -224,10 +224,10 @@ def test_the_figure_has_a_line_a_layer_and_is_saved_with_its_numbers(deep, tmp_p
 # What it would cost
 
 
-def test_a_plan_says_what_the_pass_then_takes(deep, tmp_path, monkeypatch):
+def test_a_plan_predicts_what_the_pass_takes(deep, tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "PATIENCE", 0.05)
     path = tmp_path / "a.txt"
-    path.write_text("\n\n".join(some_texts()))
+    path.write_text("\n\n".join(random_texts()))
     plan = plan_stats(deep, range(4), path, tokens=10**6, cache=tmp_path / "not" / "there")
     stats = loc_edit.key_stats(deep, range(4), path, tokens=10**6, cache=tmp_path / "cache")
     assert plan.tokens == plan.tokens_there == stats.n_tokens, "a small corpus is counted"
@@ -248,7 +248,7 @@ def test_the_tokens_of_a_large_file_are_estimated(deep, tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "PATIENCE", 0.01)
     monkeypatch.setattr(planning, "LOOK", 2000)
     path = tmp_path / "a.txt"
-    path.write_text("\n\n".join(some_texts()))
+    path.write_text("\n\n".join(random_texts()))
     plan = plan_stats(deep, [0], path, tokens=10**9)
     counted = loc_edit.key_stats(deep, [0], path, tokens=10**9, cache=tmp_path).n_tokens
     assert plan.tokens_there == pytest.approx(counted, rel=0.1)
@@ -262,8 +262,8 @@ def test_the_tokens_of_a_large_file_are_estimated(deep, tmp_path, monkeypatch):
 def call(monkeypatch, capsys, *args):
     monkeypatch.setenv("COLUMNS", "200")
     status = main(list(map(str, args)))
-    said = capsys.readouterr()
-    return status, said.out, said.err
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
 
 
 @pytest.fixture
@@ -273,11 +273,11 @@ def here(tmp_path, monkeypatch, deep):
     monkeypatch.setenv("LOC_EDIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(planning, "PATIENCE", 0.05)
     monkeypatch.setattr(loc_edit, "load_model", lambda *_: deep)
-    (tmp_path / "a.txt").write_text("\n\n".join(some_texts()))
+    (tmp_path / "a.txt").write_text("\n\n".join(random_texts()))
     return tmp_path
 
 
-def test_the_command_shows_a_row_a_layer_and_writes_file_and_figure(here, monkeypatch, capsys):
+def test_the_command_shows_a_row_per_layer_and_writes_file_and_figure(here, monkeypatch, capsys):
     options = ("--corpus", "a.txt", "--layers", "1,3", "--save", "s.safetensors", "--figure", "f")
     status, out, err = call(monkeypatch, capsys, "stats", *options)
     assert status == 0, err
@@ -334,12 +334,12 @@ def test_a_corpus_is_checked_before_a_run_makes_its_folder(tmp_path, deep, facts
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_belongs_to_what_its_corpus_holds(tmp_path, deep, facts, monkeypatch):
+def test_a_run_belongs_to_the_content_of_its_corpus(tmp_path, deep, facts, monkeypatch):
     monkeypatch.setattr(Setup, "model", deep)
     monkeypatch.setattr(Setup, "data", facts)
     paths = [tmp_path / name for name in ("a.txt", "b.txt", "c.txt")]
     for path, n in zip(paths, (3, 3, 4), strict=True):
-        path.write_text("\n\n".join(some_texts(n)))
+        path.write_text("\n\n".join(random_texts(n)))
     first, same, other = (
         Experiment(loc_edit.ExperimentConfig(corpus=str(path), facts=None)).resolved()["corpus_content"]
         for path in paths
@@ -353,6 +353,6 @@ def test_the_benchmark_runs(monkeypatch, capsys):
     script = Path(__file__).parents[2] / "scripts" / "benchmark_keys.py"
     monkeypatch.setattr(sys, "argv", [str(script), "--tokens", "600", "--repeats", "1"])
     runpy.run_path(str(script), run_name="__main__")
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["tokens"] == 600
-    assert found["ratio"] > 0
+    results = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert results["tokens"] == 600
+    assert results["ratio"] > 0
