@@ -107,7 +107,7 @@ class Trace:
         """
         check_choice(regressor, denominator)
         fraction, subject = _array(self.fractions(denominator)), self.prompt.subject
-        layer, pos = np.indices(fraction.shape)
+        layer, pos = np.indices(self.p_restored.shape)
         used = positions_that_count(pos, subject.start, subject.stop, regressor)
         return torch.from_numpy(effect_by_layer(fraction[used], layer[used], regressor)).to(self.p_restored)
 

@@ -1,1 +1,1 @@
-"""Views: plain arrays and strings as a heatmap, colored tokens or a table. No torch in this room."""
+"""Views: plain arrays and strings as a heatmap, colored tokens or a table, without torch."""

@@ -1,4 +1,4 @@
-"""What an edit changes, on one screen: next tokens, probabilities prompt by prompt, and the size of the update."""
+"""An edit on one screen: next tokens before and after, the probability on every prompt, the size of the update."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ class EditView:
 
     Attributes:
         prompt: the edit prompt.
-        target: whose probability the edit changes.
-        objective: raise or lower.
-        before: the likeliest next tokens of the edit prompt (its subject not noised).
-        after: the same with the edit.
+        target: the text whose probability the edit changes.
+        objective: whether the edit raises or lowers that probability, `raise` or `lower`.
+        before: the likeliest next tokens of the edit prompt without the edit; the subject is not noised.
+        after: the likeliest next tokens with the edit.
         probabilities: `kind, prompt, before, after`: p(target) on each prompt.
         scores: the scores by name.
-        norms: per edited layer, the Frobenius norm of the change of `W_out`, and its share of that of `W_out`.
+        norms: per edited layer, the Frobenius norm of the change of `W_out`, and its ratio to the norm of `W_out`.
     """
 
     prompt: str
@@ -35,18 +35,21 @@ class EditView:
     norms: Mapping[int, tuple[float, float]]
 
     def to_frame(self) -> pd.DataFrame:
-        """p(target) prompt by prompt: `kind, prompt, before, after`."""
+        """One row per prompt with p(target): `kind, prompt, before, after`."""
         return pd.DataFrame(list(self.probabilities), columns=["kind", "prompt", "before", "after"])
 
     def __str__(self) -> str:
-        about = f"{self.prompt} -> {self.target} ({self.objective})"
-        tokens = (f"next {when}: {spelled(some)}" for when, some in (("before", self.before), ("after", self.after)))
+        title = f"{self.prompt} -> {self.target} ({self.objective})"
+        tokens = (
+            f"next {when}: {spelled(next_tokens)}"
+            for when, next_tokens in (("before", self.before), ("after", self.after))
+        )
         scores = "  ".join(f"{name} {value:.3f}" for name, value in self.scores.items())
         norms = "  ".join(
             f"layer {layer}: |delta| {norm:.4g} ({share:.2%} of |W_out|)" for layer, (norm, share) in self.norms.items()
         )
         table = self.to_frame().to_string(index=False, float_format="{:.4f}".format)
-        return "\n".join((about, *tokens, table, scores, norms))
+        return "\n".join((title, *tokens, table, scores, norms))
 
     def _repr_html_(self) -> str:
         package = PackageLoader("loc_edit.views", "")

@@ -1,18 +1,13 @@
-"""The layer x token heatmap of one prompt."""
+"""The heatmap of one prompt: the effect of every layer and token."""
 
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from loc_edit.views.style import printable, styled
 
-METRICS = {
-    "probability": "p(object)",
-    "log_probability": "log p(object)",
-    "logit_difference": "logit difference",
-}
+METRICS = {"probability": "p(object)", "log_probability": "log p(object)", "logit_difference": "logit difference"}
 SITES = {"mlp_out": "MLP output", "attn_out": "attention output", "resid_post": "residual stream"}
 
 
@@ -27,26 +22,28 @@ def heatmap(
     site: str | None = None,
     ends: tuple[float, float] | None = None,
 ) -> Figure:
-    """The effect by token and layer, subject tokens starred (Figure 2 of the study).
+    """The effect by token and layer, with a star at each subject token (Figure 2 of the study).
 
     Args:
-        effect: of shape [layer, pos]; NaN cells stay empty.
+        effect: the numbers, of shape [layer, pos]; NaN cells stay empty.
         tokens: the text of each position.
         subject: the subject's half-open range of positions.
         layers: the number of each row of `effect`; 0, 1, ... by default.
-        metric: what the effect is measured in.
-        window: layers restored together, named under the figure.
+        metric: the metric that the effect is a change of.
+        window: the number of layers restored together, named under the figure.
         site: the restored hook point, named under the figure.
-        ends: the metric of the clean and of the corrupted run, named above the figure.
+        ends: the metric of the clean and the corrupted run, named above the figure.
     """
-    name = METRICS.get(metric, metric)
+    name, (begin, end) = METRICS.get(metric, metric), subject
     numbers = list(range(len(effect))) if layers is None else list(layers)
     with styled():
         figure = Figure(figsize=(4.6, max(1.9, 0.19 * effect.shape[1] + 1.15)), layout="constrained")
         ax = figure.subplots()
         largest = float(np.nanmax(np.abs(effect), initial=0.0)) or 1.0
         image = ax.imshow(effect.T, aspect="auto", cmap="RdBu", vmin=-largest, vmax=largest, interpolation="nearest")
-        _name_tokens(ax, tokens, subject)
+        labels = [printable(token.strip() or repr(token)) for token in tokens]
+        starred = [label + "*" * (begin <= pos < end) for pos, label in enumerate(labels)]
+        ax.set_yticks(np.arange(len(starred)), starred, parse_math=False)
         ticks = np.arange(len(numbers))[:: max(1, len(numbers) // 14)]
         ax.set_xticks(ticks, [str(numbers[i]) for i in ticks])
         ax.set_xlabel("layer restored" + _window_note(window, site))
@@ -58,16 +55,6 @@ def heatmap(
             clean, corrupted = ends
             ax.set_title(f"{name}: clean {clean:.2f}, subject (*) corrupted {corrupted:.2f}", loc="left")
     return figure
-
-
-def _name_tokens(ax: Axes, tokens: Sequence[str], subject: tuple[int, int]) -> None:
-    names = [
-        printable(token.strip() or repr(token)) + ("*" if subject[0] <= pos < subject[1] else "")
-        for pos, token in enumerate(tokens)
-    ]
-    ax.set_yticks(np.arange(len(names)), names)
-    for label in ax.get_yticklabels():
-        label.set_parse_math(False)
 
 
 def _window_note(window: int | None, site: str | None) -> str:

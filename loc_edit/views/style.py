@@ -1,4 +1,4 @@
-"""How figures look and how they are saved: fonts, colours, panels, and files that are the same every time."""
+"""How figures look and how they are saved: fonts, colors, panels, and files with the same bytes every time."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# The colours of Okabe and Ito, which colour-blind readers can tell apart.
+# The colors of Okabe and Ito, which color-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 SKY, GRAY, BLACK = "#56B4E9", "#999999", "#000000"
 METHOD_COLORS = {"ROME": BLUE, "MEMIT": ORANGE, "FT-1": GREEN, "FT-5": PURPLE}
@@ -43,31 +43,31 @@ STYLE: dict[Any, Any] = {
 
 
 def styled() -> Any:
-    """A context in which matplotlib draws as this package does, whatever the user's own settings."""
+    """A context in which matplotlib draws in the style of this package, whatever the user's own settings."""
     return mpl.rc_context(dict(mpl.rcParamsDefault) | STYLE | {"backend": mpl.rcParams["backend"]})
 
 
 def panels(
     n: int, *, columns: int = 3, size: tuple[float, float] = (2.3, 2.0), **share: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with `n` equal panels, at most `columns` side by side; `size` is one panel's, in inches."""
+    """A figure with `n` equal panels, at most `columns` side by side; `size` is the size of a panel in inches."""
     columns = min(n, columns)
     rows = -(-n // columns)
     figure = Figure(figsize=(max(3.2, size[0] * columns + 0.3), size[1] * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, **share)
-    axes = list(grid.flat)
-    for unused in axes[n:]:
+    for unused in grid.flat[n:]:
         unused.remove()
-    for place, ax in enumerate(axes[:n]):
+    axes = list(grid.flat[:n])
+    for place, ax in enumerate(axes):
         ax.tick_params(labelbottom=place + columns >= n, labelleft=True)
-    return figure, axes[:n]
+    return figure, axes
 
 
 def layer_ticks(ax: Axes, layers: Any) -> None:
-    """Whole layers on the x axis, thinned so that their numbers do not touch."""
+    """Ticks at whole layers on the x axis, thinned so that their numbers do not touch."""
     layers = np.unique(np.asarray(layers, dtype=int))
     width = float(ax.get_position().width * ax.figure.get_figure(root=True).get_figwidth())
-    gap = max(1, np.ptp(layers) * 0.24 / width)  # layers that one number takes
+    gap = max(1, np.ptp(layers) * 0.24 / width)  # layers that one number takes up
     if len(layers) == np.ptp(layers) + 1:
         step = next((step for step in (1, 2, 4, 5, 10, 20) if step >= gap), int(gap) + 1)
         layers = layers[::step]
@@ -79,7 +79,7 @@ def layer_ticks(ax: Axes, layers: Any) -> None:
 
 
 def printable(content: str) -> str:
-    """The text with line breaks spelled out and characters that the font lacks as a box."""
+    """The text with line breaks spelled out and a box for each character that the font lacks."""
     font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
     spelled = content.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
     return "".join(c if font.get_char_index(ord(c)) else "\u25a1" for c in spelled)

@@ -1,4 +1,4 @@
-"""A prompt as circuitsvis' colored tokens, one coloring per layer."""
+"""A prompt's tokens in color, one coloring per layer, drawn by circuitsvis."""
 
 from collections.abc import Sequence
 from html import escape
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def colored_tokens(effect: np.ndarray, tokens: Sequence[str]) -> "RenderedHTML":
     """The tokens colored by a number per layer and token, on one scale: blue above 0, red below.
 
-    circuitsvis' `colored_tokens_multi` with the same bounds for all layers, which that function does not take.
-    circuitsvis sets a token's text as HTML and inside a script, so it is escaped first.
+    Like `colored_tokens_multi` of circuitsvis, but with the same bounds for all layers, which that function cannot do.
+    circuitsvis puts a token's text into HTML and into a script, so the text is escaped first.
 
     Args:
         effect: finite numbers of shape [layer, pos].

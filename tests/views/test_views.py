@@ -27,7 +27,7 @@ def shown(trace):
     return json.loads(re.search(r"ColoredTokensMulti,\s*(\{.*\})\s*\)\s*</script>", html, re.DOTALL).group(1))
 
 
-def test_tokens_are_coloured_by_the_effect_on_one_scale(trace):
+def test_tokens_are_colored_by_the_effect_on_one_scale(trace):
     found = shown(trace)
     assert [text.strip() for text in found["tokens"]] == [text.strip() for text in trace.token_texts]
     torch.testing.assert_close(torch.tensor(found["values"]), trace.effect.T, atol=1e-6, rtol=0)
