@@ -28,7 +28,7 @@ WHICH_ROWS = (
     "chunk", "data_limit", "facts", "known", "layers", "localizers", "methods", "min_probability", "problems",
     "localizer_windows", "site", "windows",
 )  # fmt: skip
-"""Settings that decide which rows there are, not what is in them: runs that differ only in these belong together."""
+"""Settings that decide which rows a run has, not their values: runs that differ only in these belong together."""
 
 
 @dataclass(frozen=True)

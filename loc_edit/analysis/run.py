@@ -29,7 +29,7 @@ class Run(RunFolder):
     ) -> pd.DataFrame:
         """The edit rows, each with the effect that one localizer finds for its fact at its layer.
 
-        The arguments are those of `EffectDefinition`, the errors those of `join`, both in `analysis.tables.rows`.
+        For the arguments see `EffectDefinition`, for the errors `join`, both in `analysis.tables.rows`.
         """
         return join(self.edits, self.traces, EffectDefinition(window, site, regressor, denominator, localizer))
 

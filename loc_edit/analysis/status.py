@@ -38,7 +38,7 @@ _VARIABLE = re.compile(
 
 @dataclass(frozen=True)
 class RunProgress:
-    """The rows that a run has, and those of its configuration that it still lacks.
+    """The rows that a run has, and the rows of its configuration that it still lacks.
 
     Attributes:
         edits: a row per problem x method (`problem, method, window`), controls not counted: the numbers of edit rows

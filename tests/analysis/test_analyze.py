@@ -49,9 +49,9 @@ def test_runs_of_parts_are_analyzed_as_one(make, tmp_path):
     whole, first, second = make("whole", range(8)), make("first", range(5), chunk=5), make("second", range(3, 8))
     pd.testing.assert_frame_equal(gather([first, second])[0], whole.traces)
     analyze(whole, tmp_path / "one", window=1, draws=0)
-    found = analyze([second, first], tmp_path / "two", window=1, draws=0)
+    analysis = analyze([second, first], tmp_path / "two", window=1, draws=0)
     assert (tmp_path / "one/tables/table_3.csv").read_text() == (tmp_path / "two/tables/table_3.csv").read_text()
-    assert found.fits["n_facts"].tolist() == [8]
+    assert analysis.fits["n_facts"].tolist() == [8]
     with pytest.raises(ValueError, match="tables and figures of 2 runs: say where they go"):
         analyze([first, second], window=1)
 
@@ -59,8 +59,8 @@ def test_runs_of_parts_are_analyzed_as_one(make, tmp_path):
 def test_runs_of_other_problems_add_up(make, tmp_path):
     other = {"rome-1": {"fact_forcing": {"lr": 0.1}}}
     forcing = make("forcing", range(8), problems=["fact_forcing"], settings=other)
-    found = analyze([make("injection", range(8)), forcing], tmp_path / "out", window=1, draws=0)
-    assert found.fits["problem"].tolist() == ["error_injection", "fact_forcing"]
+    analysis = analyze([make("injection", range(8)), forcing], tmp_path / "out", window=1, draws=0)
+    assert analysis.fits["problem"].tolist() == ["error_injection", "fact_forcing"]
 
 
 @pytest.mark.parametrize(
@@ -91,12 +91,12 @@ def test_traces_alone_are_drawn_and_the_rest_says_why(make, rows, tmp_path):
     traces, _ = rows
     with Run.create(tmp_path / "traced", CONFIG | {"settings": SETTINGS}, {"model_fingerprint": "a"}) as writer:
         writer.write("traces", "all", traces)
-    found = analyze(load_run(tmp_path / "traced"), draws=0)
-    assert {"figure_1", "figure_2", "figure_10"} <= set(found.written)
-    assert found.fits.empty
-    assert found.scores.empty
-    assert "no edit rows" in found.missing["regressions"]
-    assert "table_3" in found.missing
+    analysis = analyze(load_run(tmp_path / "traced"), draws=0)
+    assert {"figure_1", "figure_2", "figure_10"} <= set(analysis.written)
+    assert analysis.fits.empty
+    assert analysis.scores.empty
+    assert "no edit rows" in analysis.missing["regressions"]
+    assert "table_3" in analysis.missing
 
 
 def test_another_site_and_other_windows_have_their_tables(make, rows, tmp_path):
@@ -110,16 +110,16 @@ def test_another_site_and_other_windows_have_their_tables(make, rows, tmp_path):
     ) as w:
         w.write("traces", "all", traces.assign(site="attn_out", cell="u"))
         w.write("edits", "all", edits)
-    found = analyze([make("mlp", range(8), site="mlp_out"), load_run(tmp_path / "attn")], tmp_path / "both", draws=0)
-    (path,) = [path for path in found.written["sensitivity"] if path.suffix == ".csv"]
+    analysis = analyze([make("mlp", range(8), site="mlp_out"), load_run(tmp_path / "attn")], tmp_path / "both", draws=0)
+    (path,) = [path for path in analysis.written["sensitivity"] if path.suffix == ".csv"]
     assert set(pd.read_csv(path)["site"]) == {"mlp_out", "attn_out"}
 
 
 def test_a_second_model_gives_figure_13_and_the_same_model_does_not(make, tmp_path):
     run = make("run", range(8))
     assert "figure_13" in analyze(run, tmp_path / "out", window=1, draws=0).missing
-    found = analyze(run, tmp_path / "out", window=1, draws=0, second=make("other", range(8), fingerprint="b"))
-    assert "figure_13" in found.written
+    analysis = analyze(run, tmp_path / "out", window=1, draws=0, second=make("other", range(8), fingerprint="b"))
+    assert "figure_13" in analysis.written
     with pytest.raises(RunMismatch, match="other again is of the same model as"):
         analyze(run, tmp_path / "out", window=1, draws=0, second=make("other again", range(8)))
 

@@ -21,31 +21,31 @@ def frame_of(trace, score, **more):
 def test_each_choice_by_hand():
     score = np.array([[0.9, 0.1, 0.2], [0.8, 0.3, 0.4], [0.7, 0.6, 1.0], [0.2, 0.5, 0.3]])
     trace = np.array([[0, 1, 0], [1, 0, 0], [0, 0, 1], [0, 1, 1]])  # the last: the lowest of two
-    found = layer_choices(frame_of(trace, score)).set_index("choice")
-    assert found.loc["tracing peak", "mean"] == pytest.approx((0.1 + 0.8 + 1.0 + 0.5) / 4)
-    assert found.loc["one layer", "mean"] == pytest.approx((0.9 + 0.8 + 0.7 + 0.2) / 4)
-    assert found.loc["any layer", "mean"] == pytest.approx(score.mean())
-    assert found.loc["oracle", "mean"] == pytest.approx((0.9 + 0.8 + 1.0 + 0.5) / 4)
-    assert found.loc["tracing peak", "share_best"] == 0.75
-    assert found.loc["one layer", "share_best"] == 0.5
-    assert found.loc["oracle", "share_best"] == 1
-    assert found.loc["one layer", "difference"] == 0
-    assert found.loc["tracing peak", "difference"] == pytest.approx((2.4 - 2.6) / 4)
-    assert (found["low"] <= found["mean"] + 1e-12).all()
-    assert (found["high"] >= found["mean"] - 1e-12).all()
+    choices = layer_choices(frame_of(trace, score)).set_index("choice")
+    assert choices.loc["tracing peak", "mean"] == pytest.approx((0.1 + 0.8 + 1.0 + 0.5) / 4)
+    assert choices.loc["one layer", "mean"] == pytest.approx((0.9 + 0.8 + 0.7 + 0.2) / 4)
+    assert choices.loc["any layer", "mean"] == pytest.approx(score.mean())
+    assert choices.loc["oracle", "mean"] == pytest.approx((0.9 + 0.8 + 1.0 + 0.5) / 4)
+    assert choices.loc["tracing peak", "share_best"] == 0.75
+    assert choices.loc["one layer", "share_best"] == 0.5
+    assert choices.loc["oracle", "share_best"] == 1
+    assert choices.loc["one layer", "difference"] == 0
+    assert choices.loc["tracing peak", "difference"] == pytest.approx((2.4 - 2.6) / 4)
+    assert (choices["low"] <= choices["mean"] + 1e-12).all()
+    assert (choices["high"] >= choices["mean"] - 1e-12).all()
 
 
 def test_the_one_layer_is_chosen_without_the_fact_itself():
     score = np.array([[1.0, 0.0], [0.0, 0.1], [0.0, 0.1]])  # layer 0 is best on average, but not for the others
-    found = layer_choices(frame_of(np.zeros((3, 2)), score), draws=0).set_index("choice")
-    assert found.loc["one layer", "mean"] == pytest.approx((0.0 + 0.0 + 0.0) / 3)
-    assert np.isnan(found.loc["one layer", "low"])
+    choices = layer_choices(frame_of(np.zeros((3, 2)), score), draws=0).set_index("choice")
+    assert choices.loc["one layer", "mean"] == pytest.approx((0.0 + 0.0 + 0.0) / 3)
+    assert np.isnan(choices.loc["one layer", "low"])
 
 
 def test_facts_without_a_number_at_some_layer_are_left_out():
     score = np.array([[0.9, 0.1], [0.8, np.nan], [0.7, 0.6], [0.6, 0.5]])
-    found = layer_choices(frame_of(np.ones((4, 2)), score), draws=50)
-    assert set(found["n"]) == {3}
+    choices = layer_choices(frame_of(np.ones((4, 2)), score), draws=50)
+    assert set(choices["n"]) == {3}
     with pytest.raises(RowsMissing, match="no fact has a rewrite score"):
         layer_choices(frame_of(np.ones((2, 2)), [[np.nan, 1.0], [1.0, np.nan]]))
 
@@ -63,12 +63,12 @@ def test_where_tracing_knows_the_best_layer_it_beats_one_layer():
 def test_a_family_of_methods_is_drawn_without_controls(tmp_path):
     traces = trace_rows(n_facts=8)
     frame = join(edit_rows(traces), traces)
-    found = layer_choices(frame, draws=50)
-    assert len(found) == 2 * 4 * 4
-    drawn = plot_layer_choices(found)
+    choices = layer_choices(frame, draws=50)
+    assert len(choices) == 2 * 4 * 4
+    drawn = plot_layer_choices(choices)
     titles = [ax.get_title(loc="left") for ax in drawn.axes]
     assert titles == ["Error injection", "Fact forcing"]
     assert [label.get_text() for label in drawn.axes[0].get_yticklabels()] == ["FT-1", "FT-5", "ROME", "MEMIT"]
-    assert len(save(drawn, found, tmp_path, "layer_choice")) == 3
+    assert len(save(drawn, choices, tmp_path, "layer_choice")) == 3
     with pytest.raises(ValueError, match="occur twice"):
         layer_choices(pd.concat([regression_rows(), regression_rows()]))

@@ -95,7 +95,7 @@ def test_one_layer_has_no_number_and_says_why():
     assert np.isnan([row[name] for name in ("r2_added", "added_corrected", "p_permutation")]).all()
 
 
-def test_windows_never_mix_and_what_is_unfinished_is_left_out(caplog):
+def test_windows_never_mix_and_unfinished_localizers_are_left_out(caplog):
     traces, edits = several(windows=(1, 5))
     attribution = traces["localizer"] == "attribution"
     other_window = traces[~attribution | (traces["window"] == 1)]
@@ -147,7 +147,7 @@ def test_tables_and_figures_of_causal_tracing_do_not_see_the_others(run):
         pd.testing.assert_frame_equal(FIGURES[name].build(rows), FIGURES[name].build(plain))
 
 
-def test_analyze_writes_the_study_and_says_what_is_missing_without(run, tmp_path, monkeypatch):
+def test_analyze_compares_localizers_or_says_why_not(run, tmp_path, monkeypatch):
     monkeypatch.setattr("loc_edit.analysis.analyze.draw_all", lambda *_, **__: ({}, {}))
     monkeypatch.setattr("loc_edit.analysis.analyze.write_tables", lambda *_, **__: ({}, {}))
     found = analyze(run, tmp_path, draws=20)
@@ -193,5 +193,5 @@ def test_figures_of_the_study_name_every_localizer_and_method(run):
 @pytest.mark.slow
 def test_the_report_shows_the_study(run, tmp_path):
     page = loc_edit.write_report(run, tmp_path / "page.html", draws=20).read_text()
-    assert "What each localiser adds to the R\u00b2 of the layer" in page
+    assert "What each localizer adds to the R\u00b2 of the layer" in page
     assert "attribution, 5 (mlp_out)" in page

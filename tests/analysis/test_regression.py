@@ -29,16 +29,16 @@ def test_r2_and_f_by_hand():
             "rewrite": [0, 0, 2, 2, 2, 4, 2, 4],
         }
     )
-    found = fit(frame)
+    fitted = fit(frame)
     # SS: total 16, between layers 8; layer 0's line takes 4 more; the line over all rows takes 2.
-    np.testing.assert_allclose([found.r2_layer, found.r2_trace, found.r2_both], [8 / 16, 2 / 16, 12 / 16])
-    np.testing.assert_allclose(found.r2_added, 4 / 16)
-    np.testing.assert_allclose(found.f, (4 / 2) / (4 / 4))
-    assert (found.df_num, found.df_den) == (2, 4)
-    np.testing.assert_allclose(found.p, scipy.stats.f.sf(2, 2, 4))
-    np.testing.assert_allclose(found.r2_both_adjusted, 1 - (4 / 4) / (16 / 7))
-    assert (found.n, found.n_dropped, found.n_facts, found.layers) == (8, 0, 4, (0, 1))
-    assert found.reason == ""
+    np.testing.assert_allclose([fitted.r2_layer, fitted.r2_trace, fitted.r2_both], [8 / 16, 2 / 16, 12 / 16])
+    np.testing.assert_allclose(fitted.r2_added, 4 / 16)
+    np.testing.assert_allclose(fitted.f, (4 / 2) / (4 / 4))
+    assert (fitted.df_num, fitted.df_den) == (2, 4)
+    np.testing.assert_allclose(fitted.p, scipy.stats.f.sf(2, 2, 4))
+    np.testing.assert_allclose(fitted.r2_both_adjusted, 1 - (4 / 4) / (16 / 7))
+    assert (fitted.n, fitted.n_dropped, fitted.n_facts, fitted.layers) == (8, 0, 4, (0, 1))
+    assert fitted.reason == ""
 
 
 def test_values_that_r_gives():
@@ -48,25 +48,25 @@ def test_values_that_r_gives():
     mpg += [32.4, 30.4, 33.9, 21.5, 15.5, 15.2, 13.3, 19.2, 27.3, 26, 30.4, 15.8, 19.7, 15, 21.4]
     wt = [2.62, 2.875, 2.32, 3.215, 3.44, 3.46, 3.57, 3.19, 3.15, 3.44, 3.44, 4.07, 3.73, 3.78, 5.25, 5.424]
     wt += [5.345, 2.2, 1.615, 1.835, 2.465, 3.52, 3.435, 3.84, 3.845, 1.935, 2.14, 1.513, 3.17, 2.77, 3.57, 2.78]
-    found = fit(pd.DataFrame({"fact_id": range(32), "layer": cyl, "trace": wt, "rewrite": mpg}))
-    r2s = [found.r2_layer, found.r2_layer_adjusted, found.r2_trace, found.r2_both, found.r2_both_adjusted]
+    fitted = fit(pd.DataFrame({"fact_id": range(32), "layer": cyl, "trace": wt, "rewrite": mpg}))
+    r2s = [fitted.r2_layer, fitted.r2_layer_adjusted, fitted.r2_trace, fitted.r2_both, fitted.r2_both_adjusted]
     np.testing.assert_allclose(r2s, [0.7325, 0.714, 0.7528, 0.8616, 0.8349], atol=5e-5)
-    assert (found.df_num, found.df_den) == (3, 26)
-    assert found.f == pytest.approx(26 / 3 * (0.8616 - 0.7325) / (1 - 0.8616), rel=1e-3)
+    assert (fitted.df_num, fitted.df_den) == (3, 26)
+    assert fitted.f == pytest.approx(26 / 3 * (0.8616 - 0.7325) / (1 - 0.8616), rel=1e-3)
 
 
 @pytest.mark.parametrize(("r2_layer", "r2_added"), [(0.6, 0.1), (0.9, 0.0), (0.1, 0.5)])
 def test_known_shares_of_variance_are_recovered(r2_layer, r2_added):
-    found = fit(regression_rows(r2_layer=r2_layer, r2_added=r2_added, n_facts=200))
-    np.testing.assert_allclose(found.r2_layer, r2_layer, atol=1e-10)
-    np.testing.assert_allclose(found.r2_added, r2_added, atol=1e-10)
-    assert found.r2_both >= found.r2_layer
+    fitted = fit(regression_rows(r2_layer=r2_layer, r2_added=r2_added, n_facts=200))
+    np.testing.assert_allclose(fitted.r2_layer, r2_layer, atol=1e-10)
+    np.testing.assert_allclose(fitted.r2_added, r2_added, atol=1e-10)
+    assert fitted.r2_both >= fitted.r2_layer
 
 
 def test_degrees_of_freedom_of_the_study():
     frame = regression_rows(n_facts=50, layers=(0, 4, 5, 8, 12, 16, 20, 24, 27))
-    found = fit(frame)
-    assert (found.df_num, found.df_den) == (9, len(frame) - 18)
+    fitted = fit(frame)
+    assert (fitted.df_num, fitted.df_den) == (9, len(frame) - 18)
 
 
 def test_nan_rows_are_dropped_once_and_counted():
@@ -74,9 +74,9 @@ def test_nan_rows_are_dropped_once_and_counted():
     holes = frame.copy()
     holes.loc[[0, 1], "rewrite"] = np.nan
     holes.loc[[1, 9], "trace"] = np.nan
-    found = fit(holes)
-    assert found.n_dropped == 3
-    assert found == replace(fit(frame.drop(index=[0, 1, 9])), n_dropped=3)
+    fitted = fit(holes)
+    assert fitted.n_dropped == 3
+    assert fitted == replace(fit(frame.drop(index=[0, 1, 9])), n_dropped=3)
 
 
 def test_fit_refuses_several_combinations_and_names_fits():
@@ -141,20 +141,20 @@ def test_controls_stay_out():
         ),
     ],
 )
-def test_what_can_be_computed_is_and_the_rest_says_why_not(change, computed, reason):
-    found = fit(change(regression_rows(n_facts=20)))
+def test_a_number_that_cannot_be_computed_has_a_reason(change, computed, reason):
+    fitted = fit(change(regression_rows(n_facts=20)))
     numbers = ["r2_layer", "r2_trace", "r2_both", "r2_added", "r2_layer_adjusted", "r2_both_adjusted"]
     numbers += ["f", "df_num", "df_den", "p"]
-    assert {name for name in numbers if not np.isnan(getattr(found, name))} == computed
-    assert reason in found.reason
+    assert {name for name in numbers if not np.isnan(getattr(fitted, name))} == computed
+    assert reason in fitted.reason
 
 
 def test_a_layer_whose_effect_never_varies_costs_a_degree_of_freedom():
     frame = regression_rows(n_facts=30)
     frame.loc[frame["layer"] == 0, "trace"] = 0.0
-    found = fit(frame)
-    assert (found.df_num, found.df_den) == (3, len(frame) - 7)
-    assert np.isfinite(found.p)
+    fitted = fit(frame)
+    assert (fitted.df_num, fitted.df_den) == (3, len(frame) - 7)
+    assert np.isfinite(fitted.p)
 
 
 def test_missing_columns_are_named():
@@ -163,11 +163,11 @@ def test_missing_columns_are_named():
 
 
 def test_representations():
-    found = fit(regression_rows())
-    assert "R^2 layer 0.600" in repr(found)
-    assert "ROME" in repr(found)
-    assert "<table" in found._repr_html_()
-    assert found.to_frame().loc[0, "r2_layer"] == found.r2_layer
+    fitted = fit(regression_rows())
+    assert "R^2 layer 0.600" in repr(fitted)
+    assert "ROME" in repr(fitted)
+    assert "<table" in fitted._repr_html_()
+    assert fitted.to_frame().loc[0, "r2_layer"] == fitted.r2_layer
 
 
 def test_table_1_has_one_row_per_problem_of_rome():

@@ -91,7 +91,7 @@ def _added(frame):
     return float(added), float(layer)
 
 
-def test_clustered_errors_are_those_of_statsmodels():
+def test_clustered_errors_equal_those_of_a_statsmodels_formula():
     frame = dependent_rows(slope=0.1, rng=2)
     found = clustered(frame)
     common = smf.ols("rewrite ~ C(layer) + trace", frame).fit(
@@ -108,7 +108,7 @@ def test_clustered_errors_are_those_of_statsmodels():
     np.testing.assert_allclose(found["p_clustered"], test.pvalue)
 
 
-def test_clustering_widens_what_dependence_narrows():
+def test_clustering_widens_the_errors_of_dependent_rows():
     frame = dependent_rows(100, shared=0.9, rng=4)
     naive = smf.ols("rewrite ~ C(layer) + trace", frame).fit().bse["trace"]
     assert clustered(frame)["slope_se"] > 1.3 * naive

@@ -1,4 +1,4 @@
-"""How far a run is, told by its folder: counts, reasons, rate, writer; and what a plan says beforehand."""
+"""The progress of a run, read from its folder: counts, reasons, rate, writer; and the plan before a run."""
 
 import fcntl
 import math
@@ -38,7 +38,7 @@ CHUNKS = ([0, 1], [2, 3])
 REASON = "fact {}: the noised output {!r} is the true object already"
 
 
-def edit_unit(run, problem, method, window, layer, facts, **columns):
+def edit_shard(run, problem, method, window, layer, facts, **columns):
     """One shard: done rows, but for what `columns` says of each fact."""
     cell = cell_key({"of": [problem, method, window, layer]})
     rows = [
@@ -52,7 +52,7 @@ def edit_unit(run, problem, method, window, layer, facts, **columns):
     return next((run.path / "edits").glob(f"{key}.*"))
 
 
-def trace_unit(run, window, facts):
+def trace_shard(run, window, facts):
     rows = [
         {"fact_id": fact, "site": "mlp_out", "window": window, "layer": layer, "pos": pos, "p_clean": 0.5}
         for fact in facts
@@ -69,19 +69,19 @@ def folder(tmp_path):
 
 @pytest.fixture
 def half(folder):
-    """Half a run: of 32 edits 9 are done, 2 skipped and 1 failed, in 6 units of 16; of 8 traces 6 are done."""
+    """Half a run: of 32 edits 9 are done, 2 skipped and 1 failed, in 6 shards of 16; of 8 traces 6 are done."""
     with Run.create(folder, CONFIG, {}) as run:
         for window, facts in ((1, CHUNKS[0]), (1, CHUNKS[1]), (5, CHUNKS[0])):
-            trace_unit(run, window, facts)
+            trace_shard(run, window, facts)
         for layer in (2, 3):
-            edit_unit(run, "error_injection", "rome", 1, layer, CHUNKS[0])
-        edit_unit(run, "error_injection", "rome", 1, 2, CHUNKS[1])
+            edit_shard(run, "error_injection", "rome", 1, layer, CHUNKS[0])
+        edit_shard(run, "error_injection", "rome", 1, 2, CHUNKS[1])
         failed = {"status": ["done", "failed"], "reason": ["", "fact 3: p is not a number"], "rewrite": [0.1, math.nan]}
-        edit_unit(run, "error_injection", "finetune", 5, 2, CHUNKS[1], **failed)
+        edit_shard(run, "error_injection", "finetune", 5, 2, CHUNKS[1], **failed)
         skipped = {"status": ["done", "skipped"], "reason": ["", REASON.format(1, "it's")], "seconds": [4.0, math.nan]}
         for layer in (2, 3):
-            edit_unit(run, "tracing_reversal", "finetune", 5, layer, CHUNKS[0], **skipped)
-        edit_unit(run, "error_injection", "none", 0, -1, CHUNKS[0], seconds=[math.nan] * 2)
+            edit_shard(run, "tracing_reversal", "finetune", 5, layer, CHUNKS[0], **skipped)
+        edit_shard(run, "error_injection", "none", 0, -1, CHUNKS[0], seconds=[math.nan] * 2)
     return folder
 
 
@@ -102,9 +102,9 @@ def say(monkeypatch, capsys):
 
 
 def test_half_a_run_is_counted(half):
-    found = run_progress(load_run(half))
-    counts = found.edits.set_index(["problem", "method", "window"])
-    wanted = pd.DataFrame(
+    progress = run_progress(load_run(half))
+    counts = progress.edits.set_index(["problem", "method", "window"])
+    expected = pd.DataFrame(
         [
             ("error_injection", "rome", 1, 6, 0, 0, 8, 2, 3, 4),
             ("error_injection", "finetune", 5, 1, 0, 1, 8, 6, 1, 4),
@@ -116,33 +116,35 @@ def test_half_a_run_is_counted(half):
             *("expected", "remaining", "units", "units_expected"),
         ],
     ).set_index(["problem", "method", "window"])
-    pd.testing.assert_frame_equal(counts, wanted, check_dtype=False)
-    assert found.traces.drop(columns="localizer").values.tolist() == [[1, 4, 4, 0], [5, 2, 4, 2]]
-    assert set(found.traces["localizer"]) == {"causal_tracing"}
-    assert found.remaining == 20 + 2
-    assert found.controls == (2, 4 * (2 + 4))
-    assert (found.facts, found.facts_note) == (4, "")
-    assert found.seconds == pytest.approx((10 * 2.0 - 2 * 2.0 + 2 * 4.0) / 10)
-    assert found.writer is None
-    assert found.damaged == []
+    pd.testing.assert_frame_equal(counts, expected, check_dtype=False)
+    assert progress.traces.drop(columns="localizer").values.tolist() == [[1, 4, 4, 0], [5, 2, 4, 2]]
+    assert set(progress.traces["localizer"]) == {"causal_tracing"}
+    assert progress.remaining == 20 + 2
+    assert progress.controls == (2, 4 * (2 + 4))
+    assert (progress.facts, progress.facts_note) == (4, "")
+    assert progress.seconds == pytest.approx((10 * 2.0 - 2 * 2.0 + 2 * 4.0) / 10)
+    assert progress.writer is None
+    assert progress.damaged == []
 
 
 def test_localizers_are_expected_at_their_own_windows(folder):
     with Run.create(folder, CONFIG | {"localizers": ["causal_tracing", "random"], "localizer_windows": [5]}, {}):
         pass
-    found = run_progress(load_run(folder)).traces
-    pairs = list(zip(found["localizer"], found["window"], strict=True))
+    progress = run_progress(load_run(folder)).traces
+    pairs = list(zip(progress["localizer"], progress["window"], strict=True))
     assert pairs == [("causal_tracing", 1), ("causal_tracing", 5), ("random", 5)]
-    assert found["remaining"].tolist() == [4, 4, 4]
+    assert progress["remaining"].tolist() == [4, 4, 4]
 
 
 def test_a_run_that_has_only_begun_has_everything_to_do(folder):
     Run.create(folder, CONFIG, {}).close()
-    found = run_progress(load_run(folder))
-    assert found.edits[["done", "skipped", "failed", "units"]].to_numpy().sum() == 0
-    assert found.remaining == 32 + 8
-    assert found.reasons.empty
-    assert all(math.isnan(x) for x in (found.seconds, found.rows_per_second, found.last, found.seconds_to_go))
+    progress = run_progress(load_run(folder))
+    assert progress.edits[["done", "skipped", "failed", "units"]].to_numpy().sum() == 0
+    assert progress.remaining == 32 + 8
+    assert progress.reasons.empty
+    assert all(
+        math.isnan(x) for x in (progress.seconds, progress.rows_per_second, progress.last, progress.seconds_to_go)
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,20 +164,20 @@ def test_a_run_that_has_only_begun_has_everything_to_do(folder):
 def test_where_the_number_of_facts_comes_from(half, changes, n, note):
     run = load_run(half)
     run.config = {name: value for name, value in (CONFIG | changes).items() if value is not None}
-    found = run_progress(run)
-    assert found.facts == n
-    assert note in found.facts_note
-    assert bool(note) == bool(found.facts_note)
-    assert found.edits["expected"].tolist() == [2 * n] * 4
+    progress = run_progress(run)
+    assert progress.facts == n
+    assert note in progress.facts_note
+    assert bool(note) == bool(progress.facts_note)
+    assert progress.edits["expected"].tolist() == [2 * n] * 4
 
 
 def test_a_tuning_counts_its_candidates_and_no_traces(folder):
     grid = {"rome": {"clamp": [1.0, 2.0], "decay": [0.1, 0.2, 0.3]}, "finetune": {"eps": [0.1, 0.2]}}
     Run.create(folder, CONFIG | {"layers": [2], "grid": grid}, {}).close()
-    found = run_progress(load_run(folder))
-    assert found.edits["expected"].tolist() == [4 * 6, 4 * 2] * 2
-    assert found.traces.empty
-    assert found.controls == (0, 0)
+    progress = run_progress(load_run(folder))
+    assert progress.edits["expected"].tolist() == [4 * 6, 4 * 2] * 2
+    assert progress.traces.empty
+    assert progress.controls == (0, 0)
 
 
 def test_another_folder_s_configuration_is_refused_by_name(folder):
@@ -208,13 +210,13 @@ def test_reasons_are_grouped_by_what_they_have_in_common():
             rows_of("the subject's key is not finite", "", status="failed", problem="fact_erasure"),
         ]
     )
-    found = grouped_reasons(rows).set_index("reason")
-    alike = found.loc["the noised output ... is the true object already"]
+    progress = grouped_reasons(rows).set_index("reason")
+    alike = progress.loc["the noised output ... is the true object already"]
     assert (alike["facts"], alike["rows"], alike["methods"], alike["example"]) == (3, 6, "ROME, x", 0)
-    assert found.loc["p(...) = ... < 0.02, nothing to erase", "facts"] == 2
-    assert found.loc["the subject's key is not finite", "facts"] == 1
-    assert found.loc["no reason given", "facts"] == 1
-    assert len(found) == 4
+    assert progress.loc["p(...) = ... < 0.02, nothing to erase", "facts"] == 2
+    assert progress.loc["the subject's key is not finite", "facts"] == 1
+    assert progress.loc["no reason given", "facts"] == 1
+    assert len(progress) == 4
 
 
 def test_a_line_per_problem_says_how_many_and_why():
@@ -254,12 +256,12 @@ def set_times(folder, *times):
         ((7, 7.0001, 7.0002, 7.0003, 7.0004, 7.0005), math.nan),  # a slower copy
     ],
 )
-def test_the_rate_is_that_of_the_files_without_pauses(half, times, per_second):
+def test_the_rate_comes_from_the_times_of_the_files_without_pauses(half, times, per_second):
     set_times(half, *times)
-    found = run_progress(load_run(half))
-    assert found.rows_per_second == pytest.approx(per_second, nan_ok=True)
-    to_go = 20 * found.seconds if math.isnan(per_second) else 20 / per_second
-    assert found.seconds_to_go == pytest.approx(to_go)
+    progress = run_progress(load_run(half))
+    assert progress.rows_per_second == pytest.approx(per_second, nan_ok=True)
+    to_go = 20 * progress.seconds if math.isnan(per_second) else 20 / per_second
+    assert progress.seconds_to_go == pytest.approx(to_go)
 
 
 def test_the_writer_is_named_while_there_is_one(folder):
@@ -271,7 +273,7 @@ def test_the_writer_is_named_while_there_is_one(folder):
     assert lock_holder(folder) is None
 
 
-def test_a_look_does_not_keep_a_writer_out(folder, monkeypatch):
+def test_reading_a_run_does_not_keep_a_writer_out(folder, monkeypatch):
     Run.create(folder, CONFIG, {}).close()
     looking = os.open(folder / LOCK, os.O_RDONLY)
     fcntl.flock(looking, fcntl.LOCK_SH)
@@ -282,14 +284,14 @@ def test_a_look_does_not_keep_a_writer_out(folder, monkeypatch):
     os.close(looking)
 
 
-def test_damaged_shards_are_told_and_not_counted(half):
+def test_damaged_shards_are_listed_and_not_counted(half):
     shard = sorted((half / "edits").glob("*.parquet"))[0]
     before = run_progress(load_run(half))
     shard.write_bytes(shard.read_bytes()[:-1])
-    found = run_progress(load_run(half))
-    assert found.damaged == [shard]
+    progress = run_progress(load_run(half))
+    assert progress.damaged == [shard]
     assert shard.exists(), "only a writer sets it aside"
-    assert found.remaining + found.controls[0] != before.remaining + before.controls[0]
+    assert progress.remaining + progress.controls[0] != before.remaining + before.controls[0]
     Run.create(half, CONFIG, {}).close()
     assert [path.name for path in run_progress(load_run(half)).damaged] == [f"_{shard.name}.corrupt"]
 
@@ -297,7 +299,7 @@ def test_damaged_shards_are_told_and_not_counted(half):
 # The command
 
 
-def test_the_command_says_it_all(half, say):
+def test_the_command_prints_counts_rate_writer_and_reasons(half, say):
     set_times(half, 0, 10, 20, 30, 40, 50)
     code, out, _ = say("status", half)
     assert code == 0
@@ -318,7 +320,7 @@ def test_the_command_says_it_all(half, say):
 
 
 @pytest.mark.parametrize("what", ["absent", "empty", "file"])
-def test_what_is_no_run_is_refused_in_one_line(tmp_path, say, what):
+def test_a_path_without_a_run_is_refused_in_one_line(tmp_path, say, what):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     code, out, err = say("status", tmp_path / what)
@@ -367,7 +369,7 @@ def test_a_run_ends_with_a_line_on_the_skipped_facts(lab, say, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("units", [1, 7])
-def test_what_a_stopped_run_lacks_is_what_the_next_one_computes(lab, units):
+def test_the_next_run_computes_the_rest_of_a_stopped_run(lab, units):
     made = lab()
     rows = made.rows()
     for _ in range(units):
@@ -379,16 +381,16 @@ def test_what_a_stopped_run_lacks_is_what_the_next_one_computes(lab, units):
     before = len(without_controls(kept.edits)) + kept.traces["fact_id"].nunique()
     run = made.run()
     assert stopped.remaining == len(without_controls(run.edits)) + run.traces["fact_id"].nunique() - before
-    found = run_progress(run)
-    assert found.remaining == 0
-    assert found.controls[0] == found.controls[1]
-    assert found.edits["units"].tolist() == found.edits["units_expected"].tolist()
-    assert found.edits[["done", "skipped", "failed"]].to_numpy().sum() == len(without_controls(run.edits))
-    assert found.edits["skipped"].sum() > 0, "a fact that the model does not know is not erased"
-    assert found.reasons["problem"].tolist() == ["fact_erasure"]
+    progress = run_progress(run)
+    assert progress.remaining == 0
+    assert progress.controls[0] == progress.controls[1]
+    assert progress.edits["units"].tolist() == progress.edits["units_expected"].tolist()
+    assert progress.edits[["done", "skipped", "failed"]].to_numpy().sum() == len(without_controls(run.edits))
+    assert progress.edits["skipped"].sum() > 0, "a fact that the model does not know is not erased"
+    assert progress.reasons["problem"].tolist() == ["fact_erasure"]
 
 
-def test_a_plan_says_what_the_run_then_takes_on_the_disk(lab, tiny):
+def test_a_plan_predicts_the_disk_space_of_the_run(lab, tiny):
     plan = lab().plan()
     run = lab().run()
     written = sum(shard.path.stat().st_size for kind in ("traces", "edits") for shard in run.shards(kind))

@@ -74,7 +74,7 @@ def test_degenerate_facts_become_nan_and_are_counted(caplog):
     assert layers["trace_absolute"].notna().all()
 
 
-def test_the_window_is_found_or_asked_for(caplog):
+def test_the_window_is_the_only_one_or_5_or_must_be_given(caplog):
     traces = trace_rows(windows=(1, 5))
     assert set(cell_effects(traces)["window"]) == {5}
     assert "taking window 5" in caplog.text
@@ -104,7 +104,7 @@ def test_join_gives_each_edit_the_effect_of_its_fact_at_its_layer():
         assert row.trace == effects[row.fact_id, row.layer]
 
 
-def test_join_names_what_has_no_trace():
+def test_join_names_edits_without_a_trace():
     traces = trace_rows(n_facts=5)
     edits = edit_rows(traces)
     less = traces[~((traces["fact_id"] == 3) & (traces["layer"] == 2))]
@@ -125,7 +125,7 @@ def test_join_refuses_rows_that_occur_twice():
         join(edits, pd.concat([traces, traces.head(1)]))
 
 
-def test_join_says_what_is_missing():
+def test_join_names_missing_rows_and_columns():
     traces = trace_rows(n_facts=3)
     with pytest.raises(ValueError, match="edit rows: no column rewrite"):
         join(edit_rows(traces).drop(columns="rewrite"), traces)
@@ -156,7 +156,7 @@ def test_layer_correlations_are_pearsons_with_fishers_interval():
     assert (table["reason"] == "").all()
 
 
-def test_layer_correlations_say_why_there_is_none():
+def test_layer_correlations_give_a_reason_where_undefined():
     frame = regression_rows(n_facts=10)
     frame.loc[frame["layer"] == 2, "rewrite"] = 1.0
     frame.loc[frame["layer"] == 4, "trace"] = 0.0

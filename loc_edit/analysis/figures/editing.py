@@ -90,8 +90,9 @@ def _points(ax: Axes, cell: pd.DataFrame, outcome: str, regressor: str, size: fl
 
 
 def _score_lines(ax: Axes, cell: pd.DataFrame) -> None:
-    for name, line in cell.assign(label=method_labels(cell)).groupby("label", sort=False):
-        line = line.sort_values("layer")
+    labels = pd.Series(method_labels(cell), index=cell.index)
+    for name in labels.unique():
+        line = cell[labels == name].sort_values("layer")
         color = METHOD_COLORS.get(name, GRAY)
         ax.plot(line["layer"], line["mean"], marker=METHOD_MARKERS.get(name, "x"), color=color, label=name)
         ax.fill_between(line["layer"], line["low"], line["high"], color=color, alpha=0.15, linewidth=0)

@@ -8,15 +8,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from loc_edit.analysis.regression.resampling import NAN, Profiles, Resampling
-from loc_edit.analysis.tables.rows import (
-    RowsMissing,
-    combination_columns,
-    groups_of,
-    in_paper_order,
-    refuse_duplicates,
-    require,
-    without_controls,
-)
+from loc_edit.analysis.tables.rows import RowsMissing, by_combination, in_paper_order, refuse_repeated_edits, require
 
 
 def layer_choices(
@@ -50,12 +42,10 @@ def layer_choices(
     Raises:
         RowsMissing: no fact of any method x problem has a score at every layer.
     """
-    frame = without_controls(frame)
     require(frame, ["fact_id", "layer", outcome, regressor], "rows")
-    keys = combination_columns(frame)
-    refuse_duplicates(frame, [*keys, "layer", "fact_id"], "rows")
+    refuse_repeated_edits(frame, "rows")
     table = []
-    for key, rows in groups_of(frame, keys):
+    for key, rows in by_combination(frame):
         profiles = Profiles.of(rows, outcome, regressor)
         whole = profiles.present.all(1)
         if whole.any():

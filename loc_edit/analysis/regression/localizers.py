@@ -9,13 +9,7 @@ from loc_edit.analysis.regression.choices import layer_choices
 from loc_edit.analysis.regression.ols import fits_beside
 from loc_edit.analysis.regression.resampling import NAN, RESAMPLED, Resampling, resampled
 from loc_edit.analysis.regression.statistics import ADDED, holm
-from loc_edit.analysis.tables.rows import (
-    EffectDefinition,
-    RowsMissing,
-    combination_columns,
-    join_by_localizer,
-    without_controls,
-)
+from loc_edit.analysis.tables.rows import EffectDefinition, RowsMissing, by_combination, join_by_localizer
 
 if TYPE_CHECKING:
     from loc_edit.analysis.run import Run
@@ -56,17 +50,15 @@ def localizer_matrix(
     Raises:
         RowsMissing: the run has no traces, or a finished edit has no trace of a localizer.
     """
-    frames = {name: without_controls(frame) for name, frame in _frames(run, window, site).items()}
-    n_rows = sum(len(frame.drop_duplicates(combination_columns(frame))) for frame in frames.values())
-    resampling, permutations = Resampling(draws, level, seed), max(draws, SHUFFLES * n_rows)
-    parts = []
-    for name, frame in frames.items():
-        part = fits_beside(
-            frame, outcome, "trace", lambda rows: resampled(rows, outcome, "trace", resampling, permutations)
-        )
-        part.loc[part["r2_added"].isna(), RESAMPLED] = NAN  # with one layer only, for example
-        parts.append(part.assign(localizer=name))
+    frames = _frames(run, window, site)
+    permutations = max(draws, SHUFFLES * sum(len(by_combination(frame)) for frame in frames.values()))
+
+    def added(rows: pd.DataFrame) -> dict[str, float]:
+        return resampled(rows, outcome, "trace", Resampling(draws, level, seed), permutations)
+
+    parts = [fits_beside(frame, outcome, "trace", added).assign(localizer=name) for name, frame in frames.items()]
     matrix = pd.concat(parts, ignore_index=True)
+    matrix.loc[matrix["r2_added"].isna(), RESAMPLED] = NAN  # with one layer only, for example
     matrix["p_permutation_holm"] = holm(matrix["p_permutation"])
     return matrix[["localizer", "problem", "method", "window", "outcome", *ADDED, "n", "n_facts", "reason"]]
 

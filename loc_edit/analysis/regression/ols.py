@@ -11,7 +11,7 @@ import statsmodels.formula.api as smf
 from statsmodels.stats.anova import anova_lm
 from statsmodels.tools.sm_exceptions import SingularMatrixWarning
 
-from loc_edit.analysis.tables.rows import combination_columns, groups_of, in_paper_order, require, without_controls
+from loc_edit.analysis.tables.rows import by_combination, combination_columns, in_paper_order, require, without_controls
 from loc_edit.analysis.tables.summaries import is_constant
 from loc_edit.names import method_label
 
@@ -121,8 +121,7 @@ def fits_beside(
 ) -> pd.DataFrame:
     """`fits` with further columns: `more` computes them from the rows of a combination."""
     require(frame, ["fact_id", "layer", regressor, outcome], "fits")
-    frame = without_controls(frame)
-    groups = [rows for _, rows in groups_of(frame, combination_columns(frame)) if len(rows)]
+    groups = [rows for _, rows in by_combination(frame) if len(rows)]
     table = [asdict(fit(rows, outcome, regressor)) | more(rows) for rows in groups]
     return in_paper_order(pd.DataFrame(table, columns=None if table else [field.name for field in fields(Fit)]))
 

@@ -144,7 +144,7 @@ def permutation_p(
 
     A fact's profile over the layers stays in one piece and each effect stays at its layer, so that neither the
     layers nor the dependence among a fact's rows count as evidence.  Facts that lack a tracing effect at some
-    layer are left out; missing outcomes may stay.  The arguments are those of `bootstrap_added`.
+    layer are left out; missing outcomes may stay.  For the arguments see `bootstrap_added`.
     """
     profiles = Profiles.of(frame, outcome, regressor)
     whole = ~np.isnan(profiles.trace).any(1)

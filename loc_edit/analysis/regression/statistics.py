@@ -12,14 +12,7 @@ from loc_edit.analysis.regression.dependence import clustered, mixed_model, with
 from loc_edit.analysis.regression.ols import fits, fits_beside
 from loc_edit.analysis.regression.resampling import RESAMPLED, Resampling, resampled
 from loc_edit.analysis.tables.localized import of_localizer
-from loc_edit.analysis.tables.rows import (
-    EffectDefinition,
-    RowsMissing,
-    combination_columns,
-    join,
-    refuse_duplicates,
-    without_controls,
-)
+from loc_edit.analysis.tables.rows import EffectDefinition, RowsMissing, join, refuse_repeated_edits
 from loc_edit.effects import Denominator, Regressor
 from loc_edit.names import method_label, problem_label
 
@@ -136,8 +129,7 @@ def _fits_and_holm(
     frame: pd.DataFrame, outcome: str, regressor: str, more: Callable[[pd.DataFrame], dict[str, Any]]
 ) -> pd.DataFrame:
     """`fits_beside`, and Holm's correction of every p."""
-    frame = without_controls(frame)
-    refuse_duplicates(frame, [*combination_columns(frame), "layer", "fact_id"], "rows of the regression")
+    refuse_repeated_edits(frame, "rows of the regression")
     table = fits_beside(frame, outcome, regressor, more)
     for p in ("p", "p_clustered", "p_permutation"):
         if p in table:

@@ -1,7 +1,7 @@
 """Joins the trace rows and the edit rows of a run: one row per edit, with the tracing effect of its fact and layer."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -155,14 +155,13 @@ def by_layer(traces: pd.DataFrame, definition: EffectDefinition = PAPER) -> pd.D
     `trace_absolute` is the same of the effect, in probability.  Arguments and errors are as in `cell_effects`.
     """
     cells = cell_effects(traces, definition)
-    positions = [cells[name].to_numpy() for name in ("pos", "subject_begin", "subject_end")]
-    used = cells[positions_that_count(*positions, definition.regressor)]
+    pos, begin, end = (cells[name].to_numpy() for name in ("pos", "subject_begin", "subject_end"))
+    used = cells[positions_that_count(pos, begin, end, definition.regressor)]
     groups = used.groupby(["fact_id", "layer"])
     layers = groups.size().index.to_frame(index=False)
     place = groups.ngroup().to_numpy()
     for name, column in (("trace", "fraction"), ("trace_absolute", "effect")):
         layers[name] = effect_by_layer(used[column].to_numpy(), place, definition.regressor)
-    layers.attrs["n_degenerate"] = cells.attrs["n_degenerate"]
     return layers
 
 
@@ -185,14 +184,12 @@ def join(edits: pd.DataFrame, traces: pd.DataFrame, definition: EffectDefinition
     if rows.empty:
         raise RowsMissing("there are no edit rows (controls not counted)")
     require(edits, [*EDIT_KEY, "rewrite"], "edit rows")
-    refuse_duplicates(rows, EDIT_KEY, "edit rows")
+    refuse_repeated_edits(rows, "edit rows")
     layers = by_layer(traces, definition)
     rows = rows.drop(columns=["trace", "trace_absolute"], errors="ignore").assign(layer=rows["layer"].astype("int64"))
     joined = rows.merge(layers, on=["fact_id", "layer"], how="left", validate="many_to_one", indicator="_traced")
     _refuse_untraced(joined, layers)
-    joined = joined.drop(columns="_traced")
-    joined.attrs["n_degenerate"] = layers.attrs["n_degenerate"]
-    return joined
+    return joined.drop(columns="_traced")
 
 
 def join_by_localizer(
@@ -243,11 +240,13 @@ def combination_columns(frame: pd.DataFrame) -> list[str]:
     return [name for name in ("problem", "method", "window") if name in frame]
 
 
-def groups_of(frame: pd.DataFrame, keys: Sequence[str]) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-    """The rows of every combination of the keys' values, with these values; all rows together without keys."""
-    if not keys:
-        return [({}, frame)]
-    return [(dict(zip(keys, values, strict=True)), rows) for values, rows in frame.groupby(list(keys))]
+def by_combination(frame: pd.DataFrame, *keys: str) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """The rows of each combination of problem and method, and of further keys, with their values; no controls."""
+    columns = [*combination_columns(frame), *keys]
+    rows = without_controls(frame)
+    if not columns:
+        return [({}, rows)]
+    return [(dict(zip(columns, values, strict=True)), group) for values, group in rows.groupby(columns)]
 
 
 def method_labels(frame: pd.DataFrame) -> list[str]:
@@ -275,9 +274,14 @@ def require(frame: pd.DataFrame, columns: Iterable[str], frame_name: str) -> Non
         )
 
 
-def refuse_duplicates(frame: pd.DataFrame, key: Sequence[str], frame_name: str) -> None:
+def refuse_repeated_edits(edits: pd.DataFrame, frame_name: str) -> None:
+    """Refuses edit rows of which two are of the same problem, method, window, layer and fact; controls may be."""
+    _refuse_duplicates(without_controls(edits), [name for name in EDIT_KEY if name in edits], frame_name)
+
+
+def _refuse_duplicates(frame: pd.DataFrame, key: list[str], frame_name: str) -> None:
     """Refuses a frame in which a key occurs twice, and names the first few."""
-    repeated = frame.loc[frame.duplicated(list(key)), list(key)]
+    repeated = frame.loc[frame.duplicated(key), key]
     if len(repeated):
         raise ValueError(f"{frame_name}: {len(repeated)} rows occur twice: {_name_rows(repeated)}")
 
@@ -303,7 +307,7 @@ def _defined_cells(traces: pd.DataFrame, definition: EffectDefinition) -> pd.Dat
         raise RowsMissing(f"no traces with window {window} at site {definition.site!r}; there are {windows}")
     if "metric" in cells and cells["metric"].nunique() > 1:
         raise ValueError(f"traces of several metrics ({', '.join(sorted(cells['metric'].unique()))}): keep one")
-    refuse_duplicates(cells, CELL_KEY, "trace rows")
+    _refuse_duplicates(cells, CELL_KEY, "trace rows")
     return cells
 
 

@@ -10,8 +10,8 @@ from scipy import stats
 from loc_edit.analysis.tables.localized import of_localizer
 from loc_edit.analysis.tables.rows import (
     RowsMissing,
+    by_combination,
     combination_columns,
-    groups_of,
     in_paper_order,
     is_control,
     require,
@@ -36,10 +36,8 @@ def layer_correlations(
         reason (why r is NaN).
     """
     require(frame, ["layer", regressor, outcome], "layer_correlations")
-    frame = without_controls(frame)
-    keys = [*combination_columns(frame), "layer"]
-    rows = [key | _correlation(cell[regressor], cell[outcome], level) for key, cell in groups_of(frame, keys)]
-    columns = [*keys, "n", "n_dropped", "r", "low", "high", "p", "reason"]
+    rows = [key | _correlation(cell[regressor], cell[outcome], level) for key, cell in by_combination(frame, "layer")]
+    columns = [*combination_columns(frame), "layer", "n", "n_dropped", "r", "low", "high", "p", "reason"]
     return in_paper_order(pd.DataFrame(rows, columns=columns))
 
 
