@@ -1,10 +1,12 @@
 """A run's edits made once more, for what its rows do not hold: the next tokens before and after.
 
-The same settings, contexts and seeds give the same edits; each cell's name, a digest of all that its numbers depend
-on, is compared with the rows'.
+The same settings, contexts and seeds give the same edits; each cell's name, a hash of all that its numbers depend on,
+is compared with the name in the rows.
 """
 
 from collections.abc import Iterable, Iterator
+
+import pandas as pd
 
 from loc_edit.analysis.run import Run
 from loc_edit.analysis.tables.rows import without_controls
@@ -25,42 +27,40 @@ Key = tuple[str, str, int]
 
 
 def replay(
-    run: Run,
-    ids: Iterable[int],
-    model: str | None = None,
+    run: Run, ids: Iterable[int], model: str | None = None
 ) -> tuple[dict[int, NextTokens], dict[int, dict[Key, tuple[int, NextTokens]]]]:
     """Next tokens before, and after each method's and problem's edit at the layer where it did best for the fact.
 
     Args:
         run: a run of an experiment, finished or not.
-        ids: the facts; those that the run has no finished edit of are left out.
+        ids: the facts; a fact without a finished edit is left out.
         model: where its model is now; by default as the run's configuration names it.
 
     Returns:
         Tokens before, by fact; and by fact and (problem, method, window) the layer and the tokens after.
 
     Raises:
-        RunMismatch: the model is not the run's, or a cell's settings cannot be had again.
-        BadConfig: the run is not one of an experiment.
+        RunMismatch: the model is not the run's, or a cell's edits cannot be made again.
+        BadConfig: the run is no experiment's.
     """
     experiment = again(run, model)
-    facts, net = {fact.fact_id: fact for fact in experiment.facts}, experiment.model
-    groups = list(_best(run, set(ids) & set(facts)))
-    setup = experiment.setup_for(run.path)
-    cells = {(c.problem, c.method, c.window, c.layer): c for c in experiment.cells if isinstance(c, EditCell)}
-    edited = sorted({fact_id for *_, some in groups for fact_id in some})
-    before = {i: next_tokens(net, encode(net, facts[i])) for i in edited}
+    setup, chunk = experiment.setup_for(run.path), experiment.config.chunk
+    facts = {fact.fact_id: fact for fact in experiment.facts}
+    cells = {cell.name(setup): cell for cell in experiment.cells if isinstance(cell, EditCell)}
+    best = _best_rows(run, set(ids) & set(facts))
+    for row in best[~best["cell"].isin(cells)].to_dict("records"):
+        what = "{problem}, {method}-{window}, layer {layer}".format_map(row)
+        raise RunMismatch(f"{run.path}: {what}: its edits cannot be made again, this version computes others")
+    edited = sorted(int(fact_id) for fact_id in best["fact_id"].unique())
+    before = {i: next_tokens(setup.model, encode(setup.model, facts[i])) for i in edited}
     after: dict[int, dict[Key, tuple[int, NextTokens]]] = {i: {} for i in edited}
-    for done, (place, name, some) in enumerate(groups):
-        cell = cells.get(place)
-        if cell is None or cell.name(setup) != name:
-            what = cell or f"{place[0]}, {place[1]}-{place[2]}, layer {place[3]}"
-            raise RunMismatch(f"{run.path}: {what}: its edits cannot be made again, this version computes others")
-        for start in range(0, len(some), experiment.config.chunk):
-            batch = Batch(setup, [facts[i] for i in some[start : start + experiment.config.chunk]])
-            for fact_id, tokens in _edited(batch, cell):
+    groups = best.groupby("cell")["fact_id"]
+    for done, (name, fact_ids) in enumerate(groups, 1):
+        cell, facts_of_cell = cells[str(name)], [facts[i] for i in fact_ids]
+        for start in range(0, len(facts_of_cell), chunk):
+            for fact_id, tokens in _edited(Batch(setup, facts_of_cell[start : start + chunk]), cell):
                 after[fact_id][cell.problem, cell.method, cell.window] = (cell.layer, tokens)
-        progress("cells made again", done + 1, len(groups))
+        progress("cells made again", done, groups.ngroups)
     return before, after
 
 
@@ -69,7 +69,7 @@ def again(run: Run, model: str | None = None) -> Experiment:
 
     Raises:
         RunMismatch: the model is another one.
-        BadConfig: the configuration is not that of an experiment.
+        BadConfig: the configuration is not an experiment's.
     """
     values = {name: value for name, value in run.config.items() if name in ExperimentConfig.model_fields}
     values |= {"preset": "none", "out": str(run.path)} | ({"model": model} if model else {})
@@ -80,16 +80,12 @@ def again(run: Run, model: str | None = None) -> Experiment:
     return experiment
 
 
-def _best(run: Run, ids: set[int]) -> Iterator[tuple[tuple[str, str, int, int], str, list[int]]]:
-    """Each cell in which some fact did best, its name, and these facts."""
-    keys = ["problem", "method", "window"]
-    rows = without_controls(run.read("edits", [*keys, "layer", "fact_id", "status", "rewrite", "cell"]))
+def _best_rows(run: Run, ids: set[int]) -> pd.DataFrame:
+    """For each fact, problem and method the finished edit that did best."""
+    keys = ["problem", "method", "window", "fact_id"]
+    rows = without_controls(run.read("edits", [*keys, "layer", "status", "rewrite", "cell"]))
     rows = rows[(rows["status"] == "done") & rows["fact_id"].isin(ids)]
-    if rows.empty:
-        return
-    best = rows.loc[rows.groupby([*keys, "fact_id"])["rewrite"].idxmax()]
-    for (problem, method, window, layer, name), part in best.groupby([*keys, "layer", "cell"], sort=True):
-        yield (str(problem), str(method), int(str(window)), int(str(layer))), str(name), part["fact_id"].tolist()
+    return rows.loc[rows.groupby(keys)["rewrite"].idxmax()]
 
 
 def _edited(batch: Batch, cell: EditCell) -> Iterator[tuple[int, NextTokens]]:

@@ -133,14 +133,14 @@ class Tuning(Experiment):
 
 
 def choose(candidates: pd.DataFrame, floor: float) -> Any:
-    """The index of the best of some candidates, see `Tuning.tried`; `None` where none has a score."""
-    able = candidates.dropna(subset=["rewrite", "neighborhood"])
-    if able.empty:
+    """The index of the best of some candidates, see `Tuning.tried`; `None` if none of them has a score."""
+    scored = candidates.dropna(subset=["rewrite", "neighborhood"])
+    if scored.empty:
         return None
-    most = able["neighborhood"].max()
-    kept = able[able["neighborhood"] >= (floor if most >= floor else most - 0.02)]
-    order = kept.assign(rewrite=kept["rewrite"].clip(upper=TOP_REWRITE).round(3))
-    return order.sort_values(["rewrite", "neighborhood"], ascending=False).index[0]
+    best = scored["neighborhood"].max()
+    harmless = scored[scored["neighborhood"] >= (floor if best >= floor else best - 0.02)]
+    ranked = harmless.assign(rewrite=harmless["rewrite"].clip(upper=TOP_REWRITE).round(3))
+    return ranked.sort_values(["rewrite", "neighborhood"], ascending=False).index[0]
 
 
 def write(tuning: Tuning, run: Run, floor: float) -> tuple[pd.DataFrame, list[Path]]:
