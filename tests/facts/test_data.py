@@ -1,4 +1,4 @@
-"""The table of built-in facts, their wording and the corpus: what must be true of them."""
+"""The built-in facts, their wording and the corpus: they are clean, consistent and deterministic."""
 
 from collections import Counter, defaultdict
 from hashlib import sha256
@@ -104,7 +104,7 @@ def test_neighbors_share_the_object():
             assert objects[fact.relation, subject] == fact.target_true
 
 
-def test_the_corpus_is_deterministic_and_says_so():
+def test_the_corpus_and_its_identity_are_deterministic():
     first = list(islice(builtin_corpus(seed=3), 500))
     assert first == list(islice(builtin_corpus(seed=3), 500))
     assert first != list(islice(builtin_corpus(seed=4), 500))
@@ -112,7 +112,7 @@ def test_the_corpus_is_deterministic_and_says_so():
     assert len({corpus_identity(), corpus_identity(seed=1), corpus_identity(exposures=7)}) == 3
 
 
-def test_the_documents_are_those_that_the_identity_names():
+def test_the_corpus_has_the_documents_that_its_identity_names():
     """Whoever changes a document has to change `IDENTITY` too: it names key statistics in caches and runs."""
     digest = sha256()
     for document in builtin_corpus():
@@ -137,7 +137,7 @@ def test_the_corpus_never_uses_a_held_out_template():
         assert all(uses[relation.name, template] >= 10 for template in relation.templates)
 
 
-def test_the_corpus_tells_every_fact_about_as_often_as_promised():
+def test_the_corpus_states_every_fact_about_exposures_times():
     exposures = 12
     text = "\n".join(builtin_corpus(seed=2, exposures=exposures))
     for row in ROWS[::20]:
@@ -156,7 +156,7 @@ def test_a_short_form_names_one_subject():
     assert text.count(" Einstein ") > text.count("Albert Einstein ") > 0
 
 
-def test_nobody_is_called_as_a_namesake():
+def test_namesakes_are_not_subjects():
     subjects = {row.subject for row in ROWS}
     assert not {word for subject in subjects for word in subject.split()} & set(namesakes())
     rng, objects = Random(0), {row.object for row in ROWS}

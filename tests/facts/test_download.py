@@ -106,7 +106,7 @@ def test_a_good_file_is_fetched_once_and_its_digest_kept(get, server, tmp_path, 
     assert not caplog.text
 
 
-def test_a_given_digest_is_asked_of_the_file(get, server, tmp_path):
+def test_the_file_must_have_the_given_digest(get, server, tmp_path):
     wrong = "0" * 64
     with pytest.raises(DownloadFailed, match=f"known_1000.*expected a file with sha256 {wrong}"):
         get("good", sha256=wrong)
@@ -130,7 +130,7 @@ def test_a_given_digest_is_asked_of_the_file(get, server, tmp_path):
         ("absent", "the server answers 404"),
     ],
 )
-def test_what_is_not_the_whole_file_is_never_left_under_its_name(get, tmp_path, way, words):
+def test_an_incomplete_file_never_gets_its_final_name(get, tmp_path, way, words):
     with pytest.raises(DownloadFailed, match=words) as caught:
         get(way)
     assert f"/{way}/known_1000.json" in str(caught.value)
@@ -158,12 +158,12 @@ def test_a_file_damaged_in_the_cache_is_fetched_again(get, server, tmp_path):
         get("good")  # neither the damaged file nor another one passes for the first
 
 
-def test_the_second_host_is_asked_where_the_first_fails(get, server):
+def test_the_second_host_is_asked_if_the_first_fails(get, server):
     assert get("absent", "short", "good").read_bytes() == CONTENT
     assert [path.split("/")[1] for path in server.asked] == ["absent", "short", "good"]
 
 
-def test_every_host_s_reason_is_named(get):
+def test_the_error_names_the_reason_of_every_host(get):
     with pytest.raises(DownloadFailed) as caught:
         get("absent", "short")
     assert "/absent/known_1000.json: the server answers 404" in str(caught.value)
@@ -179,7 +179,7 @@ def test_no_network(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_a_server_that_never_answers_is_given_up(tmp_path):
+def test_a_server_that_never_answers_times_out(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         host = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(DownloadFailed, match="no answer in time"):
@@ -206,7 +206,7 @@ def test_a_cache_that_cannot_be_written_is_named(server, tmp_path):
         fetch("known_1000", cache=tmp_path / "file", hosts=(server.host("good"),))
 
 
-def test_an_unexpected_size_is_warned_of(server, tmp_path, caplog):
+def test_an_unexpected_size_is_logged_as_a_warning(server, tmp_path, caplog):
     server.content = json.dumps([]).encode()
     fetch("counterfact", cache=tmp_path, hosts=(server.host("good"),))
     assert f"expected {PUBLIC['counterfact'].size} bytes, got 2" in caplog.text
@@ -220,7 +220,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):
         fetch("counterfacts", cache=tmp_path)
 
 
-def test_facts_are_loaded_by_the_data_set_s_name(server, tmp_path, monkeypatch):
+def test_facts_are_loaded_by_the_name_of_their_data_set(server, tmp_path, monkeypatch):
     monkeypatch.setenv("LOC_EDIT_CACHE", str(tmp_path))
     monkeypatch.setattr(download, "HOSTS", (server.host("good"),))
     assert [f.subject for f in loc_edit.load_facts("known_1000", limit=2)] == ["Town 0", "Town 1"]

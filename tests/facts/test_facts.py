@@ -1,4 +1,4 @@
-"""Facts and the formats they are read from: small records written here, and the real files where they are."""
+"""Facts and the formats of their files: small records written here, and the real files if they are at hand."""
 
 import dataclasses
 import json
@@ -81,7 +81,7 @@ def data():
 # One fact
 
 
-def test_a_fact_needs_little_and_is_frozen():
+def test_a_fact_needs_three_texts_and_is_frozen():
     fact = Fact(template="{} is located in", subject="The Louvre", target_true="Paris")
     assert fact.prompt == "The Louvre is located in"
     assert (fact.target_new, fact.relation, fact.paraphrases, fact.neighbors) == (None, "", (), ())
@@ -89,7 +89,7 @@ def test_a_fact_needs_little_and_is_frozen():
         fact.subject = "The Prado"
 
 
-def test_a_fact_without_an_id_gets_one_of_its_content():
+def test_a_fact_without_an_id_gets_an_id_from_its_content():
     def made(**change):
         return Fact(**({"template": "{} is in", "subject": "Rome", "target_true": "Italy"} | change)).fact_id
 
@@ -199,7 +199,7 @@ def test_zsre_takes_the_first_occurrence_and_the_first_answer():
     assert all(f.searched for f in facts)
 
 
-def test_zsre_false_targets_are_others_answers_whatever_their_case():
+def test_zsre_false_targets_are_other_records_answers_in_any_case():
     for seed in range(50):
         for record, fact in zip(ZSRE, read_records(ZSRE, "zsre", seed=seed)[0], strict=True):
             own = {answer.casefold() for answer in record["answers"]}
@@ -252,7 +252,7 @@ def test_zsre_can_take_the_given_alternative(tmp_path, caplog):
         load_facts(path, false_target="old")
 
 
-def test_zsre_of_one_answer_has_no_false_one():
+def test_zsre_with_one_answer_has_no_false_target():
     facts, _ = read_records([zsre("Aqua", "Ann"), zsre("Brio", "ann")], "zsre")
     assert [f.target_new for f in facts] == [None, None]
 
@@ -387,7 +387,7 @@ def test_two_records_with_one_id_are_named(tmp_path):
     assert [f.subject for f in load_facts(path, skip_invalid=True)] == ["Lyon", "Lyon"]
 
 
-def test_a_line_that_is_no_json_is_a_malformed_record(tmp_path):
+def test_a_line_that_is_not_json_is_a_malformed_record(tmp_path):
     lines = [json.dumps(FLAT | {"case_id": i}) for i in range(4)]
     lines[2] = lines[2][:30]
     path = tmp_path / "facts.jsonl"
@@ -437,7 +437,7 @@ def test_an_empty_file_is_refused_by_name(tmp_path, text):
 @pytest.mark.parametrize(
     "content", [b"not json", b'[{"a": 1}', b'[{"a": 1}] x', b'[{"a": 1} {', b"\xff\xfe\x00", b"[" * 100_000]
 )
-def test_a_file_that_is_no_json_is_refused_by_name(tmp_path, content):
+def test_a_file_that_is_not_json_is_refused_by_name(tmp_path, content):
     path = tmp_path / "facts.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="JSON") as caught:
@@ -471,7 +471,7 @@ def test_facts_survive_a_round_trip(tmp_path, facts):
     assert load_facts(tmp_path / "own.jsonl", limit=2) == own[:2]
 
 
-def test_a_byte_order_mark_is_no_content(tmp_path):
+def test_a_byte_order_mark_is_skipped(tmp_path):
     path = tmp_path / "facts.json"
     path.write_text(json.dumps([FLAT]), encoding="utf-8-sig")
     assert load_facts(path)[0].subject == "Lyon"

@@ -1,4 +1,4 @@
-"""The seam for TransformerLens 4, where `TransformerBridge` takes the place of `HookedTransformer`.
+"""The package on TransformerLens 4, in which `TransformerBridge` replaces `HookedTransformer`.
 
 The package pins TransformerLens 3, so this is skipped there.  In an environment of its own:
 
@@ -24,7 +24,7 @@ import torch
 
 if int(version("transformer-lens").split(".")[0]) < 4:
     pytest.skip(
-        f"TransformerLens {version('transformer-lens')} has HookedTransformer; the bridge's turn comes with version 4",
+        f"TransformerLens {version('transformer-lens')} has HookedTransformer; the bridge is tested with version 4",
         allow_module_level=True,
     )
 

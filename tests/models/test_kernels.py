@@ -25,7 +25,7 @@ def outputs(model, x):
     return out.detach(), x.grad
 
 
-def test_one_kernel_each_computes_what_the_chains_do(model):
+def test_one_kernel_each_equals_the_chains_of_operations(model):
     x = torch.randn(3, 5, model.cfg.d_model)
     want = outputs(model, x)
     with one_kernel_each(model.blocks):
@@ -36,7 +36,7 @@ def test_one_kernel_each_computes_what_the_chains_do(model):
     assert all(torch.equal(one, other) for one, other in zip(again, want, strict=True))  # as it was
 
 
-def test_no_layer_s_activations_outlive_it(deep):
+def test_no_layers_activations_outlive_it(deep):
     alive, seen = [], []
     with torch.no_grad(), one_kernel_each(deep.blocks):
         x = torch.randn(2, 3, deep.cfg.d_model)
@@ -63,7 +63,7 @@ def test_the_chains_are_really_replaced_and_come_back_after_an_error(deep):
     assert (block.mlp.act_fn, vars(block.ln1).get("forward")) == before
 
 
-def test_keys_that_are_read_are_those_of_transformer_lens(deep):
+def test_keys_that_a_hook_reads_equal_transformer_lens(deep):
     x, seen = torch.randn(2, 4, deep.cfg.d_model), []
     with deep.hooks(fwd_hooks=[("blocks.0.mlp.hook_post", lambda value, hook: seen.append(value))]):
         block = deep.blocks[0]
@@ -73,7 +73,7 @@ def test_keys_that_are_read_are_those_of_transformer_lens(deep):
     assert torch.allclose(seen[0], deep.blocks[1].mlp.act_fn(pre), rtol=0, atol=0)
 
 
-def test_hook_points_inside_of_a_norm_fire(deep):
+def test_hook_points_inside_a_norm_fire(deep):
     assert type(deep.blocks[1].ln1) is LayerNorm
     x, seen = torch.randn(2, 4, deep.cfg.d_model), []
     want = run_layers(deep, x, start=0, stop=2)
@@ -94,7 +94,7 @@ GROUPED = {**SHAPES["llama"], "n_key_value_heads": 1}
 
 
 @pytest.mark.parametrize("shape", [SHAPES["gpt2_deep"], SHAPES["gptj"], LOCAL, GROUPED])
-def test_attention_by_one_kernel_is_the_chain_s_with_a_past_and_a_mask(tokenizer, shape):
+def test_attention_by_one_kernel_equals_the_chain_with_a_past_and_a_mask(tokenizer, shape):
     model = random_model(tokenizer, 3, **shape)
     attn, n_before = model.blocks[1].attn, 3
     x = torch.randn(4, 5, model.cfg.d_model)
@@ -131,7 +131,7 @@ def test_hooks_on_scores_and_pattern_fire(deep):
 
 @pytest.mark.parametrize("with_past", [False, True])
 @pytest.mark.parametrize("start", [0, 1])
-def test_answers_alone_are_what_the_whole_last_layer_gives(model, with_past, start):
+def test_answer_positions_alone_equal_the_whole_last_layer(model, with_past, start):
     assert answers_alone(model)
     n_layers = model.cfg.n_layers
     x = torch.randn(4, 6, model.cfg.d_model)
@@ -153,7 +153,7 @@ def test_answers_alone_are_what_the_whole_last_layer_gives(model, with_past, sta
     assert found[0][1][2, :4].abs().max() > 0  # earlier positions matter, through keys and values
 
 
-def test_the_last_layer_is_whole_where_somebody_listens(deep):
+def test_the_last_layer_is_computed_whole_if_it_has_hooks(deep):
     assert answers_alone(deep)
     for name in ("blocks.0.hook_mlp_out", "unembed.hook_in"):
         with deep.hooks(fwd_hooks=[(name, lambda value, hook: None)]):

@@ -1,4 +1,4 @@
-"""Loading: the same logits as Hugging Face, refusals, fingerprints."""
+"""Loading of models: logits equal Hugging Face's, unsuitable models are refused, fingerprints follow the weights."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from loc_edit.prompts.encoding import tokenize
 
 @pytest.fixture(scope="session")
 def checkpoints(tokenizer, tmp_path_factory):
-    """name -> (directory, Hugging Face model), made when first asked for."""
+    """Makes (directory, Hugging Face model) for a name, once."""
     made = {}
 
     def get(name):
@@ -65,7 +65,7 @@ def test_logits_equal_hugging_face(checkpoints, ids, name):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_logits_equal_hugging_face_in_what_differs_within_a_family(tokenizer, tmp_path, ids, name):
+def test_logits_equal_hugging_face_for_variants_within_a_family(tokenizer, tmp_path, ids, name):
     hf_model = save_random(VARIANTS[name](), tokenizer, tmp_path)
     hf_model.set_attn_implementation("eager")
     model = loc_edit.load_model(tmp_path, device="cpu")
@@ -133,8 +133,8 @@ def test_dtype_is_respected(checkpoints):
     assert loc_edit.load_model(checkpoints("gpt2")[0], device="cpu").W_E.dtype == torch.float32
 
 
-def test_a_directory_whose_name_is_a_trap(checkpoints, ids, tmp_path):
-    """TransformerLens chooses branches by name; ours must not depend on it."""
+def test_the_name_of_a_directory_does_not_matter(checkpoints, ids, tmp_path):
+    """TransformerLens chooses its branch by name; this package must not depend on the name."""
     folder, hf_model = checkpoints("gpt2")
     for name in ("my-llama-2", "Llama-2-70b", "bert-base", "gemma", "gemma-2-9b", "t5", "phi", "gpt2"):
         shutil.copytree(folder, tmp_path / name)
@@ -162,7 +162,7 @@ def test_shards_and_half_precision_files_are_read(checkpoints, tokenizer, tmp_pa
 
 
 def test_a_checkpoint_with_a_weight_missing_is_refused(checkpoints, tmp_path):
-    """transformers would draw it at random and go on."""
+    """transformers would draw the weight at random and go on."""
     folder, _ = checkpoints("llama")
     shutil.copytree(folder, tmp_path / "holed")
     weights = load_file(folder / "model.safetensors")
@@ -222,7 +222,7 @@ def test_processed_weights_are_refused(checkpoints, name, reason):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_centering_is_seen_through_rounding(checkpoints, dtype):
+def test_centering_is_detected_despite_rounding(checkpoints, dtype):
     model = loc_edit.load_model(checkpoints("gpt2")[0], device="cpu")
     check_unprocessed(model.to(dtype))
     model = loc_edit.load_model(checkpoints("gpt2")[0], device="cpu")
@@ -231,7 +231,7 @@ def test_centering_is_seen_through_rounding(checkpoints, dtype):
         check_unprocessed(model.to(dtype))
 
 
-def test_the_models_of_the_package_are_unprocessed(shapes):
+def test_the_models_of_the_package_and_the_tests_are_unprocessed(shapes):
     check_unprocessed(loc_edit.load_model("builtin", device="cpu"))
     for model in shapes.values():
         check_unprocessed(model)
@@ -325,7 +325,7 @@ def test_the_fingerprint_follows_the_weights(checkpoints):
     assert loc_edit.fingerprint(loc_edit.load_model(checkpoints("llama")[0], device="cpu")) != first
 
 
-def test_the_fingerprint_is_that_of_a_copy_elsewhere(checkpoints, tmp_path):
+def test_a_copy_elsewhere_has_the_same_fingerprint(checkpoints, tmp_path):
     folder, _ = checkpoints("gpt2")
     shutil.copytree(folder, tmp_path / "renamed")
     one, other = (loc_edit.load_model(path, device="cpu") for path in (folder, tmp_path / "renamed"))
@@ -395,7 +395,7 @@ def test_names_and_labels(tiny):
         check_layers(tiny, [0, 2])
 
 
-def test_logits_at_is_how_the_forward_pass_ends(shapes, ids):
+def test_logits_at_equals_the_end_of_the_forward_pass(shapes, ids):
     for model in shapes.values():
         final = model(ids % 400, stop_at_layer=model.cfg.n_layers)
         torch.testing.assert_close(logits_at(model, final), model(ids % 400))
@@ -412,7 +412,7 @@ def test_the_builtin_model_loads_without_a_network():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_logits_of_a_model_in_half_precision_are_not_rounded_to_it(make_model, dtype):
-    """Nearer to float32 arithmetic on the same residual stream than the model's own last product."""
+    """They are nearer to float32 arithmetic on the same residual stream than the logits of the model itself."""
     half = make_model().to(dtype)
     whole = make_model()
     whole.load_state_dict(half.state_dict())

@@ -1,4 +1,4 @@
-"""A model that takes no attention keys and values of earlier positions: whole rows give what the fast paths give."""
+"""A model that takes no cached keys and values: computing whole rows gives the same results as the fast paths."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from loc_edit.prompts.sampling import sample_essences
 
 
 class Whole(HookedTransformer):
-    """Has no `past_kv_cache`, and goes on to the logits after its last layer, as a bridge does."""
+    """A model without `past_kv_cache` that goes on to the logits after its last layer, as a bridge does."""
 
     def forward(self, given, start_at_layer=None, stop_at_layer=None):
         stop = None if stop_at_layer == self.cfg.n_layers else stop_at_layer

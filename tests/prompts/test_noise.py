@@ -1,4 +1,4 @@
-"""Subject noise: how large, drawn from what."""
+"""Subject noise: its scale, and the draws of each rule."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_s3_by_hand_counts_every_occurrence(tiny, facts):
     assert loc_edit.noise_scale(tiny, "s3", facts) != pytest.approx(3 * std, rel=1e-9)
 
 
-def test_a_number_is_itself_and_the_noise_has_that_scale(tiny, facts):
+def test_a_number_is_the_standard_deviation_of_the_noise(tiny, facts):
     assert loc_edit.noise_scale(tiny, 0.094) == 0.094
     prompt = loc_edit.encode(tiny, facts[0])
     noise = loc_edit.subject_noise(tiny, prompt, scale=0.2, samples=300)
@@ -53,7 +53,7 @@ def test_more_samples_scale_the_same_draws(tiny, facts):
 
 
 @pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf"), "x3", "s", "s-1", "snan", ""])
-def test_a_scale_that_means_nothing_is_refused(tiny, facts, scale):
+def test_a_meaningless_noise_scale_is_refused(tiny, facts, scale):
     with pytest.raises(ValueError, match="noise scale"):
         loc_edit.noise_scale(tiny, scale, facts)
 
@@ -85,7 +85,7 @@ def test_full_covariance_noise_has_the_covariance_of_the_subjects(tiny, facts):
     assert (expected - expected.diag().diag()).abs().max() > 0.2 * expected.abs().max()  # more than a scale
 
 
-def test_swapping_the_subject_is_the_other_subjects_prompt(tiny, facts):
+def test_swapping_the_subject_gives_the_other_subjects_prompt(tiny, facts):
     fact = facts[1]
     prompt = loc_edit.encode(tiny, fact)
     other = loc_edit.Fact(template=fact.template, subject="Anna Norway", target_true="-")

@@ -1,4 +1,4 @@
-"""Text to tokens: where the subject is, what the target's tokens are."""
+"""Tokenization: the positions of the subject, and the tokens of the target."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def test_span_covers_the_subject_and_no_more(tiny, facts):
         assert model_text(tiny, prompt.tokens) == fact.prompt == prompt.text
         assert model_text(tiny, prompt.tokens[prompt.subject]).strip() == fact.subject
         assert prompt.last_subject == prompt.subject.stop - 1
-        assert prompt.subject.stop - prompt.subject.start > 1, "a subject of several tokens is wanted here"
+        assert prompt.subject.stop - prompt.subject.start > 1, "expected a subject of several tokens here"
 
 
 def model_text(model, tokens):
@@ -40,7 +40,7 @@ def test_an_umlaut_is_covered_by_all_its_bytes(tiny):
     assert model_text(tiny, prompt.tokens[prompt.subject]).strip() == "Zü"
 
 
-def test_the_braces_decide_not_the_first_occurrence(tiny):
+def test_the_braces_mark_the_subject_and_not_its_first_occurrence(tiny):
     prompt = prompts.encode_template(tiny, "Rome is not {} at all", "Rome")
     assert prompt.subject.start > 0
     assert not prompt.found
@@ -56,7 +56,7 @@ def test_bos_shifts_the_span(shapes, facts):
     assert without.subject.start == 0, "the subject opens the prompt"
 
 
-def test_target_tokens_are_what_follows_the_prompt(tiny, facts):
+def test_target_tokens_follow_the_prompt(tiny, facts):
     for fact in facts:
         ids = loc_edit.target_tokens(tiny, fact.prompt, fact.target_true)
         alone = tiny.tokenizer(" " + fact.target_true, add_special_tokens=False)["input_ids"]
@@ -96,7 +96,7 @@ def test_a_context_without_its_place_at_the_end_is_refused(tiny, facts, context)
         prompts.encode_context(tiny, context, loc_edit.encode(tiny, facts[0]))
 
 
-def test_a_subject_that_is_not_there_names_the_fact(tiny):
+def test_a_missing_subject_is_refused_by_the_fact(tiny):
     with pytest.raises(SubjectNotFound, match=r"fact 77: subject 'Rome' is not in prompt 'Paris is big'"):
         prompts.find_subject(tiny, "Paris is big", "Rome", fact_id=77)
     with pytest.raises(SubjectNotFound, match="fact 78"):
@@ -122,9 +122,9 @@ def test_an_empty_target_and_a_long_prompt_are_refused(tiny):
         loc_edit.encode(tiny, fact)
 
 
-def test_a_prompt_says_what_it_is(tiny, facts):
-    said = repr(loc_edit.encode(tiny, facts[1]))
-    assert "fact 1" in said
-    assert facts[1].prompt in said
-    assert "[" in said
+def test_the_representation_of_a_prompt_names_its_fact_text_and_subject(tiny, facts):
+    text = repr(loc_edit.encode(tiny, facts[1]))
+    assert "fact 1" in text
+    assert facts[1].prompt in text
+    assert "[" in text
     assert len(loc_edit.encode(tiny, facts[1])) == len(loc_edit.encode(tiny, facts[1]).tokens)

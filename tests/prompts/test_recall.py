@@ -1,4 +1,4 @@
-"""The filter for known facts against a loop that runs the whole text again for every token."""
+"""The answers of a model, and the facts it knows, against a loop that runs the whole text again for every token."""
 
 import json
 import re
@@ -42,14 +42,14 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def forwards(monkeypatch):
-    """How many batches of answers were computed."""
+    """The sizes of the batches of answers that were computed."""
     made = []
     real = known._answer
     monkeypatch.setattr(known, "_answer", lambda *args: made.append(len(args[1])) or real(*args))
     return made
 
 
-def test_answers_are_those_of_the_slow_loop(editable, many):
+def test_answers_equal_the_slow_loop(editable, many):
     found = answers(editable, many)
     assert [answer.fact_id for answer in found] == [fact.fact_id for fact in many]
     for fact, answer in zip(many, found, strict=True):
@@ -65,7 +65,7 @@ def test_an_answer_has_its_length(tiny, facts, length):
         assert answer.text == slow_answer(tiny, fact, length)[0]
 
 
-def test_an_end_of_text_inside_an_answer_is_no_padding(make_model, facts):
+def test_an_end_of_text_inside_an_answer_is_not_padding(make_model, facts):
     model = make_model(seed=3)
     model.unembed.b_U[model.tokenizer.eos_token_id] += 7.0
     found = answers(model, facts)
@@ -75,14 +75,14 @@ def test_an_end_of_text_inside_an_answer_is_no_padding(make_model, facts):
         assert answer.text == slow_answer(model, fact)[0]
 
 
-def said(model, fact):
-    """A few letters of what the model says."""
+def longest_word(model, fact):
+    """The longest word in the model's answer."""
     text = slow_answer(model, fact)[0]
     return max(re.findall("[A-Za-z]+", text), key=len)
 
 
-def test_a_fact_is_known_if_its_object_is_in_the_answer_whatever_the_case(tiny, facts):
-    word = said(tiny, facts[0])
+def test_a_fact_is_known_if_its_object_is_in_the_answer_in_any_case(tiny, facts):
+    word = longest_word(tiny, facts[0])
     right = [replace(facts[0], target_true=text, fact_id=i) for i, text in enumerate((word, word.upper(), word[1:]))]
     wrong = [replace(facts[0], target_true=f"{word}zq", fact_id=8), replace(facts[0], target_true="zqzq", fact_id=9)]
     assert known_facts(tiny, [wrong[0], *right, wrong[1]]) == right
@@ -90,7 +90,7 @@ def test_a_fact_is_known_if_its_object_is_in_the_answer_whatever_the_case(tiny, 
     assert known_facts(tiny, wrong) == []
 
 
-def test_the_fold_is_unicode_s(tiny, facts, monkeypatch):
+def test_case_is_folded_as_in_unicode(tiny, facts, monkeypatch):
     monkeypatch.setattr(type(tiny.tokenizer), "decode", lambda self, ids: "die STRASSE")
     assert [f.target_true for f in known_facts(tiny, [replace(facts[0], target_true="Straße")])] == ["Straße"]
 
@@ -115,7 +115,7 @@ def test_answers_do_not_depend_on_the_batch(tiny, many, tmp_path):
         assert a.p_true == pytest.approx(b.p_true, rel=1e-5)
 
 
-def test_a_prompt_near_the_end_of_the_context_is_answered_in_the_room_left(tiny, facts, caplog):
+def test_a_prompt_near_the_end_of_the_context_gets_a_shorter_answer(tiny, facts, caplog):
     filler = "a river " * 6
     long = replace(facts[0], template=filler + "{} is in " + filler, fact_id=5)
     n = len(encode(tiny, long))
@@ -151,7 +151,7 @@ def test_answers_are_kept_by_model_and_data(tiny, deep, many, cache, forwards):
 
 
 def test_another_object_is_other_data(tiny, facts, forwards):
-    word = said(tiny, facts[0])
+    word = longest_word(tiny, facts[0])
     assert not answers(tiny, [replace(facts[0], target_true="zqzq")])[0].known
     assert answers(tiny, [replace(facts[0], target_true=word)])[0].known
 
@@ -166,7 +166,7 @@ def test_a_written_weight_is_another_model(make_model, facts, forwards):
     assert [a.p_true for a in after] != [b.p_true for b in before]
 
 
-def test_a_stopped_call_goes_on_from_there(tiny, many, cache, forwards):
+def test_a_stopped_call_goes_on_from_its_cache(tiny, many, cache, forwards):
     whole = answers(tiny, many, cache=cache / "whole")
     n = len(forwards)
 
@@ -253,7 +253,7 @@ def test_the_builtin_model_knows_its_facts():
     assert len(known_facts(model, invented)) < len(known_facts(model, facts))
 
 
-def test_a_fact_of_ones_own(tiny):
+def test_a_fact_outside_any_data_set_can_be_filtered(tiny):
     fact = Fact(template="{} is in", subject="Rome", target_true="Italy")
     assert known_facts(tiny, [fact], known=False) == [fact]
     assert known_facts(tiny, []) == []

@@ -26,7 +26,7 @@ def draws_of(n, *key):
 
 @pytest.fixture
 def favouring(make_model):
-    """A model whose top 5 are chiefly the given texts' tokens."""
+    """Makes a model whose likeliest tokens are mostly the given texts."""
 
     def make(*texts, strength=6.0):
         model = make_model(seed=3)
@@ -38,7 +38,7 @@ def favouring(make_model):
     return make
 
 
-def test_samples_are_those_of_the_slow_sampler(editable):
+def test_samples_equal_the_slow_sampler(editable):
     prompts = [editable.to_tokens(text, prepend_bos=False)[0] for text in ("The", "In the north", "Nobody", "A train")]
     draws = [draws_of(n, i) for i, n in enumerate((9, 9, 4, 9))]
     for prompt, draw, found in zip(prompts, draws, sample_tokens(editable, prompts, draws), strict=True):
@@ -46,7 +46,7 @@ def test_samples_are_those_of_the_slow_sampler(editable):
         assert len(found) == len(prompt) + len(draw)
 
 
-def test_an_eos_inside_a_text_is_no_padding(favouring):
+def test_an_eos_inside_a_text_is_not_padding(favouring):
     eos = "<|endoftext|>"
     model = favouring(eos, strength=7.0)
     eos_id = model.tokenizer.eos_token_id
@@ -69,14 +69,14 @@ def test_only_the_top_k_are_drawn(tiny):
     assert {row[-1].item() for row in sample_tokens(tiny, [prompt] * 50, draws[:50], top_k=1)} == {top[0]}
 
 
-def test_draws_of_all_but_one_reach_the_last_of_the_top(tiny):
+def test_a_draw_just_below_one_takes_the_last_of_the_top_tokens(tiny):
     below_one = torch.tensor([0.0, 1 - 2**-24])
     for draw in below_one:
         found = sample_tokens(tiny, [torch.tensor([7])], [draw[None]])[0]
         assert found[-1] == tiny(torch.tensor([[7]]))[0, -1].topk(5).indices[0 if draw == 0 else 4]
 
 
-def test_a_text_does_not_depend_on_its_company(tiny):
+def test_a_text_does_not_depend_on_the_other_texts(tiny):
     prompts = [torch.tensor(ids) for ids in ([3], [4, 5], [6], [7, 8], [9])]
     draws = [draws_of(n, i) for i, n in enumerate((6, 6, 6, 3, 0))]
     together = sample_tokens(tiny, prompts, draws)
@@ -121,7 +121,7 @@ def test_memit_contexts_are_five_of_ten_tokens_from_their_words(monkeypatch, tin
 
 
 @pytest.mark.parametrize("style", ["rome", "memit"])
-def test_contexts_begin_bare_and_end_in_the_prompt_s_place(tiny, style):
+def test_contexts_begin_with_the_bare_prompt_and_end_with_its_place(tiny, style):
     contexts = sample_contexts(tiny, style)
     assert contexts[0] == "{}"
     assert all(context.endswith(". {}") for context in contexts[1:])
@@ -164,7 +164,7 @@ def test_braces_and_line_breaks_in_texts_break_nothing(favouring, facts, stats_o
     assert 0 < edit.norm < float("inf")
 
 
-def test_special_tokens_and_line_breaks_are_no_text(tiny):
+def test_special_tokens_and_line_breaks_are_left_out_of_contexts(tiny):
     ids = tiny.tokenizer("<|endoftext|>The\n\n old\tbridge <|endoftext|>", add_special_tokens=False)["input_ids"]
     assert tiny.tokenizer.eos_token_id in ids
     assert _clean_text(tiny, torch.tensor(ids)) == "The old bridge"
@@ -184,13 +184,13 @@ def test_essence_texts_fill_the_context_and_begin_with_the_subject(tiny):
         assert len({tuple(text.tolist()) for text in texts}) > 1
 
 
-def test_essence_texts_take_a_hundred_tokens_where_there_is_room(make_model):
+def test_essence_texts_have_a_hundred_tokens_in_a_long_context(make_model):
     model = make_model(n_ctx=120)
     [[*texts]] = sample_essences(model, ["Norway"], [0])
     assert [len(text) for text in texts] == [100] * 5
 
 
-def test_essence_texts_have_the_start_token_where_the_model_wants_one(shapes):
+def test_essence_texts_begin_with_bos_if_prompts_do(shapes):
     [texts] = sample_essences(shapes["llama"], ["Norway"], [0])
     assert all(text[0] == shapes["llama"].tokenizer.bos_token_id for text in texts)
     assert all(len(text) == 64 for text in texts)
@@ -208,7 +208,7 @@ def test_essence_texts_depend_on_seed_and_fact_alone(tiny):
     assert not all(map(torch.equal, alone, other_fact))
 
 
-def test_a_subject_that_fills_the_context_is_taken_as_it_is(tiny):
+def test_a_subject_that_fills_the_context_gets_no_new_tokens(tiny):
     subject = "Norway " * 70
     [texts] = sample_essences(tiny, [subject], [0])
     assert all(len(text) > tiny.cfg.n_ctx for text in texts)

@@ -75,7 +75,7 @@ def speller(request):
 
 @pytest.fixture(scope="module")
 def model_of(tokenizer):
-    """speller -> a model that tokenises with it (no test here runs it)."""
+    """speller -> a model that tokenizes with it (no test here runs it)."""
     model = random_model(tokenizer, n_ctx=256)
 
     def model_of(speller, bos=False):
@@ -87,7 +87,7 @@ def model_of(tokenizer):
 
 
 def check(speller, fact, found):
-    """A fact's tokens are those of the oracle, or the error has a cause; returns what happened in words."""
+    """Check a fact's tokens against the oracle, or that its error has a cause; returns a description of the case."""
     begin, _, end = fact.template.partition("{}")
     true, how = speller.target(fact.prompt, fact.target_true)
     new, _ = speller.target(fact.prompt, fact.target_new) if fact.target_new else ([], "")
@@ -150,7 +150,7 @@ def test_any_text_has_an_exact_span(speller, model_of, before, subject, after, t
     check(speller, fact, found)
 
 
-def test_one_at_a_time_is_the_same(speller, model_of):
+def test_encoding_facts_one_at_a_time_gives_the_same_tokens(speller, model_of):
     model = model_of(speller)
     facts = hard_facts()
     for fact, found in zip(facts, encode_all(model, facts, batch_size=4), strict=True):
@@ -166,7 +166,7 @@ def test_one_at_a_time_is_the_same(speller, model_of):
         torch.testing.assert_close(target_tokens(model, fact.prompt, fact.target_new), found.target_new)
 
 
-def test_the_space_put_before_a_text_is_no_part_of_its_subject(speller, model_of):
+def test_the_space_that_sentencepiece_adds_is_not_part_of_the_subject(speller, model_of):
     prompt = find_subject(model_of(speller), "漢字 is in", "漢字")
     [first] = speller.fast.convert_ids_to_tokens(prompt.tokens[:1].tolist())
     assert prompt.subject.start == (first == "\u2581")
@@ -191,7 +191,7 @@ def test_bos_moves_a_span_by_one(speller, model_of):
             assert b.target_true.tolist() == a.target_true.tolist()
 
 
-def test_what_cannot_be_used_is_an_error_in_its_place(tiny):
+def test_a_fact_that_cannot_be_used_is_an_error_in_its_place(tiny):
     good = Fact(template="{} is in", subject="Rome", target_true="Italy", target_new="Spain", fact_id=1)
     long = Fact(template="{} is " + "q " * 80, subject="Rome", target_true="Italy", fact_id=2)
     n = len(encode(tiny, good).tokens)
