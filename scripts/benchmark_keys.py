@@ -23,6 +23,7 @@ from loc_edit.keys.builtin_corpus import builtin_corpus
 from loc_edit.keys.streaming import BATCH, start_pass
 from loc_edit.keys.tokens import TokenRows, write_tokens
 from loc_edit.models.loading import quiet
+from loc_edit.models.model import Model
 
 SHAPES = {
     "gpt2-small": {"n_layers": 12, "d_model": 768, "n_heads": 12, "d_head": 64, "n_ctx": 1024},
@@ -51,7 +52,7 @@ class Timing:
         return self.apart / self.together
 
 
-def random_model(name: str) -> HookedTransformer:
+def random_model(name: str) -> Model:
     """Returns a model of a known shape with random weights, and the built-in model's tokenizer."""
     tokenizer = loc_edit.load_model().tokenizer
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -61,7 +62,7 @@ def random_model(name: str) -> HookedTransformer:
         return loc_edit.load_model(HookedTransformer(cfg, tokenizer))
 
 
-def seconds(model: HookedTransformer, layers: list[int], rows: TokenRows, batch: int) -> float:
+def seconds(model: Model, layers: list[int], rows: TokenRows, batch: int) -> float:
     """Returns the time of one pass for some layers."""
     work = start_pass(model, layers, torch.float32, batch)
     work.samples.marks = ()
@@ -75,7 +76,7 @@ def seconds(model: HookedTransformer, layers: list[int], rows: TokenRows, batch:
     return time.perf_counter() - start
 
 
-def measure(model: HookedTransformer, rows: TokenRows, batch: int, repeats: int) -> list[Timing]:
+def measure(model: Model, rows: TokenRows, batch: int, repeats: int) -> list[Timing]:
     layers = list(range(model.cfg.n_layers))
     seconds(model, layers[:1], rows, batch)  # warms up
     timings = []
