@@ -1,6 +1,7 @@
-"""What the page's explorer shows: facts with their traces and edits, in a compact form."""
+"""Collects the data of the page's explorer: facts with their traces and edits, in a compact form."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -17,7 +18,7 @@ from loc_edit.report.texts import belongs
 
 OUTCOMES = ("rewrite", "paraphrase", "neighborhood", "essence", "overall")
 KINDS = ("rewrite", "rewrite_other", "paraphrase", "neighborhood")
-"""Raw probabilities that are shown, in the order of their columns."""
+"""The kinds of raw probabilities that are shown, in the order of their columns."""
 
 Key = tuple[str, str, int]
 """Problem, method, window."""
@@ -25,11 +26,11 @@ Key = tuple[str, str, int]
 
 @dataclass(frozen=True)
 class Continuations:
-    """The likeliest next tokens after an edit prompt, with their probabilities: the one thing that rows do not hold.
+    """The likeliest next tokens after an edit prompt, with their probabilities, which no row holds.
 
     Attributes:
-        before: of the unedited model, by fact.
-        after: by fact and (problem, method, window): the edited layer, and the tokens of the model so edited.
+        before: the tokens of the unedited model, by fact.
+        after: the edited layer and the tokens of the edited model, by fact and (problem, method, window).
     """
 
     before: Mapping[int, Sequence[tuple[str, float]]] = field(default_factory=dict)
@@ -45,158 +46,131 @@ def explorer(
     window: int | None = None,
     next_tokens: Continuations | None = None,
 ) -> dict[str, Any]:
-    """The explorer's data: plain, without NaN, packed numbers where there are many.
+    """Returns the explorer's data as plain values without NaN; long arrays of numbers are packed.
 
     Args:
         traces: trace rows.
-        edits: edit rows with their lists; controls are left out.
-        facts: texts of the facts by id, where known; one whose subject is not in the traced tokens is not used.
-        most: how many facts at most, evenly spread over the ids.
-        window: the restoration window that is chosen at first.
+        edits: edit rows with their list columns; controls are left out.
+        facts: known facts by id; a fact whose subject is not in the traced tokens is not used.
+        most: the largest number of facts, taken evenly over the ids.
+        window: the restoration window that is chosen when the page opens.
         next_tokens: see `Continuations`.
     """
     edits = in_paper_order(without_controls(edits))
-    ids = np.union1d(_ids(traces), _ids(edits))
-    chosen = thinned(ids, most)
-    combos = _combos(edits)
-    records = {int(fact): {"id": int(fact), "traces": {}, "edits": {}} for fact in chosen}
+    ids = np.union1d(traces["fact_id"], edits["fact_id"]).astype(int)
+    records = {int(fact): {"id": int(fact), "traces": {}, "edits": {}} for fact in thinned(ids, most)}
     grids = _grids(traces)
     for grid, rows in grids:
         _add_traces(records, grid, rows)
-    for i, combo in enumerate(combos):
-        _add_edits(records, i, combo, edits)
+    combinations: dict[Key, dict[str, Any]] = {}
+    for (problem, method, edit_window), rows in edits.groupby(["problem", "method", "window"], sort=False):
+        names = {"problem": problem_label(problem), "method": method_label(method, edit_window)}
+        combination = {**names, "layers": np.unique(rows["layer"]).tolist()}
+        _add_edits(records, str(len(combinations)), combination["layers"], rows)
+        combinations[problem, method, edit_window] = combination
     for fact, record in records.items():
         _add_texts(record, facts.get(fact))
-        _add_next(record, combos, next_tokens)
+        if next_tokens is not None:
+            _add_next(record, list(combinations), next_tokens)
     usual = [i for i, (grid, _) in enumerate(grids) if (grid["localizer"], grid["window"]) == (TRACING, window)]
     return {
         "total": len(ids),
         "outcomes": list(OUTCOMES),
         "grids": [grid for grid, _ in grids],
         "grid": max(usual, default=0),
-        "combos": [{k: v for k, v in combo.items() if k != "key"} for combo in combos],
+        "combos": list(combinations.values()),
         "facts": list(records.values()),
     }
 
 
 def thinned(ids: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of the ids, evenly spread.
+    """Returns at most `most` of the ids, evenly spread.
 
     Raises:
-        ValueError: fewer than one is asked for.
+        ValueError: `most` is less than 1.
     """
     if most < 1:
-        raise ValueError(f"facts {most}: at least 1 is wanted")
-    return ids[np.unique(np.linspace(0, len(ids) - 1, min(most, len(ids))).astype(int))] if len(ids) else ids
-
-
-def _ids(rows: pd.DataFrame) -> np.ndarray:
-    return np.unique(rows["fact_id"].to_numpy(dtype=np.int64)) if len(rows) else np.array([], dtype=np.int64)
-
-
-def _groups(rows: pd.DataFrame, keys: list[str]) -> list[tuple[Any, pd.DataFrame]]:
-    """The groups of a frame by plain keys, in order; none of an empty one."""
-    if rows.empty:
-        return []
-    found = rows.groupby(keys, sort=True)
-    return [(tuple(k.item() if isinstance(k, np.generic) else k for k in key), part) for key, part in found]
+        raise ValueError(f"facts {most}: expected at least 1")
+    return ids[np.unique(np.linspace(0, len(ids) - 1, min(most, len(ids))).astype(int))]
 
 
 def _grids(traces: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-    """What each localiser, site and window is called, with its rows; Causal Tracing first."""
-    found = []
+    """Every localizer, site and window with its label and its rows; Causal Tracing first."""
+    grids = []
     for name in localizers_in(traces):
-        for (site, window), rows in _groups(of_localizer(traces, name), ["site", "window"]):
-            usual = name == TRACING
+        prefix = "" if name == TRACING else name
+        for (site, window), rows in of_localizer(traces, name).groupby(["site", "window"]):
             key, label = f"{site}/{window}", f"{window} ({site})"
-            names = {"key": key, "label": label} if usual else {"key": f"{name}/{key}", "label": f"{name}, {label}"}
-            found.append(({"localizer": name, "site": site, "window": window, **names}, rows))
-    return found
-
-
-def _combos(edits: pd.DataFrame) -> list[dict[str, Any]]:
-    """Every problem x method that there are edits of, in the paper's order, with its layers."""
-    found = []
-    for key in edits[["problem", "method", "window"]].drop_duplicates().itertuples(index=False, name=None):
-        problem, method, window = str(key[0]), str(key[1]), int(key[2])
-        layers = np.unique(edits["layer"][_is(edits, (problem, method, window))])
-        label = {"problem": problem_label(problem), "method": method_label(method, window)}
-        found.append({**label, "key": (problem, method, window), "layers": layers.tolist()})
-    return found
-
-
-def _is(edits: pd.DataFrame, key: Key) -> pd.Series:
-    return (edits["problem"] == key[0]) & (edits["method"] == key[1]) & (edits["window"] == key[2])
+            names = (
+                {"key": f"{prefix}/{key}", "label": f"{prefix}, {label}"} if prefix else {"key": key, "label": label}
+            )
+            grids.append(({"localizer": name, "site": site, "window": int(window), **names}, rows))
+    return grids
 
 
 def _add_traces(records: dict[int, dict[str, Any]], grid: Mapping[str, Any], rows: pd.DataFrame) -> None:
-    """Each fact's grid of one localiser, site and window: restored numbers [layer, pos], its curve over the layers."""
+    """Adds each fact's grid of one localizer, site and window: restored values [layer, pos] and a curve over layers."""
     rows = rows[rows["fact_id"].isin(records)]
+    if rows.empty:
+        return
     rows = rows.sort_values(["fact_id", "layer", "pos"], kind="stable")
-    definition = EffectDefinition(grid["window"], grid["site"], localizer=grid["localizer"])
-    curves = by_layer(rows, definition) if len(rows) else rows
-    by_fact = {fact: part["trace"].to_numpy() for (fact,), part in _groups(curves, ["fact_id"])}
-    for (fact,), cells in _groups(rows, ["fact_id"]):
-        first = cells.iloc[0]
+    curves = by_layer(rows, EffectDefinition(grid["window"], grid["site"], localizer=grid["localizer"]))
+    curve_of = {fact: part["trace"].to_numpy() for fact, part in curves.groupby("fact_id")}
+    for fact, cells in rows.groupby("fact_id"):
+        first, record = cells.iloc[0], records[fact]
         layers, n_pos = np.unique(cells["layer"]), cells["pos"].nunique()
-        record = records[fact]
         if len(cells) != len(layers) * n_pos:
-            continue  # half a grid: rows that this package did not write
+            continue  # an incomplete grid: this package did not write its rows
         if "tokens" not in record:
-            one = cells[cells["layer"] == layers[0]]
-            known = "token" in one and one["token"].astype(bool).any()
-            record["tokens"] = one["token"].tolist() if known else [f"token {pos}" for pos in one["pos"]]
+            positions = cells[cells["layer"] == layers[0]]
+            tokens = positions["token"].tolist()
+            record["tokens"] = tokens if any(tokens) else [f"token {pos}" for pos in positions["pos"]]
             record["subject"] = [int(first["subject_begin"]), int(first["subject_end"])]
-            record["relation"] = str(first.get("relation", ""))
+            record["relation"] = first["relation"]
         record["traces"][grid["key"]] = {
             "layers": layers.tolist(),
             "clean": number(first["p_clean"]),
             "corrupted": number(first["p_corrupted"]),
             "restored": packed(cells["p_restored"]),
-            "curve": packed(by_fact[fact]),
-            "metric": str(first.get("metric", "")) or "probability",
+            "curve": packed(curve_of[fact]),
+            "metric": first["metric"] or "probability",
         }
 
 
-def _add_edits(records: dict[int, dict[str, Any]], i: int, combo: dict[str, Any], edits: pd.DataFrame) -> None:
-    """Each fact's edits of one problem and method: scores [layer, outcome], probabilities [1 + layer, prompt]."""
-    outcomes = [name for name in OUTCOMES if name in edits]
-    lists = [kind for kind in KINDS if {f"{kind}_before", f"{kind}_after"} <= set(edits)]
-    texts = [name for name in ("fact_id", "layer", "status", "reason", "target", "objective") if name in edits]
-    columns = [*texts, *outcomes, *(f"{kind}_{when}" for kind in lists for when in ("before", "after"))]
-    rows = edits.loc[_is(edits, combo["key"]) & edits["fact_id"].isin(records), columns]
-    by_fact: dict[int, list[dict[str, Any]]] = {}
-    for row in rows.to_dict("records"):
-        by_fact.setdefault(int(row["fact_id"]), []).append({str(name): value for name, value in row.items()})
-    for fact, mine in by_fact.items():
-        records[fact]["edits"][str(i)] = _edits_of(mine, combo["layers"], outcomes, lists)
+def _add_edits(records: dict[int, dict[str, Any]], key: str, layers: list[int], rows: pd.DataFrame) -> None:
+    """Adds each fact's edits of one problem and method."""
+    probabilities = [f"{kind}_{time}" for kind in KINDS for time in ("before", "after")]
+    columns = ["fact_id", "layer", "status", "reason", "target", "objective", *OUTCOMES]
+    columns += [name for name in probabilities if name in rows]
+    rows_of: dict[int, list[dict[Hashable, Any]]] = defaultdict(list)
+    for row in rows.loc[rows["fact_id"].isin(records), columns].to_dict("records"):
+        rows_of[row["fact_id"]].append(row)
+    for fact, fact_rows in rows_of.items():
+        records[fact]["edits"][key] = _edits_of(fact_rows, layers)
 
 
-def _edits_of(rows: list[dict[str, Any]], layers: list[int], outcomes: list[str], lists: list[str]) -> dict[str, Any]:
-    """One fact's edits of one problem and method, from its rows."""
-    places = {layer: 1 + place for place, layer in enumerate(layers)}
-    where = [OUTCOMES.index(name) for name in outcomes]
+def _edits_of(rows: list[dict[Hashable, Any]], layers: list[int]) -> dict[str, Any]:
+    """Returns one fact's edits: scores [layer, outcome] and probabilities [1 + layer, prompt], first before edits."""
     scores = np.full((len(layers), len(OUTCOMES)), np.nan)
     notes: dict[str, str] = {}
-    found: dict[int, tuple[list[float], list[float]]] = {}
+    probabilities: dict[int, tuple[list[float], list[float]]] = {}
     lengths = [0] * len(KINDS)
     for row in rows:
-        scores[places[row["layer"]] - 1, where] = [row[name] for name in outcomes]
+        place = layers.index(row["layer"])
+        scores[place] = [row[name] for name in OUTCOMES]
         if row["status"] != "done":
-            notes[str(row["layer"])] = f"{row['status']}: {row.get('reason') or 'no reason given'}"
-        pairs = {kind: (_list(row[f"{kind}_before"]), _list(row[f"{kind}_after"])) for kind in lists}
-        here = [len(pairs[kind][1]) if kind in pairs else 0 for kind in KINDS]
-        if sum(here):
-            lengths = here
-            before, after = zip(*(pairs[kind] for kind in lists), strict=True)
-            found[places[row["layer"]]] = list(chain(*before)), list(chain(*after))
+            notes[str(row["layer"])] = f"{row['status']}: {row['reason'] or 'no reason given'}"
+        before, after = ([_list(row.get(f"{kind}_{time}")) for kind in KINDS] for time in ("before", "after"))
+        if any(after):
+            lengths = [len(values) for values in after]
+            probabilities[place] = list(chain(*before)), list(chain(*after))
     numbers = np.full((1 + len(layers), sum(lengths)), np.nan)
-    for place, (p, q) in found.items():
-        if len(p) == len(q) == sum(lengths):
-            numbers[0], numbers[place] = p, q
+    for place, (p_before, p_after) in probabilities.items():
+        if len(p_before) == len(p_after) == sum(lengths):
+            numbers[0], numbers[1 + place] = p_before, p_after
     return {
-        "target": str(rows[0].get("target", "")).strip(),
-        "objective": str(rows[0].get("objective", "")) or "raise",
+        "target": rows[0]["target"].strip(),
+        "objective": rows[0]["objective"] or "raise",
         "scores": packed(scores),
         "lengths": lengths,
         "numbers": packed(numbers),
@@ -205,13 +179,11 @@ def _edits_of(rows: list[dict[str, Any]], layers: list[int], outcomes: list[str]
 
 
 def _list(value: Any) -> list[float]:
-    if value is None:
-        return []
-    return np.atleast_1d(np.asarray(value, dtype=float)).tolist()
+    return [] if value is None else np.atleast_1d(np.asarray(value, dtype=float)).tolist()
 
 
 def _add_texts(record: dict[str, Any], fact: Fact | None) -> None:
-    """Texts of the fact where it is known and is the traced one; else the prompt as its tokens spell it."""
+    """Adds the texts of the fact if it is known and is the traced one; else the prompt that its tokens spell."""
     tokens = record.get("tokens", [])
     if fact is not None and (not tokens or belongs(fact, tokens, *record["subject"])):
         record["prompt"], record["about"] = fact.prompt, fact.subject
@@ -222,12 +194,11 @@ def _add_texts(record: dict[str, Any], fact: Fact | None) -> None:
         record["prompt"] = "".join(tokens).replace("\u2581", " ").strip() or f"fact {record['id']}"
 
 
-def _add_next(record: dict[str, Any], combos: list[dict[str, Any]], found: Continuations | None) -> None:
-    if found is None or record["id"] not in found.before:
+def _add_next(record: dict[str, Any], combinations: Sequence[Key], next_tokens: Continuations) -> None:
+    if record["id"] not in next_tokens.before:
         return
-    record["next"] = [[text, number(p)] for text, p in found.before[record["id"]]]
-    after = found.after.get(record["id"], {})
-    for i, combo in enumerate(combos):
-        if combo["key"] in after and str(i) in record["edits"]:
-            layer, tokens = after[combo["key"]]
-            record["edits"][str(i)]["next"] = {"layer": layer, "tokens": [[text, number(p)] for text, p in tokens]}
+    record["next"] = [[text, number(p)] for text, p in next_tokens.before[record["id"]]]
+    for key, (layer, tokens) in next_tokens.after.get(record["id"], {}).items():
+        place = str(combinations.index(key)) if key in combinations else ""
+        if place in record["edits"]:
+            record["edits"][place]["next"] = {"layer": layer, "tokens": [[text, number(p)] for text, p in tokens]}

@@ -1,4 +1,4 @@
-"""The page: template, style and scripts in one text, with a policy that lets nothing else run or load."""
+"""Puts the page together from template, style and scripts, with a policy that lets nothing else run or load."""
 
 import base64
 import hashlib
@@ -15,30 +15,20 @@ from markupsafe import Markup
 
 from loc_edit.report.packing import embedded
 
-SCRIPTS = (
-    "elements.js",
-    "numbers.js",
-    "chart.js",
-    "heatmap.js",
-    "tokens.js",
-    "list.js",
-    "fact.js",
-    "overview.js",
-    "main.js",
-)
-"""In the order in which they run; each defines functions for the next."""
+SCRIPTS = ("elements", "numbers", "chart", "heatmap", "tokens", "list", "fact", "overview", "main")
+"""The scripts in the order in which they run; each defines functions for the next."""
 DATA = ("curves", "explorer")
-"""What of the content the scripts read; the rest is in the template."""
+"""The parts of the content that the scripts read; the template shows the rest."""
 
 
 def render(content: Mapping[str, Any]) -> str:
-    """The page's HTML.
+    """Returns the page's HTML.
 
-    Texts in `content` are escaped by the template; what scripts read is JSON in an inert block.  The page's policy
-    names the scripts by their digests, so that no other can run, whatever the texts are.
+    The template escapes the texts in `content`; the data for the scripts is JSON in an inert block.  The page's policy
+    names the scripts by their digests, so that no other script can run, whatever the texts are.
     """
-    code = "\n".join(_asset(name) for name in SCRIPTS)
-    code = f"(() => {{\n'use strict';\n{code}\n}})();"
+    scripts = "\n".join(_asset(f"{name}.js") for name in SCRIPTS)
+    code = f"(() => {{\n'use strict';\n{scripts}\n}})();"
     bundle = circuitsvis_bundle()
     environment = Environment(
         loader=PackageLoader("loc_edit.report", "assets"), autoescape=True, undefined=StrictUndefined,
@@ -57,11 +47,11 @@ def render(content: Mapping[str, Any]) -> str:
 
 @cache
 def circuitsvis_bundle() -> str:
-    """The browser code of circuitsvis, so that it can stand in a script element: nothing in it ends that element."""
-    found = find_spec("circuitsvis")
-    if found is None or found.origin is None:
+    """The browser code of circuitsvis, changed so that nothing in it ends the script element around it."""
+    package = find_spec("circuitsvis")
+    if package is None or package.origin is None:
         raise ModuleNotFoundError("circuitsvis is not installed; the report shows its views")
-    text = (Path(found.origin).parent / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
+    text = (Path(package.origin).parent / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
     text = re.sub(r"//# sourceMappingURL=\S*\s*$", "", text)
     # In a JavaScript string `\x3c` is `<`; the bundle has these words in strings only.
     return re.sub(r"<(?=/script|script)", r"\\x3c", text.replace("<!--", "\\x3c!--"))

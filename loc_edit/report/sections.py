@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import tomli_w
 from matplotlib.figure import Figure
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from loc_edit.analysis.analyze import compare_localizers
 from loc_edit.analysis.figures.paper import FIGURES
@@ -20,103 +21,98 @@ from loc_edit.names import method_label, problem_label
 from loc_edit.views.style import styled
 
 WIDE = 6.5
-"""Inches of width from which a figure takes the whole page's."""
+"""The width in inches from which a figure takes the whole width of the page."""
 HEAVY = 150_000
-"""A figure whose SVG has more bytes (one with thousands of points) is drawn as PNG."""
-
+"""The size in bytes of an SVG, such as one with thousands of points, above which a figure is drawn as PNG."""
 
 BESIDE = [
     "problem", "method", "r2_layer_adjusted", "r2_both_adjusted", "added_corrected", "added_low", "added_high",
     "p_holm", "p_clustered_holm", "p_permutation_holm", "slope", "slope_low", "slope_high", "mixed_slope", "mixed_low",
     "mixed_high", "r_fact_centered", "r_fact_centered_low", "r_fact_centered_high",
 ]  # fmt: skip
-"""Of `regress.statistics`, what stands beside the naive tests of the paper's tables."""
+"""The columns of `statistics` that the report shows beside the naive tests of the paper's tables."""
+
+Section = dict[str, Any]
 
 
-def table_sections(rows: StudyRows, draws: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Every table of the paper that the rows allow (`name, title, columns, cells`), and why not the others.
+def table_sections(rows: StudyRows, draws: int) -> tuple[list[Section], dict[str, str]]:
+    """Makes every table of the paper that the rows allow.
 
     Args:
-        rows: of a run.
-        draws: resamples and permutations of the table of statistics; 0 leaves it out.
+        rows: the rows of a run.
+        draws: resamples and permutations of the table of statistics; 0 leaves the table out.
+
+    Returns:
+        `name, label, title, columns, cells` of each table, and the reason for each missing table by label.
     """
-    found: list[dict[str, Any]] = []
+    builders = {name: (table.title, table.build) for name, table in TABLES.items()}
+    builders["statistics"] = (
+        "statistics of the rewrite score that allow for dependence",
+        lambda rows: _statistics(rows, draws),
+    )
+    tables: list[Section] = []
     missing: dict[str, str] = {}
-    for name, table in TABLES.items():
+    for name, (title, build) in builders.items():
         try:
-            built = table.build(rows)
+            tables.append(_table(name, title, build(rows)))
         except (RowsMissing, ValueError) as error:
             missing[label(name)] = str(error)
-            continue
-        found.append(_table(name, table.title, built))
-    try:
-        found += [
-            _table("statistics", "statistics of the rewrite score that allow for dependence", _beside(rows, draws))
-        ]
-    except RowsMissing as error:
-        missing[label("statistics")] = str(error)
-    return found, missing
+    return tables, missing
 
 
-def _beside(rows: StudyRows, draws: int) -> pd.DataFrame:
+def _statistics(rows: StudyRows, draws: int) -> pd.DataFrame:
     if not draws:
         raise RowsMissing("the statistics were left out (no draws)")
-    found = statistics(rows.joined(), draws=draws)
-    methods = [method_label(m, w) for m, w in zip(found["method"], found["window"], strict=True)]
-    return found.assign(problem=found["problem"].map(problem_label), method=methods)[BESIDE]
+    table = statistics(rows.joined(), draws=draws)
+    methods = [method_label(m, w) for m, w in zip(table["method"], table["window"], strict=True)]
+    return table.assign(problem=table["problem"].map(problem_label), method=methods)[BESIDE]
 
 
-def _table(name: str, title: str, built: pd.DataFrame) -> dict[str, Any]:
+def _table(name: str, title: str, built: pd.DataFrame) -> Section:
     shown = rounded(built)
-    texts = [column for column in built if not _is_number(built[column])]
     return {
         "name": name,
         "label": label(name),
         "title": _sentence(title),
-        "columns": [(str(column), column not in texts) for column in shown],
+        "columns": [(str(column), _is_number(values)) for column, values in built.items()],
         "cells": shown.to_numpy().tolist(),
     }
 
 
-def figure_sections(rows: StudyRows) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Every figure of the paper that the rows allow, and why not the others.
+def figure_sections(rows: StudyRows) -> tuple[list[Section], dict[str, str]]:
+    """Draws every figure of the paper that the rows allow.
 
     Returns:
-        `name, label, title`, the `source` (a data address) and whether it is `wide`; and reasons by label.
+        `name, label, title`, the `source` (a data address) and whether it is `wide`, for each figure; and the reason
+        for each missing figure by label.
     """
-    found: list[dict[str, Any]] = []
+    figures: list[Section] = []
     missing: dict[str, str] = {}
     for name, figure in FIGURES.items():
         try:
-            drawn = figure.draw(figure.build(rows))
-            source = inline(drawn)
+            figures.append(_figure(name, figure.title, figure.draw(figure.build(rows))))
         except (RowsMissing, ValueError) as error:
             missing[label(name)] = str(error)
-            continue
-        about = {"name": name, "label": label(name), "title": _sentence(figure.title)}
-        found.append({**about, "source": source, "wide": drawn.get_figwidth() > WIDE})
-    return found, missing
+    return figures, missing
 
 
-def localizer_sections(
-    rows: StudyRows, draws: int
-) -> tuple[tuple[list[dict[str, Any]], list[dict[str, Any]]], dict[str, str]]:
-    """The comparison of localisers as tables and figures, or why there is none."""
+def localizer_sections(rows: StudyRows, draws: int) -> tuple[list[Section], list[Section], dict[str, str]]:
+    """Compares the localizers in tables and figures, or gives the reason why that is not possible."""
     try:
-        compared = compare_localizers(rows, draws)
+        comparisons = compare_localizers(rows, draws)
     except (RowsMissing, ValueError) as error:
-        return ([], []), {label("localizer_matrix"): str(error)}
-    made = [_table(one.table, one.title, one.data) for one in compared]
-    drawn = []
-    for one in compared:
-        figure = one.draw(one.data)
-        about = {"name": one.figure, "label": label(one.figure), "title": _sentence(one.title)}
-        drawn.append({**about, "source": inline(figure), "wide": figure.get_figwidth() > WIDE})
-    return (made, drawn), {}
+        return [], [], {label("localizer_matrix"): str(error)}
+    tables = [_table(part.table, part.title, part.data) for part in comparisons]
+    return tables, [_figure(part.figure, part.title, part.draw(part.data)) for part in comparisons], {}
+
+
+def _figure(name: str, title: str, figure: Figure) -> Section:
+    wide = figure.get_figwidth() > WIDE
+    return {"name": name, "label": label(name), "title": _sentence(title), "source": inline(figure), "wide": wide}
 
 
 def inline(figure: Figure) -> str:
-    """A figure as a data address: SVG, or PNG where that would be heavy; the same figure gives the same text.
+    """Returns a figure as a data address: SVG, or PNG if the SVG is heavy; the same figure gives the same text.
 
     An image is shown in isolation: nothing in it can run or load anything.
     """
@@ -134,18 +130,17 @@ def _saved(figure: Figure, ending: str, **options: Any) -> bytes:
     return out.getvalue()
 
 
-def provenance(config: Mapping[str, Any], made_by: Mapping[str, Any]) -> dict[str, Any]:
-    """The resolved configuration as lines and as the TOML that it is, and the versions and the model's fingerprint."""
-    scalars = [(name, _shown(value)) for name, value in config.items() if not isinstance(value, Mapping)]
+def provenance(config: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
+    """The resolved configuration as lines and as TOML, and the versions and the model's fingerprint."""
     return {
-        "made_by": [(name, str(value)) for name, value in made_by.items()],
-        "config": scalars,
+        "made_by": [(name, str(value)) for name, value in origin.items()],
+        "config": [(name, _shown(value)) for name, value in config.items() if not isinstance(value, Mapping)],
         "toml": tomli_w.dumps(dict(config)),
     }
 
 
 def reasons(rows: StudyRows) -> list[str]:
-    """Why edits were skipped or failed, a line per problem and status."""
+    """The reasons why edits were skipped or failed, one line per problem and status."""
     edits = without_controls(rows.edits)
     return reason_lines(grouped_reasons(edits)) if len(edits) else []
 
@@ -165,6 +160,4 @@ def _shown(value: Any) -> str:
 
 
 def _is_number(column: Any) -> bool:
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
-
     return is_numeric_dtype(column) and not is_bool_dtype(column)

@@ -1,6 +1,5 @@
-"""The facts behind a run's rows, found again by its configuration: rows name facts and do not repeat them."""
+"""Finds the facts of a run by its configuration, for the texts that its rows do not repeat."""
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,13 +10,11 @@ from loc_edit.facts.fact import Fact
 from loc_edit.facts.loading import load_facts
 from loc_edit.files import cache_folder
 
-log = logging.getLogger(__name__)
-
 
 def facts_of(config: Mapping[str, Any]) -> tuple[dict[int, Fact], str]:
-    """The facts that a run's configuration names, by id; none, and why, where they are not at hand.
+    """Returns the facts that a run's configuration names, by id; or no facts, and the reason.
 
-    Nothing is downloaded: a public data set is read where it is in the cache already.
+    Nothing is downloaded: a public data set is read only if it is in the cache already.
     """
     data = str(config.get("data", ""))
     if not data:
@@ -31,22 +28,21 @@ def facts_of(config: Mapping[str, Any]) -> tuple[dict[int, Fact], str]:
     try:
         facts = load_facts(source, limit=config.get("data_limit"), **options)
     except (OSError, ValueError) as error:
-        log.info("the facts of the run are not read: %s", error)
         return {}, f"the facts ({data}) cannot be read: {error}"
     return {fact.fact_id: fact for fact in facts}, ""
 
 
 def belongs(fact: Fact, tokens: Sequence[str], begin: int, end: int) -> bool:
-    """Whether traced tokens can be those of the fact: the subject's, but for spaces, are in its prompt in their order.
+    """Tells whether the fact's prompt contains the traced subject tokens in their order, apart from spaces.
 
-    Half a character in a token (`\ufffd`) can be anything.  A file may have changed since the run.
+    If not, the file of facts has changed since the run.  Half a character in a token (`\ufffd`) matches anything.
     """
     prompt, place = _squeezed(fact.prompt), 0
     for piece in re.split("\ufffd+", _squeezed("".join(tokens[begin:end]))):
-        found = prompt.find(piece, place)
-        if found < 0:
+        start = prompt.find(piece, place)
+        if start < 0:
             return False
-        place = found + len(piece)
+        place = start + len(piece)
     return True
 
 

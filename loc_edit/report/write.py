@@ -1,8 +1,9 @@
-"""A run in, one HTML file out."""
+"""Writes the report of a run as one HTML file."""
 
 import logging
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 NAME = "report.html"
 HEAVIEST = 16_000_000
-"""Bytes of the explorer's data at most: with figures and scripts, the page stays below 20 MB."""
+"""The largest size of the explorer's data in bytes: with figures and scripts, the page stays below 20 MB."""
 
 
 def write_report(
@@ -36,7 +37,7 @@ def write_report(
     texts: Mapping[int, Fact] | None = None,
     next_tokens: Continuations | None = None,
 ) -> Path:
-    """Write a run's report: one HTML file that opens anywhere and loads nothing.
+    """Writes a run's report: one HTML file that opens anywhere and loads nothing.
 
     It holds the answer in words, every table and figure that the rows allow, the run's provenance, and an explorer
     of its facts.  The same run and arguments give the same bytes.
@@ -44,29 +45,30 @@ def write_report(
     Args:
         run: from `load_run`, or its folder.
         out: the file, or a folder for `report.html`; by default `report.html` in the run's folder.
-        facts: how many facts the explorer holds at most, evenly spread.
+        facts: the largest number of facts in the explorer, taken evenly over the run's.
         window: the restoration window of tables and figures; by default 5, or the only one, or the first.
         draws: resamples and permutations of the statistics; 0 leaves the answer out.
-        texts: the facts by id, for the prompts' texts; by default found by the run's configuration.
+        texts: the facts by id, for the prompts' texts; by default the facts that the run's configuration names.
         next_tokens: next tokens before and after edits, which need the model (`loc-edit report --model`).
 
     Returns:
         The file.
 
     Raises:
-        BadRun: there is no run, or one that this version cannot read.
-        RowsMissing: the run has no row yet, or no trace with this window.
+        BadRun: there is no run, or this version cannot read it.
+        RowsMissing: the run has no rows yet, or no traces with this window.
         StoreError: the disk refused.
     """
     run = run if isinstance(run, Run) else load_run(run)
     rows, notes = _rows(run, window)
     if texts is None:
-        texts, why = facts_of(run.config)
-        if why:
-            notes.append(f"Prompts are spelled from tokens, and paraphrases and neighbours have no text: {why}.")
+        texts, reason = facts_of(run.config)
+        if reason:
+            notes.append(f"Prompts are spelled from tokens, and paraphrases and neighbors have no text: {reason}.")
     path = _place(run, out)
-    path.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is better known before the work
-    html = page.render(_content(run, rows, notes, facts, draws, texts, next_tokens))
+    path.parent.mkdir(parents=True, exist_ok=True)  # an error is better known before the work
+    explorer_data = _explorer(rows, texts, facts, next_tokens)
+    html = page.render(_content(run, rows, notes, draws, explorer_data))
     write_atomic(path, html.encode("utf-8", "replace"))
     return path
 
@@ -79,7 +81,7 @@ def _place(run: Run, out: str | Path | None) -> Path:
 
 
 def _rows(run: Run, window: int | None) -> tuple[StudyRows, list[str]]:
-    """The run's rows of one site and metric, and what there is to say about them."""
+    """The run's rows of one metric and seed with the main window and site, and notes about rows left out."""
     localized, edits = run.traces, run.read("edits", lists=True)
     traces = of_localizer(localized)
     if localized.empty and edits.empty:
@@ -87,18 +89,18 @@ def _rows(run: Run, window: int | None) -> tuple[StudyRows, list[str]]:
     notes = [_unfinished(run)]
     site = "mlp_out"
     if len(traces):
-        traces, site, more = _one_kind(traces)
+        traces, site, metric_notes = _one_kind(traces)
         windows = sorted(int(w) for w in traces.loc[traces["site"] == site, "window"].unique())
         if window is not None and window not in windows:
-            raise RowsMissing(f"{run.path}: no traces with window {window}; there are {windows}")
+            raise RowsMissing(f"{run.path}: no traces with window {window}; expected one of {windows}")
         window = window or (DEFAULT_WINDOW if DEFAULT_WINDOW in windows else windows[0])
-        notes += more
+        notes += metric_notes
     seeds = sorted(edits["seed"].unique())
     if len(seeds) > 1:
         edits = edits[edits["seed"] == seeds[0]]
-        notes.append(f"Of {len(seeds)} seeds' edits only those of seed {seeds[0]} are shown.")
+        notes.append(f"The run has edits of {len(seeds)} seeds; only edits of seed {seeds[0]} are shown.")
     if run.damaged:
-        notes.append(f"{len(run.damaged)} damaged files are left out.")
+        notes.append(f"Damaged files of rows, which are left out: {len(run.damaged)}.")
     others = localized[~localized.index.isin(of_localizer(localized).index)]
     return StudyRows(traces, edits, window, site, pd.concat([traces, others])), [note for note in notes if note]
 
@@ -106,45 +108,37 @@ def _rows(run: Run, window: int | None) -> tuple[StudyRows, list[str]]:
 def _one_kind(traces: pd.DataFrame) -> tuple[pd.DataFrame, str, list[str]]:
     """The traces of one metric, and the site for tables and figures."""
     notes = []
-    metrics = sorted(traces["metric"].unique()) if "metric" in traces else []
+    metrics = sorted(traces["metric"].unique())
     if len(metrics) > 1:
         kept = "probability" if "probability" in metrics else metrics[0]
         traces = traces[traces["metric"] == kept]
-        notes.append(f"Of the traces' metrics ({', '.join(metrics)}) only {kept} is shown.")
+        notes.append(f"The traces have several metrics ({', '.join(metrics)}); only {kept} is shown.")
     sites = sorted(traces["site"].unique())
     site = "mlp_out" if "mlp_out" in sites else sites[0]
     if len(sites) > 1:
-        notes.append(f"Traced sites: {', '.join(sites)}; tables and figures are of {site}.")
+        notes.append(f"Traced sites: {', '.join(sites)}; tables and figures show {site}.")
     return traces, site, notes
 
 
 def _unfinished(run: Run) -> str:
     try:
-        found = run_progress(run)
+        progress = run_progress(run)
     except (ValueError, OSError) as error:
-        log.info("how far the run is cannot be told: %s", error)
+        log.info("the progress of the run is unknown: %s", error)
         return ""
-    if not found.remaining:
+    if not progress.remaining:
         return ""
-    edits, traces = int(found.edits["remaining"].sum()), int(found.traces["remaining"].sum())
-    parts = [f"{edits:,} edits"] * bool(edits) + [f"{traces:,} traces"] * bool(traces)
-    return f"The run is not finished: {' and '.join(parts)} remain. This is what there is so far."
+    remaining = {"edits": int(progress.edits["remaining"].sum()), "traces": int(progress.traces["remaining"].sum())}
+    parts = [f"{n:,} {kind}" for kind, n in remaining.items() if n]
+    return f"The run is not finished: {' and '.join(parts)} remain. The report shows the rows so far."
 
 
-def _content(
-    run: Run,
-    rows: StudyRows,
-    notes: list[str],
-    most: int,
-    draws: int,
-    texts: Mapping[int, Fact],
-    next_tokens: Continuations | None,
-) -> dict[str, Any]:
-    answers, why_none = summary.verdicts(rows, draws)
-    word, sentence = summary.headline([row["answer"] for row in answers], why_none)
-    made, no_table = sections.table_sections(rows, draws)
-    drawn, no_figure = sections.figure_sections(rows)
-    study, no_study = sections.localizer_sections(rows, draws)
+def _content(run: Run, rows: StudyRows, notes: list[str], draws: int, explorer_data: dict[str, Any]) -> dict[str, Any]:
+    verdicts, reason = summary.verdicts(rows, draws)
+    word, sentence = summary.headline([row["answer"] for row in verdicts], reason)
+    tables, missing_tables = sections.table_sections(rows, draws)
+    figures, missing_figures = sections.figure_sections(rows)
+    localizer_tables, localizer_figures, missing_localizers = sections.localizer_sections(rows, draws)
     return {
         "question": summary.QUESTION,
         "name": run.path.resolve().name,
@@ -155,25 +149,28 @@ def _content(
         "site": rows.site,
         "word": word,
         "sentence": sentence,
-        "verdicts": answers,
-        "counts": summary.counts(rows, run.config),
+        "verdicts": verdicts,
+        "counts": summary.counts(rows),
         "notes": notes,
         "curves": summary.curves(rows),
         "reasons": sections.reasons(rows),
-        "tables": made + study[0],
-        "figures": drawn + study[1],
-        "missing": no_table | no_figure | no_study,
+        "tables": tables + localizer_tables,
+        "figures": figures + localizer_figures,
+        "missing": missing_tables | missing_figures | missing_localizers,
         "provenance": sections.provenance(run.config, run.provenance),
-        "explorer": _explorer(rows, texts, most, next_tokens),
+        "explorer": explorer_data,
     }
 
 
-def _explorer(rows: StudyRows, texts: Mapping[int, Fact], most: int, found: Continuations | None) -> dict[str, Any]:
-    """The explorer's data, of fewer facts where it would make the page heavy."""
-    data = explorer(rows.localized, rows.edits, texts, most=most, window=rows.window, next_tokens=found)
+def _explorer(
+    rows: StudyRows, texts: Mapping[int, Fact], most: int, next_tokens: Continuations | None
+) -> dict[str, Any]:
+    """The explorer's data, with fewer facts if they would make the page heavy."""
+    collect = partial(explorer, rows.localized, rows.edits, texts, window=rows.window, next_tokens=next_tokens)
+    data = collect(most=most)
     heavy = len(embedded(data).encode("utf-8", "replace")) / HEAVIEST
     if heavy <= 1:
         return data
     fewer = max(1, int(len(data["facts"]) / heavy))
     log.warning("the explorer of %d facts would be too heavy for a page: it holds %d", len(data["facts"]), fewer)
-    return explorer(rows.localized, rows.edits, texts, most=fewer, window=rows.window, next_tokens=found)
+    return collect(most=fewer)

@@ -377,7 +377,7 @@ def test_windows_and_sites_are_chosen_sensibly(rows, tmp_path):
         text = Reader(loc_edit.write_report(run, draws=0).read_text(encoding="utf-8")).text
     assert "tracing window 1 at attn_out" in " ".join(text.split())
     assert "Figure 1." in text
-    with pytest.raises(RowsMissing, match=r"window 9; there are \[1, 3\]"):
+    with pytest.raises(RowsMissing, match=r"window 9; expected one of \[1, 3\]"):
         loc_edit.write_report(run, window=9)
 
 

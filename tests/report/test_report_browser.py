@@ -201,7 +201,7 @@ def test_keys_move_through_facts_and_cells(show):
     assert "Edited layer: 1" in text(browser, "label[for='layer']")
 
 
-def test_circuitsvis_colours_the_prompt_when_asked(show):
+def test_circuitsvis_colors_the_prompt_when_asked(show):
     browser = show("usual")
     assert browser.execute_script("return typeof window.CircuitsVis") == "undefined"
     one(browser, ".tokens summary").click()

@@ -1,4 +1,4 @@
-// Lines over layers: drawn as SVG at the width there is, lines told apart by colour and by marker.
+// Lines over layers: drawn as SVG at the width there is, lines told apart by color and by marker.
 
 const MARKERS = [
   (x, y) => svg('circle', { cx: x, cy: y, r: 3.4 }),

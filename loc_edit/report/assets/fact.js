@@ -51,7 +51,7 @@ function tiles(fact, trace, edit) {
 /** circuitsvis' view, drawn when it is opened; it then stays open from fact to fact. */
 function tokensPart(fact, trace) {
   const view = el('div', { class: 'circuitsvis' });
-  const part = el('details', { class: 'tokens' }, el('summary', {}, 'The prompt coloured layer by layer (circuitsvis)'), view);
+  const part = el('details', { class: 'tokens' }, el('summary', {}, 'The prompt colored layer by layer (circuitsvis)'), view);
   const draw = () => { if (part.open && !view.firstChild) drawTokens(view, fact, trace); };
   part.addEventListener('toggle', () => { tokensOpen = part.open; draw(); });
   if (tokensOpen) { part.open = true; requestAnimationFrame(draw); }
@@ -119,7 +119,7 @@ function probeGroups(fact, edit) {
     { title: 'The edit prompt', texts: named([fact.prompt], own, 'prompt'), start: 0 },
     { title: rival ? ['The same prompt, probability of ', text(rival)] : 'The same prompt, the other object', texts: named([fact.prompt], other, 'prompt'), start: own },
     { title: 'Paraphrases, which should follow', texts: named(fact.paraphrases, paraphrases, 'paraphrase'), start: own + other },
-    { title: 'Neighbours, which should stay as they are', texts: named(fact.neighbors, neighbors, 'neighbour'), start: own + other + paraphrases },
+    { title: 'Neighbors, which should stay as they are', texts: named(fact.neighbors, neighbors, 'neighbor'), start: own + other + paraphrases },
   ].filter((group) => group.texts.length);
 }
 

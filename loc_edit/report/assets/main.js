@@ -57,7 +57,7 @@ function controls() {
 
 function count(n) {
   const all = `${facts.length.toLocaleString('en')} ${facts.length === 1 ? 'fact' : 'facts'}`;
-  const left = data.explorer.total > facts.length ? `; ${data.explorer.total.toLocaleString('en')} in the run, evenly thinned` : '';
+  const left = data.explorer.total > facts.length ? `; ${data.explorer.total.toLocaleString('en')} in the run, evenly chosen` : '';
   byId('fact-count').textContent = (n === facts.length ? all : `${n.toLocaleString('en')} of ${all}`) + left;
 }
 

@@ -1,4 +1,4 @@
-// circuitsvis' coloured tokens.  Its code waits in an inert element and runs when a view is first asked for.
+// circuitsvis' colored tokens.  Its code waits in an inert element and runs when a view is first asked for.
 
 let views = 0;
 
@@ -12,11 +12,11 @@ function harmless(token) {
   return token.replace(/&/g, '&amp;').replace(/</g, '&lt;').replace(/>/g, '&gt;').replace(/"/g, '&quot;');
 }
 
-/** Draws the prompt's tokens coloured by the effect at each layer, on one scale for all layers. */
+/** Draws the prompt's tokens colored by the effect at each layer, on one scale for all layers. */
 function drawTokens(holder, fact, trace) {
   const { grid, most } = effects(fact, trace);
   if (!grid.flat().every(isNumber)) {
-    holder.replaceChildren(el('p', {}, 'This trace has cells without a number, which the view cannot colour.'));
+    holder.replaceChildren(el('p', {}, 'This trace has cells without a number, which the view cannot color.'));
     return;
   }
   const view = el('div', { id: `circuitsvis-${++views}` });
