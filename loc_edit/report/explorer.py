@@ -1,7 +1,7 @@
 """Collects the data of the page's explorer: facts with their traces and edits, in a compact form."""
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -63,7 +63,7 @@ def explorer(
     for grid, rows in grids:
         _add_traces(records, grid, rows)
     combinations: dict[Key, dict[str, Any]] = {}
-    for (problem, method, edit_window), rows in edits.groupby(["problem", "method", "window"], sort=False):
+    for (problem, method, edit_window), rows in _groups(edits, ["problem", "method", "window"]):
         names = {"problem": problem_label(problem), "method": method_label(method, edit_window)}
         combination = {**names, "layers": np.unique(rows["layer"]).tolist()}
         _add_edits(records, str(len(combinations)), combination["layers"], rows)
@@ -94,12 +94,17 @@ def thinned(ids: np.ndarray, most: int) -> np.ndarray:
     return ids[np.unique(np.linspace(0, len(ids) - 1, min(most, len(ids))).astype(int))]
 
 
+def _groups(rows: pd.DataFrame, columns: str | list[str], sort: bool = False) -> Iterator[tuple[Any, pd.DataFrame]]:
+    """The groups of rows by the values of columns, in the order of the rows or sorted by the values."""
+    yield from rows.groupby(columns, sort=sort)
+
+
 def _grids(traces: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame]]:
     """Every localizer, site and window with its label and its rows; Causal Tracing first."""
     grids = []
     for name in localizers_in(traces):
         prefix = "" if name == TRACING else name
-        for (site, window), rows in of_localizer(traces, name).groupby(["site", "window"]):
+        for (site, window), rows in _groups(of_localizer(traces, name), ["site", "window"], sort=True):
             key, label = f"{site}/{window}", f"{window} ({site})"
             names = (
                 {"key": f"{prefix}/{key}", "label": f"{prefix}, {label}"} if prefix else {"key": key, "label": label}
@@ -115,8 +120,8 @@ def _add_traces(records: dict[int, dict[str, Any]], grid: Mapping[str, Any], row
         return
     rows = rows.sort_values(["fact_id", "layer", "pos"], kind="stable")
     curves = by_layer(rows, EffectDefinition(grid["window"], grid["site"], localizer=grid["localizer"]))
-    curve_of = {fact: part["trace"].to_numpy() for fact, part in curves.groupby("fact_id")}
-    for fact, cells in rows.groupby("fact_id"):
+    curve_of = {fact: part["trace"].to_numpy() for fact, part in _groups(curves, "fact_id")}
+    for fact, cells in _groups(rows, "fact_id"):
         first, record = cells.iloc[0], records[fact]
         layers, n_pos = np.unique(cells["layer"]), cells["pos"].nunique()
         if len(cells) != len(layers) * n_pos:

@@ -85,9 +85,7 @@ def read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, provenance
 
 
-def take_up(
-    folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any], selection: Selection | None
-) -> None:
+def resume(folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any], selection: Selection | None) -> None:
     """Resumes the run in a folder: writes its new configuration and selection, and keeps the old ones in `history/`.
 
     Raises:
@@ -107,7 +105,7 @@ def take_up(
     if differing:
         _refuse_another_run(folder, earlier_config, config, selection)
         log.info("%s is resumed with another configuration: %s", folder, describe(differing))
-        _keep(folder)
+        _archive(folder)
     if _selection_in(folder) != selection:
         selection.write(folder)
     if differing:
@@ -150,7 +148,7 @@ def _selection_in(folder: Path) -> Selection | None:
         return None
 
 
-def _keep(folder: Path) -> None:
+def _archive(folder: Path) -> None:
     """Copies the present configuration and selection to `history/`, under the next number."""
     history = folder / HISTORY
     with disk_errors("make folder", history):

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from loc_edit.files import disk_errors, remove_temporaries
 from loc_edit.store.compacting import ROWS, compact
-from loc_edit.store.folder import VERSION, BadRun, read_settings, refuse_strangers, take_up, write_settings
+from loc_edit.store.folder import VERSION, BadRun, read_settings, refuse_strangers, resume, write_settings
 from loc_edit.store.inventory import cells_in, n_left_out
 from loc_edit.store.layout import CONFIG
 from loc_edit.store.lock import FolderLock
@@ -91,7 +91,7 @@ class RunFolder:
         lock = FolderLock(folder)
         try:
             if (folder / CONFIG).exists():
-                take_up(folder, config, provenance, selection)
+                resume(folder, config, provenance, selection)
             else:
                 write_settings(folder, config, provenance, selection)
             for place in (folder, *(folder / kind for kind in KINDS)):

@@ -6,7 +6,7 @@ import re
 
 import browser as browsers
 import pytest
-from test_report import HOSTILE, few_pictures, hostile_facts, hostile_run, make_run, rows  # noqa: F401 (a fixture)
+from report_runs import HOSTILE, few_pictures, hostile_facts, hostile_run, make_run, rows_of_a_run
 
 import loc_edit
 from loc_edit.analysis.tables.rows import EffectDefinition, by_layer
@@ -22,7 +22,12 @@ return [...row.cells].slice(1).map((cell) => cell.textContent);
 
 
 @pytest.fixture(scope="module")
-def pages(rows, tmp_path_factory):  # noqa: F811
+def rows():
+    return rows_of_a_run()
+
+
+@pytest.fixture(scope="module")
+def pages(rows, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     found = Continuations({0: [("</b>before", 0.75)]}, {0: {("error_injection", "rome", 1): (2, [("after", 0.5)])}})
     usual = make_run(folder / "usual", *rows)
@@ -106,7 +111,7 @@ def test_it_opens_from_its_file_without_a_network(show):
     wait_for(browser, "[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
 
 
-def test_a_click_shows_another_fact(show, rows):  # noqa: F811
+def test_a_click_shows_another_fact(show, rows):
     browser = show("usual")
     first = text(browser, "#fact .prompt")
     one(browser, "tr[data-fact='5'] button").click()
@@ -125,7 +130,7 @@ def test_a_click_shows_another_fact(show, rows):  # noqa: F811
     assert shown == pytest.approx(restored["p_restored"] - restored["p_corrupted"], abs=2e-3)
 
 
-def test_the_list_s_numbers_are_the_rows(show, rows):  # noqa: F811
+def test_the_list_s_numbers_are_the_rows(show, rows):
     browser = show("usual")
     traces, edits = rows
     curve = by_layer(traces, EffectDefinition(5)).query("fact_id == 4").set_index("layer")["trace"]
