@@ -2,6 +2,8 @@
 
 from importlib.metadata import version as installed
 
+from pygments.lexers.special import TextLexer
+
 project = "loc_edit"
 author = "the loc_edit authors"
 copyright = author
@@ -26,3 +28,8 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
+
+
+def setup(app):
+    """Shows the picture of the rooms as text; GitHub draws it."""
+    app.add_lexer("mermaid", TextLexer)
