@@ -23,14 +23,11 @@ from loc_edit.analysis.tables.summaries import concentrated_facts, layer_correla
 from loc_edit.names import SCORES
 
 
-def _r2_table_of(outcome: str) -> Callable[[StudyRows], pd.DataFrame]:
-    def build(rows: StudyRows) -> pd.DataFrame:
-        frame = rows.joined()
-        if outcome not in frame or frame[outcome].isna().all():
-            raise RowsMissing(f"no {outcome} scores in the edit rows")
-        return r2_table(fits(frame, outcome))
-
-    return build
+def _r2_table_of(outcome: str, rows: StudyRows) -> pd.DataFrame:
+    frame = rows.joined()
+    if outcome not in frame or frame[outcome].isna().all():
+        raise RowsMissing(f"no {outcome} scores in the edit rows")
+    return r2_table(fits(frame, outcome))
 
 
 def _concentrated(rows: StudyRows) -> pd.DataFrame:
@@ -65,10 +62,10 @@ TABLES: dict[str, PaperTable] = {
         "R^2 of the rewrite score, facts with a concentrated tracing effect",
         lambda rows: r2_table(fits(_concentrated(rows))),
     ),
-    "table_3": PaperTable("R^2 of the rewrite score", _r2_table_of("rewrite")),
-    "table_4": PaperTable("R^2 of the paraphrase score", _r2_table_of("paraphrase")),
-    "table_5": PaperTable("R^2 of the neighborhood score", _r2_table_of("neighborhood")),
-    "table_6": PaperTable("R^2 of the overall score", _r2_table_of("overall")),
+    "table_3": PaperTable("R^2 of the rewrite score", partial(_r2_table_of, "rewrite")),
+    "table_4": PaperTable("R^2 of the paraphrase score", partial(_r2_table_of, "paraphrase")),
+    "table_5": PaperTable("R^2 of the neighborhood score", partial(_r2_table_of, "neighborhood")),
+    "table_6": PaperTable("R^2 of the overall score", partial(_r2_table_of, "overall")),
     "layer_correlations": PaperTable(
         "correlation of tracing effect and rewrite score, per layer",
         lambda rows: with_paper_layers(layer_correlations(rows.joined())),
