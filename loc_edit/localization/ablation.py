@@ -85,14 +85,12 @@ def severed(question: Question, module: Literal["mlp", "attn"] = "mlp") -> Float
     Cost: layers x positions runs of K rows, each from the first layer of its window on.
     Source: Meng et al. 2022a, section 2.2 and figure 3.
     """
-    frozen, start = question.corrupted_outputs(f"{module}_out"), question.prompt.subject.start
+    frozen, start = question.at_share(1.0, f"{module}_out").site, question.prompt.subject.start
     names, frozen_names = question.hook_names(), question.hook_names(f"{module}_out")
 
     def overwritten(layers: range) -> dict[str, Tensor]:
-        later = range(layers[-1] + 1, len(names))
-        return {names[layer]: question.clean.site[layer] for layer in layers} | {
-            frozen_names[layer]: frozen[layer] for layer in later
-        }
+        values = {frozen_names[layer]: frozen[layer] for layer in range(layers[-1] + 1, len(names))}
+        return {names[layer]: question.clean.site[layer] for layer in layers} | values
 
     metric = _run_cells(question, question.corrupted.residual, start, overwritten)
     return pad(metric - question.p_corrupted, (start, 0))

@@ -1,7 +1,6 @@
 """The metric of a target, computed from the final residual stream of many rows of many facts at once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -20,23 +19,21 @@ FEWEST = 256
 """Rows in one call at least: in half precision each call makes a float32 copy of all unembedding weights."""
 
 
-@dataclass(frozen=True)
 class Scorer:
     """Measures the targets of some facts.
 
-    Attributes:
+    Args:
         model: whose final norm and unembedding are used.
+        facts: the facts' prompts and targets, and for `logit_difference` their foils.
         metric: `probability`, `log_probability` or `logit_difference`.
-        targets: token ids by fact, padded with -1.
-        foils: the first token of each fact's other answer, for `logit_difference`.
-        n_prompt: the number of tokens of each fact's prompt.
     """
 
-    model: Model
-    metric: Metric
-    targets: Int[Tensor, "fact target"]
-    foils: Int[Tensor, " fact"] | None
-    n_prompt: Int[Tensor, " fact"]
+    def __init__(self, model: Model, facts: Sequence[TargetedPrompt], metric: Metric) -> None:
+        self.model, self.metric = model, metric
+        self.targets = pad_sequence([fact.answer for fact in facts], batch_first=True, padding_value=NO_TARGET)
+        self.n_prompt = torch.tensor([len(fact.prompt) for fact in facts], device=model.cfg.device)
+        foils = [fact.foil for fact in facts if fact.foil is not None]
+        self.foils = torch.stack(foils) if foils else None
 
     def __call__(
         self,
@@ -77,11 +74,3 @@ class Scorer:
         each = logits.log_softmax(-1).gather(-1, index)[..., 0]
         log_p = each.masked_fill(targets == NO_TARGET, 0.0).sum(1)
         return log_p if self.metric == "log_probability" else log_p.exp()
-
-
-def make_scorer(model: Model, targeted: Sequence[TargetedPrompt], metric: Metric) -> Scorer:
-    """The scorer of some facts' targets."""
-    foils = [one.foil for one in targeted if one.foil is not None]
-    answers = pad_sequence([one.answer for one in targeted], batch_first=True, padding_value=NO_TARGET)
-    lengths = torch.tensor([len(one.prompt) for one in targeted], device=model.cfg.device)
-    return Scorer(model, metric, answers, torch.stack(foils) if foils else None, lengths)

@@ -1,6 +1,5 @@
 """A localizer's question: one prompt and target, whose clean and corrupted runs are computed once, when first used."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,12 +8,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from loc_edit.localization.hooks import check_traceable, corruption_hooks, site_name, site_window, window_layers
-from loc_edit.localization.metrics import Scorer, make_scorer
-from loc_edit.localization.targets import TargetedPrompt, targeted_prompt
+from loc_edit.localization.metrics import Scorer
+from loc_edit.localization.targets import TargetedPrompt
 from loc_edit.localization.trace import Trace
 from loc_edit.models.model import Hook, Model, token_texts
 from loc_edit.names import Metric
-from loc_edit.prompts.encoding import Prompt
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Question(TargetedPrompt):
     @cached_property
     def clean(self) -> Observed:
         """The clean run: one row."""
-        return self._observe([], self.site)
+        return self._observe([])
 
     @cached_property
     def corrupted(self) -> Observed:
@@ -93,24 +91,23 @@ class Question(TargetedPrompt):
         """The site's clean output minus its corrupted output, by layer."""
         return [clean - noisy for clean, noisy in zip(self.clean.site, self.corrupted.site, strict=True)]
 
-    def at_share(self, share: float) -> Observed:
-        """One run per noise sample with this share of the noise: 1 gives the corrupted runs, 0 the clean run."""
-        return self._observe(corruption_hooks(self.prompt, share * self.noise), self.site)
+    def at_share(self, share: float, site: str | None = None) -> Observed:
+        """One run per noise sample with this share of the noise: 1 gives the corrupted runs, 0 the clean run.
 
-    def corrupted_outputs(self, site: str) -> tuple[Float[Tensor, "sample pos ..."], ...]:
-        """The output of another site in the corrupted runs, by layer."""
-        return self._observe(corruption_hooks(self.prompt, self.noise), site).site
+        Args:
+            share: the number that the noise is multiplied by.
+            site: the site whose output is kept, by default the question's own.
+        """
+        return self._observe(corruption_hooks(self.prompt, share * self.noise), site)
 
     @torch.no_grad()
-    def _observe(self, hooks: Sequence[Hook], site: str) -> Observed:
+    def _observe(self, hooks: list[Hook], site: str | None = None) -> Observed:
         """Run the row once, or with corrupting hooks its noisy copies, and keep the residual stream and a site."""
-        n_layers = self.model.cfg.n_layers
-        sites = self.hook_names(site)
+        n_layers, sites = self.model.cfg.n_layers, self.hook_names(site)
         residuals = [*self.hook_names("hook_resid_pre"), site_name("resid_post", n_layers - 1)]
-        with self.model.hooks(fwd_hooks=list(hooks)):
-            _, cache = self.model.run_with_cache(
-                self.tokens[None], names_filter=[*sites, *residuals], stop_at_layer=n_layers
-            )
+        names = [*sites, *residuals]
+        with self.model.hooks(fwd_hooks=hooks):
+            _, cache = self.model.run_with_cache(self.tokens[None], names_filter=names, stop_at_layer=n_layers)
         return Observed(tuple(cache[name] for name in residuals), tuple(cache[name] for name in sites))
 
     def trace(self, effect: Float[Tensor, "layer pos"], localizer: str) -> Trace:
@@ -129,18 +126,8 @@ class Question(TargetedPrompt):
         )
 
 
-def ask(
-    model: Model,
-    prompt: Prompt,
-    target: str,
-    noise: Float[Tensor, "sample subject d_model"],
-    site: str,
-    window: int,
-    metric: Metric,
-    foil: str | None,
-) -> Question:
-    """The question that the arguments of `localize` make; it refuses the same arguments as `trace`."""
+def ask(model: Model, fact: TargetedPrompt, site: str, window: int, metric: Metric) -> Question:
+    """The question about a prompt and its target at a site; it refuses the same sites and models as `trace`."""
     check_traceable(model, site)
-    targeted = targeted_prompt(model, prompt, target, noise, metric, foil)
-    scorer = make_scorer(model, [targeted], metric)
-    return Question(**vars(targeted), model=model, site=site, window=site_window(site, window), scorer=scorer)
+    scorer = Scorer(model, [fact], metric)
+    return Question(**vars(fact), model=model, site=site, window=site_window(site, window), scorer=scorer)

@@ -13,6 +13,7 @@ from loc_edit.localization.direct import direct, random
 from loc_edit.localization.gradients import attribution, integrated_gradients
 from loc_edit.localization.question import ask
 from loc_edit.localization.references import references
+from loc_edit.localization.targets import targeted_prompt
 from loc_edit.localization.trace import Trace
 from loc_edit.localization.tracing import trace
 from loc_edit.models.model import Model
@@ -73,7 +74,7 @@ def localize(
         return trace(model, prompt, target, noise=noise, site=site, window=window, metric=metric, foil=foil, **options)
     if localizer not in LOCALIZERS:
         raise ValueError(f"localizer {localizer!r}: {nearest(localizer, LOCALIZERS)}")
-    question = ask(model, prompt, target, noise, site, window, metric, foil)
+    question = ask(model, targeted_prompt(model, prompt, target, noise, metric, foil), site, window, metric)
     return question.trace(EFFECTS[localizer](question, **options), localizer)
 
 

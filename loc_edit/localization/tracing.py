@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from loc_edit.localization.hooks import check_traceable, site_window, window_layers
-from loc_edit.localization.metrics import Scorer, make_scorer
+from loc_edit.localization.metrics import Scorer
 from loc_edit.localization.sweep import LOCAL, Base, Layers, Step, Units, enter, plan, run_base, sweep
 from loc_edit.localization.targets import TargetedPrompt, targeted_prompt
 from loc_edit.localization.trace import Trace
@@ -214,7 +214,7 @@ class _Job:
         batch = make_batch(self.model, [row.prompt for row in rows], [row.answer for row in rows], noise)
         number = torch.tensor([i for i, _ in noisy], device=device)
         base = run_base(self.model, batch, number, self.site, whole=self._whole)
-        scorer = make_scorer(self.model, facts, self.metric)
+        scorer = Scorer(self.model, facts, self.metric)
         each = torch.arange(len(facts), device=device)
         clean = scorer(base.clean_final, fact=each, start=torch.zeros_like(each)).tolist()
         corrupted = scorer(base.residual[-1], fact=number, start=torch.zeros_like(number)).double()
@@ -234,10 +234,9 @@ class _Job:
             alike = (tails == tail).nonzero()[:, 0]
             alike = alike[units.start[alike].argsort(stable=True)]  # pasts of similar lengths: little padding
             values[:, alike] = self._swept(units.select(alike, tail), steps, scorer)
-        by_fact = [values[:, units.fact == i].double() for i in range(len(facts))]
         return [
-            numbers.unflatten(1, (-1, len(fact.noise))).mean(-1).float().cpu()
-            for numbers, fact in zip(by_fact, facts, strict=True)
+            values[:, units.fact == i].double().unflatten(1, (-1, len(fact.noise))).mean(-1).float().cpu()
+            for i, fact in enumerate(facts)
         ]
 
     def _entered(self, units: Units) -> dict[int, Float[Tensor, "unit d_model"]]:

@@ -1,4 +1,4 @@
-"""Localisers: slow-equals-fast for those that patch, finite differences and linear models for those that do not."""
+"""Localizers: slow equals fast for those that patch, finite differences and linear models for the others."""
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from loc_edit.localization import ablation as patching
 from loc_edit.localization.direct import direct
 from loc_edit.localization.gradients import attribution, integrated_gradients
 from loc_edit.localization.question import ask
+from loc_edit.localization.targets import targeted_prompt
 from loc_edit.names import LOCALIZERS, TRACING
 
 K = 3
@@ -22,7 +23,7 @@ def case(model, fact, scale=1.5):
 
 def question(model, fact, noise_scale=1.5, site="mlp_out", window=1, metric="log_probability", foil=None):
     prompt, noise = case(model, fact, noise_scale)
-    return ask(model, prompt, fact.target_true, noise, site, window, metric, foil)
+    return ask(model, targeted_prompt(model, prompt, fact.target_true, noise, metric, foil), site, window, metric)
 
 
 def value(q, logits):
@@ -47,7 +48,7 @@ def put(pos, new):
 
 
 def cells(q, begin=0):
-    """Every centre with its window's layers, written out, and position."""
+    """Every center with the layers of its window, written out, and every position."""
     n = q.model.cfg.n_layers
     for center in range(n):
         low = center - q.window // 2
@@ -150,7 +151,7 @@ def test_in_a_linear_model_direct_contributions_add_up(linear, facts):
 
 
 @pytest.mark.parametrize("shape", ["gpt2_deep", "llama"])
-def test_direct_contributions_are_those_of_the_logits_at_the_clean_scale(shapes, facts, shape):
+def test_direct_contributions_equal_differences_of_logits_at_the_clean_scale(shapes, facts, shape):
     model = shapes[shape]
     q = question(model, facts[0], metric="logit_difference", foil="Rome")
     found, last = direct(q), len(q.prompt) - 1
@@ -162,8 +163,8 @@ def test_direct_contributions_are_those_of_the_logits_at_the_clean_scale(shapes,
         change += (clean["blocks.1.hook_mlp_out"] - cache_of(q, eps)["blocks.1.hook_mlp_out"])[0, last] / K
 
     def logits(stream):
-        centred = stream - stream.mean() if model.cfg.normalization_type.startswith("LN") else stream
-        return (centred / scale * model.ln_final.w) @ model.unembed.W_U
+        centered = stream - stream.mean() if model.cfg.normalization_type.startswith("LN") else stream
+        return (centered / scale * model.ln_final.w) @ model.unembed.W_U
 
     gain = logits(residual) - logits(residual - change)
     expected = gain[q.answer[0]] - gain[q.scorer.foils[0]]
@@ -248,14 +249,14 @@ def test_severed_tracing_equals_one_run_a_cell(deep, facts, module, site, window
     assert (found[:3].float() - whole[:3]).abs().max() > 1e-4
 
 
-def test_without_noise_nothing_is_found_by_those_that_compare_runs(deep, facts):
+def test_without_noise_localizers_that_compare_runs_measure_nothing(deep, facts):
     prompt, noise = case(deep, facts[0], scale=0.0)
     for name in ("attribution", "integrated_gradients", "severed_mlp", "random"):
         found = loc_edit.localize(deep, prompt, "Paris", noise=noise, localizer=name, window=2)
         assert found.effect.abs().max() < 1e-6, name
 
 
-def test_the_random_control_is_of_seed_and_fact(deep, facts):
+def test_the_random_control_depends_on_seed_and_fact(deep, facts):
     prompt, noise = case(deep, facts[0])
 
     def grid(seed, p=prompt, n=noise):
@@ -268,7 +269,7 @@ def test_the_random_control_is_of_seed_and_fact(deep, facts):
     assert 0.3 < shares.mean() < 0.7
 
 
-def test_refusals_name_what_is_wanted(deep, facts):
+def test_refusals_name_what_is_expected(deep, facts):
     prompt, noise = case(deep, facts[0])
     with pytest.raises(ValueError, match=r"localizer 'guess': expected one of causal_tracing, attribution, "):
         loc_edit.localize(deep, prompt, "Paris", noise=noise, localizer="guess")

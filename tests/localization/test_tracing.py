@@ -91,8 +91,8 @@ def test_positions_before_the_subject_cannot_matter(deep, facts):
 def test_windows_are_clipped_and_even_ones_reach_down(window):
     for n_layers in (1, 4, 6):
         for center in range(n_layers):
-            wanted = [k for k in range(center - window // 2, center - window // 2 + window) if 0 <= k < n_layers]
-            assert list(loc_edit.window_layers(center, window, n_layers)) == wanted
+            expected = [k for k in range(center - window // 2, center - window // 2 + window) if 0 <= k < n_layers]
+            assert list(loc_edit.window_layers(center, window, n_layers)) == expected
     assert list(loc_edit.window_layers(20, 10, 40)) == [15, 16, 17, 18, 19, 20, 21, 22, 23, 24]
 
 
@@ -307,7 +307,7 @@ def test_bad_arguments_are_refused_and_named(tiny, facts):
     assert not any(point.fwd_hooks for point in tiny.hook_dict.values()), "a refusal leaves no hook behind"
 
 
-def test_logits_that_are_no_numbers_name_the_fact(make_model, facts, caplog):
+def test_logits_that_are_not_numbers_name_the_fact(make_model, facts, caplog):
     model = make_model(n_layers=3)
     with torch.no_grad():
         model.unembed.W_U[:, 3] = float("nan")
@@ -328,7 +328,7 @@ def test_resid_post_takes_a_window_of_1(deep, facts):
     assert torch.equal(wide.p_restored, narrow.p_restored)
 
 
-def test_a_trace_says_what_it_is_and_plots(tiny, facts):
+def test_a_trace_prints_and_plots_itself(tiny, facts):
     prompt, noise = case(tiny, facts[1])
     trace = loc_edit.trace(tiny, prompt, "Polish", noise=noise)
     said = repr(trace)

@@ -277,7 +277,7 @@ def test_where_one_run_does_not_fit_the_error_comes_through(deep, cases, monkeyp
     assert not any(point.fwd_hooks for point in deep.hook_dict.values())
 
 
-def test_what_would_be_computed_wrongly_is_refused(make_model, cases):
+def test_models_that_would_be_computed_wrongly_are_refused(make_model, cases):
     for shape, match in (
         ({"positional_embedding_type": "shortformer"}, "shortformer"),
         ({"attention_dir": "bidirectional"}, "bidirectional"),

@@ -1,4 +1,4 @@
-"""What a notebook shows of a trace and an edit: the right numbers, and no text from data as markup."""
+"""Views of a trace and an edit in a notebook: the right numbers, and no text from data as markup."""
 
 import dataclasses
 import json
@@ -93,7 +93,7 @@ class Tags(HTMLParser):
         self.text += data
 
 
-def test_an_edit_s_view_is_text_and_html(deep, facts, edited):
+def test_the_view_of_an_edit_is_text_and_html(deep, facts, edited):
     request, edit = edited
     fact = dataclasses.replace(facts[0], paraphrases=("<script>alert(1)</script> The Golden Bridge is",))
     view = loc_edit.score(deep, fact, request, edit).show(deep)
