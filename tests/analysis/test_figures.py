@@ -1,3 +1,5 @@
+"""The figures show the numbers of their frames: bars, lines, points, tokens, and why some cannot be drawn."""
+
 import warnings
 from itertools import pairwise
 

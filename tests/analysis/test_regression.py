@@ -1,3 +1,5 @@
+"""The paper's regressions: R^2 and F by hand, against R, and the reasons for missing numbers."""
+
 import warnings
 from dataclasses import replace
 

@@ -1,3 +1,5 @@
+"""Statistics for dependent rows: resampling, clustering, the mixed model, and the verdict."""
+
 import warnings
 from itertools import permutations
 
@@ -177,8 +179,8 @@ def test_a_layer_without_effect_has_no_part_in_the_clustered_test():
         warnings.simplefilter("error")  # of statsmodels: the covariance has no full rank
         noise = 1e-8 * np.random.default_rng(0).random(len(frame))
         found = clustered(frame.assign(rewrite=frame["rewrite"].where(~last, noise)))
-    wanted = clustered(frame[~last])
-    assert found["p_clustered"] == pytest.approx(wanted["p_clustered"], rel=0.05)  # but for a small-sample factor
+    without_layer = clustered(frame[~last])
+    assert found["p_clustered"] == pytest.approx(without_layer["p_clustered"], rel=0.05)  # except a small-sample factor
     assert found["f_clustered"] != pytest.approx(clustered(frame)["f_clustered"], rel=0.05)
 
 

@@ -1,3 +1,5 @@
+"""Effects by hand, joined rows, summaries, and the paper's tables in three file formats."""
+
 import numpy as np
 import pandas as pd
 import pytest
