@@ -85,9 +85,9 @@ class EditJob(Generic[S]):
 
     def edits(self, updates: Iterable[Sequence[WeightUpdate]]) -> list[Edit]:
         """The edit of each request, given its updates."""
-        about = self.about
+        record = self.about
         pairs = zip(updates, self.requests, strict=True)
-        return [Edit(tuple(of_request), {**about, **describe(request)}) for of_request, request in pairs]
+        return [Edit(tuple(of_request), {**record, **describe(request)}) for of_request, request in pairs]
 
 
 def describe(request: EditRequest) -> dict[str, Any]:

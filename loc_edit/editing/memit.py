@@ -76,8 +76,8 @@ def memit_joint(
         return [WeightUpdate(layer, *factors)] * len(requests)
 
     updates = tuple(of_layer[0] for of_layer in _spread(job, make_updates))
-    about = {**job.about, "method": "memit_joint", "requests": [describe(request) for request in requests]}
-    return Edit(updates, about)
+    record = {**job.about, "method": "memit_joint", "requests": [describe(request) for request in requests]}
+    return Edit(updates, record)
 
 
 def independent_edits(

@@ -155,7 +155,7 @@ def test_an_edit_of_another_model_is_refused(sources, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_start_of_text_makes_no_stranger(sources, ids, tmp_path):
+def test_an_edit_made_with_bos_fits_the_checkpoint(sources, ids, tmp_path):
     model = loc_edit.load_model(sources("gpt2"), device="cpu", prepend_bos=True)
     loc_edit.export(make_edit(model), sources("gpt2"), tmp_path / "out")
     assert (tmp_path / "out").is_dir()
@@ -214,7 +214,7 @@ def test_checkpoints_as_the_hub_has_them(sources, ids, tmp_path, caplog):
     assert "not copied, as they would stay unedited: consolidated.safetensors, pytorch_model.bin" in caplog.text
 
 
-def test_what_cannot_be_written_is_refused(sources, tmp_path):
+def test_impossible_exports_are_refused(sources, tmp_path):
     source = sources("gpt2")
     edit = make_edit(loc_edit.load_model(source, device="cpu"))
     with pytest.raises(FileExistsError, match="exists already"):

@@ -131,7 +131,7 @@ def test_probability_moves_the_way_that_was_asked(deep, facts):
         assert p(deep, down) < 0.3 * low
 
 
-def test_no_bias_where_the_checkpoint_has_none_or_it_is_not_wanted(shapes, facts):
+def test_no_bias_is_trained_if_the_checkpoint_has_none_or_the_settings_say_so(shapes, facts):
     llama, deep = shapes["llama"], shapes["gpt2_deep"]
     (gated,) = loc_edit.finetune(llama, ask(llama, facts[1]), [1], settings=SETTINGS).updates
     (plain,) = loc_edit.finetune(deep, ask(deep, facts[1]), [1], settings=SETTINGS).updates

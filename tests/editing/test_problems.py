@@ -35,7 +35,7 @@ def known(model, fact):
     raise AssertionError("no likely word")
 
 
-def test_the_table():
+def test_the_table_of_problems_is_the_studys():
     rows = {name: (row.target, row.objective, row.subject_noised) for name, row in loc_edit.PROBLEMS.items()}
     assert rows == {
         "error_injection": ("target_new", "raise", False),

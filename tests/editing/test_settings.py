@@ -25,7 +25,7 @@ def preset(name, method, problem):
     return resolve_settings(method, problem, presets()[name])
 
 
-def test_defaults_are_those_of_the_study():
+def test_defaults_are_the_studys():
     assert RomeSettings() == RomeSettings(steps=20, lr=0.5, kl=0.0625, decay=0.5, clamp=4.0)
     assert MemitSettings() == MemitSettings(steps=25, lr=0.5, kl=0.0625, decay=0.5, clamp=0.75, moment_weight=15000.0)
     assert FinetuneSettings() == FinetuneSettings(steps=25, lr=5e-4, eps=1e-4, bias=True)
@@ -38,7 +38,7 @@ def test_settings_are_frozen(record):
 
 
 @pytest.mark.parametrize("problem", GPT_J)
-def test_gpt_j(problem):
+def test_the_preset_of_gpt_j_is_the_studys(problem):
     eps_1, eps_5, steps, rome, memit = GPT_J[problem]
     assert preset("gpt-j", "finetune-1", problem) == FinetuneSettings(eps=eps_1, steps=steps, lr=5e-4)
     assert preset("gpt-j", "finetune-5", problem) == FinetuneSettings(eps=eps_5, steps=steps, lr=5e-4)
@@ -50,7 +50,7 @@ def test_gpt_j(problem):
 
 
 @pytest.mark.parametrize("problem", GPT2_XL)
-def test_gpt2_xl(problem):
+def test_the_preset_of_gpt2_xl_is_the_studys(problem):
     eps_1, eps_5, steps = GPT2_XL[problem]
     assert preset("gpt2-xl", "finetune-1", problem) == FinetuneSettings(eps=eps_1, steps=steps)
     assert preset("gpt2-xl", "finetune-5", problem) == FinetuneSettings(eps=eps_5, steps=steps)

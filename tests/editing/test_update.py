@@ -177,7 +177,7 @@ def test_an_edit_made_on_top_of_another_outlives_it(deep, facts, stats_of, conte
     assert same_bits(deep, before)
 
 
-def test_a_stack_refuses_what_is_not_in_it(tiny, deep):
+def test_a_stack_refuses_edits_that_are_not_in_it(tiny, deep):
     before = weights(tiny)
     stack, edit = EditStack(tiny), random_edit(tiny)
     with pytest.raises(ValueError, match="is not in the model"):
@@ -209,7 +209,7 @@ def test_a_small_edit_is_added_before_it_is_rounded(make_model):
         assert torch.equal(model.blocks[0].mlp.W_out, (before + edit.delta(0)).bfloat16())
 
 
-def test_the_edited_tensors_under_their_names_elsewhere(editable):
+def test_hugging_face_names_need_a_known_checkpoint(editable):
     before = weights(editable)
     edit = random_edit(editable, bias=not editable.cfg.gated_mlp)
     with pytest.raises(loc_edit.BadModel, match="Hugging Face names"):
@@ -319,7 +319,7 @@ def test_an_update_without_content_is_refused():
         WeightUpdate(3).delta  # noqa: B018
 
 
-def test_an_edit_says_what_it_is(tiny):
+def test_the_repr_of_an_edit_is_short_and_its_html_is_escaped(tiny):
     edit = Edit(random_edit(tiny).updates, {"method": "rome", "target": "<b>Rome", "fact_id": 4})
     said = repr(edit)
     for part in ("rome", "<b>Rome", "4", "layers=[0, 1]", "norm="):

@@ -55,7 +55,7 @@ def edits_of(model, request, stats_of, contexts, layer=1):
 # Formulas, by hand
 
 
-def test_raise():
+def test_scores_of_an_edit_that_raises_by_hand():
     score = compare(
         measured(0.2, (0.2, 0.5, 0.4), (0.1, 0.9), (0.5,), (10.0, 14.0)),
         measured(0.6, (0.6, 0.25, 0.7), (0.3, 0.4), (0.0,), (11.0, 15.5)),
@@ -73,7 +73,7 @@ def test_raise():
     assert score.reason == ""
 
 
-def test_lower():
+def test_scores_of_an_edit_that_lowers_by_hand():
     score = compare(
         measured(0.8, (0.5, 0.2), (0.6,), (), (3.0,)),
         measured(0.2, (0.1, 0.4), (0.9,), (), (2.0,)),
@@ -278,7 +278,7 @@ def test_neither_batch_size_nor_company_matters(deep, rich, facts, stats_of, con
         assert flat(one) == pytest.approx(flat(other), rel=1e-4, abs=1e-7)
 
 
-def test_measuring_starts_at_the_edited_layer_and_finds_the_same(
+def test_measuring_starts_at_the_edited_layer_and_changes_no_number(
     deep, rich, facts, stats_of, contexts, monkeypatch, request
 ):
     """An edit changes nothing below it: what was kept of the unedited model serves, also for noised rows."""
@@ -321,7 +321,7 @@ def test_measuring_starts_at_the_edited_layer_and_finds_the_same(
     assert (none.keys, none.streams) == ([], [])
 
 
-def test_targets_that_differ_in_their_last_token_share_a_run(deep, rich):
+def test_targets_that_differ_in_their_last_token_share_a_line(deep, rich):
     rich = replace(rich, target_true="Paris", target_new="London")
     request = loc_edit.pose(rich, "error_injection", deep)
     assert len(request.target_tokens) == 1
@@ -330,7 +330,7 @@ def test_targets_that_differ_in_their_last_token_share_a_run(deep, rich):
     assert n_runs == 1 + len(rich.paraphrases) + len(rich.neighbors)
 
 
-def test_one_edit_for_each_request_is_wanted(deep, rich):
+def test_every_request_needs_an_edit(deep, rich):
     meter = Meter(deep, [make_probes(deep, rich, loc_edit.pose(rich, "error_injection", deep))])
     with pytest.raises(ValueError, match="expected an edit for each of 1 requests, got 2 edits"):
         meter.measure([None, None])
