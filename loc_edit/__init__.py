@@ -105,13 +105,15 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str) -> Any:
-    """Load the module of a public name when the name is first used."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'loc_edit' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # for a type checker, a name that is not above does not exist
+
+    def __getattr__(name: str) -> Any:
+        """Load the module of a public name when the name is first used."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'loc_edit' has no attribute {name!r}")
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
