@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -85,7 +86,7 @@ class Batch:
         metric = LOCALIZERS[localizer].metric
         traces = []
         for fact, prompt, noise in zip(self.facts, self.prompts, self.noise, strict=True):
-            place = {"localizer": localizer, "site": site, "window": window}
+            place: dict[str, Any] = {"localizer": localizer, "site": site, "window": window}
             if noise is None or (metric == "logit_difference" and fact.target_new is None):
                 traces.append(empty_trace(setup.model, prompt, fact.target_true, metric=metric, **place))
             elif localizer == TRACING:

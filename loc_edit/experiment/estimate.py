@@ -99,23 +99,21 @@ def make_plan(
     def missing(some: Sequence[Cell]) -> int:
         return sum(len(facts) - n_on_disk.get(cell.name(setup), 0) for cell in some)
 
-    work, trace_shards = 0.0, list[pd.DataFrame]()
+    work, disk = 0.0, 0.0
+    n_chunks, share = math.ceil(len(facts) / setup.config.chunk), len(facts) / len(probe.facts)
     for localizer in dict.fromkeys(cell.localizer for cell in traces):
         windows = [cell for cell in traces if cell.localizer == localizer]  # which may share work
         seconds, shards = _timed(windows, probe)
         work += seconds * missing(windows) / len(windows)
-        trace_shards += shards
+        disk += len(windows) * _bytes_per_cell("traces", shards, n_chunks, share)
     _ = probe.essences
     for problem in setup.config.problems:
         probe.posed(problem)
     middle = [cell for cell in edits if cell.layer == layers[len(layers) // 2]]
-    seconds, edit_shards = _timed(middle, probe)
+    seconds, shards = _timed(middle, probe)
     work += seconds * missing(edits) / len(middle)
-    n_chunks, share = math.ceil(len(facts) / setup.config.chunk), len(facts) / len(probe.facts)
     n_like_edits = len(cells) - len(traces) + len(copied_cells)  # controls have the columns of edits
-    disk = n_like_edits * _bytes_per_cell("edits", edit_shards, n_chunks, share)
-    if traces:
-        disk += len(traces) * _bytes_per_cell("traces", trace_shards, n_chunks, share)
+    disk += n_like_edits * _bytes_per_cell("edits", shards, n_chunks, share)
     moments = cfg.n_layers * int(cfg.d_mlp or 0) ** 2 if any(cell.needs_stats for cell in cells) else 0
     return Plan(
         facts=len(facts),

@@ -6,7 +6,7 @@ Everything is made when it is first asked for, so that looking at a configuratio
 import copy
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -115,7 +115,7 @@ class Setup:
     @cached_property
     def contexts(self) -> Contexts:
         """The editors' context texts, sampled from the model."""
-        styles = ("rome", "memit")
+        styles: tuple[Literal["rome", "memit"], ...] = ("rome", "memit")
         return {style: sample_contexts(self.model, style, seed=self.config.seed) for style in styles}
 
     @cached_property

@@ -169,8 +169,9 @@ def test_a_run_on_ray_has_the_rows_of_one_in_this_process(cluster, nodes, config
     shards = []
 
     def watch(event):
-        if event.name == "shard":
-            shards.append(event.fields["shard"])
+        if event.name != "shard":
+            return
+        shards.append(event.fields["shard"])
         if len(shards) == 6:
             cluster.remove_node(nodes[1], allow_graceful=False)
 

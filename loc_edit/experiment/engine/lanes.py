@@ -31,7 +31,7 @@ class Lane(ABC):
 
     Attributes:
         tasks: the rest of the stream that the worker is at.
-        running: what it was given and has not finished, in order.
+        running: the tasks that it was given and has not finished, in order.
         died: the errors by which a future says that the worker is gone.
         ahead: how many tasks the worker has at most, the one that it computes included.
     """
@@ -75,54 +75,81 @@ def compute_in_lanes(
     Raises:
         WorkerDied: a task has ended `TRIES` workers.
     """
-    waiting = deque(deque(stream) for stream in streams if stream)
-    deaths: Counter[int] = Counter()
-    starting: dict[Future[Any], Lane] = {}
+    dispatcher = _Dispatcher(streams, lanes)
+    try:
+        dispatcher.start()
+        while dispatcher.lane_of:
+            done = wait(dispatcher.lane_of, PATIENCE, FIRST_COMPLETED).done
+            if not done and not any(lane.running for lane in lanes):
+                log.warning("no worker is ready; %s", explain())
+            for future in done:
+                yield from dispatcher.finish(future)
+    finally:
+        for lane in lanes:
+            lane.stop()
 
-    def give(lane: Lane) -> None:
-        while len(lane.running) < lane.ahead and (lane.tasks or waiting):
-            lane.tasks = lane.tasks or waiting.popleft()
+
+class _Dispatcher:
+    """Gives the streams to lanes that are ready, and takes back what a lost worker had.
+
+    Attributes:
+        waiting: streams that no lane has.
+        starting: futures of workers that are not ready yet.
+        deaths: how many workers each task has ended.
+    """
+
+    def __init__(self, streams: Sequence[Sequence[Any]], lanes: Sequence[Lane]) -> None:
+        self.lanes = lanes
+        self.waiting = deque(deque(stream) for stream in streams if stream)
+        self.starting: dict[Future[Any], Lane] = {}
+        self.deaths: Counter[int] = Counter()
+
+    @property
+    def lane_of(self) -> dict[Future[Any], Lane]:
+        """The lane of each future that is still to be waited for; none when all tasks are done."""
+        running = {future: lane for lane in self.lanes for future in lane.running}
+        return running | self.starting if running or self.waiting else {}
+
+    def start(self) -> None:
+        """Start the workers."""
+        self.starting = {lane.start(): lane for lane in self.lanes}
+
+    def finish(self, future: Future[Any]) -> Iterator[tuple[Any, Any]]:
+        """Take note of a future that is done: a worker is ready, a task has its result, or a worker was lost."""
+        if future in self.starting:
+            lane = self.starting.pop(future)
+            future.result()  # a worker that cannot start raises here
+            self.give(lane)
+        elif lane := self.lane_of.get(future):  # else the worker was lost, and its tasks were taken back
+            error = future.exception()
+            if isinstance(error, lane.died):
+                self.replace(lane, error)
+            else:
+                result, task = future.result(), lane.running.pop(future)
+                self.give(lane)
+                yield task, result
+
+    def give(self, lane: Lane) -> None:
+        """Give a worker tasks of its stream, or of the next one, as far ahead as it may have them."""
+        while len(lane.running) < lane.ahead and (lane.tasks or self.waiting):
+            lane.tasks = lane.tasks or self.waiting.popleft()
             task = lane.tasks.popleft()
             lane.running[lane.submit(task)] = task
 
-    def replace(lane: Lane, error: Exception) -> None:
+    def replace(self, lane: Lane, error: Exception) -> None:
+        """Start a new worker in place of one that was lost; whoever is ready goes on with its tasks."""
         unfinished = lane.take_back()
         culprit = unfinished[0]
-        deaths[id(culprit)] += 1
-        if deaths[id(culprit)] >= TRIES:
+        self.deaths[id(culprit)] += 1
+        if self.deaths[id(culprit)] >= TRIES:
             raise WorkerDied(
                 f"{TRIES} workers ended while they computed {culprit} (is memory enough?); "
                 "rows finished before are kept, run again to go on"
             ) from error
         reason = str(error).partition("\n")[0]
         log.warning("a worker was lost while it computed %s, which is computed again: %s", culprit, reason)
-        waiting.appendleft(unfinished)
-        starting[lane.start()] = lane
-        for other in lanes:
-            if other not in starting.values():
-                give(other)
-
-    try:
-        starting |= {lane.start(): lane for lane in lanes}
-        while waiting or any(lane.running for lane in lanes):
-            lane_of = starting | {future: lane for lane in lanes for future in lane.running}
-            done = wait(lane_of, PATIENCE, FIRST_COMPLETED).done
-            if not done and len(lane_of) == len(starting):
-                log.warning("no worker is ready; %s", explain())
-            for future in done:
-                lane = lane_of[future]
-                if future in starting:
-                    del starting[future]
-                    future.result()  # a worker that cannot start raises here
-                    give(lane)
-                elif future in lane.running:  # else the worker was lost, and its tasks taken back
-                    error = future.exception()
-                    if isinstance(error, lane.died):
-                        replace(lane, error)
-                        continue
-                    result, task = future.result(), lane.running.pop(future)
-                    give(lane)
-                    yield task, result
-    finally:
-        for lane in lanes:
-            lane.stop()
+        self.waiting.appendleft(unfinished)
+        self.starting[lane.start()] = lane
+        for other in self.lanes:
+            if other not in self.starting.values():
+                self.give(other)
