@@ -27,6 +27,7 @@ from loc_edit.store.lock import RunLocked
 from loc_edit.store.rows import KEYS, SCHEMAS
 
 METHODS = ("rome", "memit-2", "finetune-1", "finetune-2")
+PROBLEMS = tuple(names.PROBLEMS)
 
 
 # What a run leaves
@@ -308,10 +309,7 @@ def test_a_killed_run_goes_on_to_the_same_rows(builtin_run, tmp_path, computed):
 
 PARENT = """
 import os, time
-from loc_edit.engine import Engine, compute_tasks
-from loc_edit.experiment.setup import Setup
-
-PROBLEMS = tuple(names.PROBLEMS)
+from loc_edit.experiment.engine.engine import Engine, compute_tasks
 
 def open_worker():
     return slow

@@ -140,7 +140,8 @@ def test_damaged_shards_are_set_aside_and_computed_again(lab, tmp_path, computed
 
 DYING = """
 import os, signal, sys
-from loc_edit.engine import Engine, WorkerDied, compute_tasks
+from loc_edit.experiment.engine.engine import Engine, compute_tasks
+from loc_edit.experiment.engine.lanes import WorkerDied
 
 def open_worker():
     return square

@@ -1,9 +1,9 @@
 """Tasks computed in this process, or side by side in processes of this machine, each with the model in its memory."""
 
-import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -81,11 +81,11 @@ def _open(open_worker: Callable[[], Compute], threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot stop its workers, which would wait for tasks for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    """A killed parent cannot stop its workers, which would wait for tasks for ever: they see that it is gone."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _compute_in_worker(task: Any) -> Any:
