@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from loc_edit.cli import show
 from loc_edit.cli.main import main
 
 
@@ -13,7 +14,8 @@ def call(*args):
     """The exit status of one command, and what it printed as output and as errors."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setenv("COLUMNS", "200")
+        patch.setattr(show.out, "width", 200)
+        patch.setattr(show.err, "width", 200)
         try:
             status = main([str(arg) for arg in args])
         except SystemExit as stop:  # tyro's own refusals and --help

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import loc_edit
+from loc_edit.prompts.encoding import encode_context, encode_template
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -44,10 +45,10 @@ def test_work_of_an_edit(floors, deep, facts):
     request = loc_edit.pose(facts[1], "error_injection", deep)
     contexts = ["{}", "Nobody. {}"]
     n, n_target = len(request.prompt), len(request.target_tokens)
-    longer = len(loc_edit.prompts.encode_context(deep, contexts[1], request.prompt))
+    longer = len(encode_context(deep, contexts[1], request.prompt))
     last = request.prompt.last_subject
     tail = n + n_target - 1 - last
-    essence = loc_edit.prompts.encode_template(deep, "{} is a", facts[1].subject).subject.stop
+    essence = encode_template(deep, "{} is a", facts[1].subject).subject.stop
     work = floors.value_work(deep, [request], contexts, [1], steps=7)
     below = [n + n_target - 1, longer + n_target - 1, essence]
     before = [last, last + longer - n, essence - 1]

@@ -73,7 +73,8 @@ def facts(
     if known or min_probability:
         chosen = _known(chosen, model or "builtin", known, min_probability, skip_invalid)
         out.print(f"{len(chosen):,} of {len(loaded):,} facts are known to {escape(model or 'builtin')}")
-    chosen = loc_edit.sample_by_relation(chosen, n)
+    sampled = set(loc_edit.sample_by_relation(chosen, n))
+    chosen = [fact for fact in chosen if fact in sampled]  # in the order of the file
     if save:
         _save(chosen, save)
     else:

@@ -28,7 +28,9 @@ def status(run: RunFolder) -> None:
     progress = run_progress(loaded)
     note = f" ({progress.facts_note})" if progress.facts_note else ""
     about = f"{loaded.config['model']}, {loaded.config['data']}"
-    out.print(f"[bold]{escape(str(loaded.path))}[/]: {escape(about)}, {progress.facts:,} facts{escape(note)}")
+    out.print(
+        f"[bold]{escape(str(loaded.path))}[/]: {escape(about)}, {progress.facts:,} facts{escape(note)}", soft_wrap=True
+    )
     _print_edits(progress)
     _print_rest(progress)
     for row in progress.reasons.to_dict("records"):

@@ -175,7 +175,7 @@ def test_alphaedit_leaves_what_is_used_and_fits_the_rest(deep, facts, stats_of, 
 
 
 def test_alphaedit_says_where_no_direction_is_free(deep, facts, stats_of, contexts):
-    with pytest.raises(ValueError, match=r"layer 1: the corpus's keys use every direction: .* null_space is 0.001"):
+    with pytest.raises(ValueError, match=r"layer 1: the old keys use every direction: .* null_space is 0.001"):
         loc_edit.alphaedit(
             deep,
             ask(deep, facts[1]),

@@ -251,7 +251,7 @@ def test_refusals(deep, shapes, facts, stats_of, moments, contexts):
     with pytest.raises(ValueError, match=r"layers \[-1\]"):
         loc_edit.rome(deep, request, -1, stats=stats, contexts=contexts)
     one = loc_edit.KeyStats.from_moments({1: moments(deep)[1]}, n_tokens=9999)
-    with pytest.raises(loc_edit.BadKeyStats, match="layer 2 has no key statistics"):
+    with pytest.raises(loc_edit.BadKeyStats, match="layer 2: no key statistics"):
         loc_edit.rome(deep, request, 2, stats=one, contexts=contexts)
     for wrong in ([], ["It rained. {}"]):
         with pytest.raises(ValueError, match="bare"):

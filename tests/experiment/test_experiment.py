@@ -16,10 +16,12 @@ import pytest
 from runs import assert_same_rows, edited, files
 
 import loc_edit
+from loc_edit import names
 from loc_edit.editing.registry import EDITORS
 from loc_edit.editing.value import EditFailed
 from loc_edit.events import listening
 from loc_edit.experiment.experiment import Experiment
+from loc_edit.experiment.setup import Setup
 from loc_edit.experiment.study import EditCell, TraceCell
 from loc_edit.facts.loading import save_facts
 from loc_edit.store.folder import RunMismatch
@@ -130,9 +132,8 @@ def test_progress_counts_every_shard(lab):
     # 2 chunks x (1 window + no edit + 2 layers + random layer)
     assert [fields["done"] for fields in shards] == list(range(1, 11))
     assert {fields["total"] for fields in shards} == {10}
-    assert seen[0][0] == "tracing, window 1"
-    assert seen[1][0] == "error_injection, no edit"
-    assert "error_injection, rome-1, layer 0" in seen[2][0]
+    details = [fields["detail"] for fields in shards]
+    assert details[:3] == ["tracing, window 1", "error_injection, no edit", "error_injection, rome-1, layer 0"]
 
 
 def test_rows_come_when_they_are_on_disk(lab):

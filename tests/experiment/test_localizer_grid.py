@@ -248,7 +248,10 @@ def test_no_false_object_no_direct_attribution(lab, facts, tmp_path):
         ({"localizers": ["atribution"]}, "localizer 'atribution': did you mean 'attribution'?"),
         ({"localizers": ["random", "random"]}, "twice"),
         ({"localizers": []}, "at least one"),
-        ({"localizers": ["direct"], "site": "resid_post", "windows": [1]}, "'direct' is of site mlp_out or attn_out"),
+        (
+            {"localizers": ["direct"], "site": "resid_post", "windows": [1]},
+            "'direct' looks at site mlp_out or attn_out",
+        ),
         ({"noise": "swap", "problems": ["fact_forcing"]}, "fact_forcing draws fresh Gaussian noise"),
         ({"noise": "us3", "problems": ["fact_forcing"]}, "fact_forcing draws fresh Gaussian noise"),
     ],
