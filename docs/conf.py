@@ -2,14 +2,13 @@
 
 from importlib.metadata import version as installed
 
-from pygments.lexers.special import TextLexer
 
 project = "loc_edit"
 author = "the loc_edit authors"
 copyright = author
 version = release = installed("loc-edit")
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinxcontrib.mermaid"]
 exclude_patterns = ["_build"]
 nb_execution_mode = "off"  # the tutorial is executed by the tests
 
@@ -27,9 +26,5 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 myst_enable_extensions = ["colon_fence"]
+myst_fence_as_directive = ["mermaid"]  # drawn in the browser; its text is what the test of the rooms reads
 myst_heading_anchors = 3
-
-
-def setup(app):
-    """Shows the picture of the rooms as text; GitHub draws it."""
-    app.add_lexer("mermaid", TextLexer)

@@ -152,8 +152,8 @@ def parse_method(name: str) -> tuple[str, int]:
     """
     method, _, number = name.partition("-")
     if method not in METHODS or (number and not number.isdigit()):
-        known = ", ".join(one for one in METHODS if one != "finetune")
-        raise ValueError(f"method {name!r}: expected {known}, finetune-1 or finetune-5 (a method and its window)")
+        others = ", ".join(method for method in METHODS if method != "finetune")
+        raise ValueError(f"method {name!r}: expected {others}, finetune-1 or finetune-5 (a method and its window)")
     window = int(number) if number else METHODS[method].window
     if window < 1 or (METHODS[method].one_layer and window != 1):
         most = "exactly 1 layer" if METHODS[method].one_layer else "at least 1 layer"

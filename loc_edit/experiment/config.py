@@ -55,7 +55,7 @@ class ExperimentConfig(BaseModel):
     site: str = "mlp_out"
     """Where localizers look and tracing restores: mlp_out, attn_out, resid_post, or what follows `blocks.<l>.`"""
     noise: str = "s3"
-    """Subject noise: a standard deviation, or s3 for three times that of the subjects' embeddings; u0.2 or us3
+    """Subject noise: a standard deviation, or s3 for three standard deviations of the subjects' embeddings; u0.2 or us3
     (uniform), m1 (full covariance), swap (other facts' subjects)."""
     noise_samples: int = 10
     """Noise samples per fact."""

@@ -27,7 +27,7 @@ def saved_contexts(folder: Path, seed: int) -> Contexts | None:
 
 
 def save_contexts(folder: Path, seed: int, contexts: Contexts) -> None:
-    """Save context texts beside those of other seeds, if they are not saved yet."""
+    """Save context texts, unless texts of this seed are saved already; the texts of other seeds stay."""
     path = folder / CONTEXTS
     by_seed = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
     if str(seed) not in by_seed:

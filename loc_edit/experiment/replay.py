@@ -49,8 +49,8 @@ def replay(
     cells = {cell.name(setup): cell for cell in experiment.cells if isinstance(cell, EditCell)}
     best = _best_rows(run, set(ids) & set(facts))
     for row in best[~best["cell"].isin(cells)].to_dict("records"):
-        what = "{problem}, {method}-{window}, layer {layer}".format_map(row)
-        raise RunMismatch(f"{run.path}: {what}: its edits cannot be made again, this version computes others")
+        cell_in_words = "{problem}, {method}-{window}, layer {layer}".format_map(row)
+        raise RunMismatch(f"{run.path}: {cell_in_words}: its edits cannot be made again, this version computes others")
     edited = sorted(int(fact_id) for fact_id in best["fact_id"].unique())
     before = {i: next_tokens(setup.model, encode(setup.model, facts[i])) for i in edited}
     after: dict[int, dict[Key, tuple[int, NextTokens]]] = {i: {} for i in edited}

@@ -96,7 +96,7 @@ class Setup:
 
     @cached_property
     def corruption(self) -> Corruption:
-        """The subject noise; whatever depends on subjects depends on those of the whole data set."""
+        """The subject noise; a rule that depends on subjects takes the subjects of the whole data set."""
         return corruption(self.model, self.config.noise, self.data)
 
     @cached_property
