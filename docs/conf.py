@@ -2,7 +2,6 @@
 
 from importlib.metadata import version as installed
 
-
 project = "loc_edit"
 author = "the loc_edit authors"
 copyright = author

@@ -16,85 +16,72 @@ __version__ = version("loc-edit")
 if TYPE_CHECKING:  # for editors and type checkers; `_HOMES` reads the same lines when the package runs
     from loc_edit.analysis.analyze import analyze as analyze
     from loc_edit.analysis.regression.choices import layer_choices as layer_choices
-    from loc_edit.analysis.regression.localizers import localizer_choices as localizer_choices
-    from loc_edit.analysis.regression.localizers import localizer_matrix as localizer_matrix
-    from loc_edit.analysis.regression.ols import Fit as Fit
-    from loc_edit.analysis.regression.ols import fit as fit
-    from loc_edit.analysis.regression.ols import fits as fits
-    from loc_edit.analysis.regression.statistics import localization_informs_editing as localization_informs_editing
-    from loc_edit.analysis.regression.statistics import statistics as statistics
-    from loc_edit.analysis.run import Run as Run
-    from loc_edit.analysis.run import load_run as load_run
+    from loc_edit.analysis.regression.localizers import (
+        localizer_choices as localizer_choices,
+        localizer_matrix as localizer_matrix,
+    )
+    from loc_edit.analysis.regression.ols import Fit as Fit, fit as fit, fits as fits
+    from loc_edit.analysis.regression.statistics import (
+        localization_informs_editing as localization_informs_editing,
+        statistics as statistics,
+    )
+    from loc_edit.analysis.run import Run as Run, load_run as load_run
     from loc_edit.analysis.tables.summaries import layer_correlations as layer_correlations
     from loc_edit.editing.alphaedit import alphaedit as alphaedit
-    from loc_edit.editing.emmet import emmet as emmet
-    from loc_edit.editing.emmet import emmet_joint as emmet_joint
+    from loc_edit.editing.emmet import emmet as emmet, emmet_joint as emmet_joint
     from loc_edit.editing.export import export as export
     from loc_edit.editing.finetune import finetune as finetune
-    from loc_edit.editing.memit import memit as memit
-    from loc_edit.editing.memit import memit_joint as memit_joint
-    from loc_edit.editing.problems import EditRequest as EditRequest
-    from loc_edit.editing.problems import NotEligible as NotEligible
-    from loc_edit.editing.problems import pose as pose
+    from loc_edit.editing.memit import memit as memit, memit_joint as memit_joint
+    from loc_edit.editing.problems import EditRequest as EditRequest, NotEligible as NotEligible, pose as pose
     from loc_edit.editing.r_rome import r_rome as r_rome
     from loc_edit.editing.rome import rome as rome
-    from loc_edit.editing.settings import AlphaEditSettings as AlphaEditSettings
-    from loc_edit.editing.settings import DecayFinetuneSettings as DecayFinetuneSettings
-    from loc_edit.editing.settings import EmmetSettings as EmmetSettings
-    from loc_edit.editing.settings import FinetuneSettings as FinetuneSettings
-    from loc_edit.editing.settings import FreeFinetuneSettings as FreeFinetuneSettings
-    from loc_edit.editing.settings import MemitSettings as MemitSettings
-    from loc_edit.editing.settings import RomeSettings as RomeSettings
-    from loc_edit.editing.settings import RRomeSettings as RRomeSettings
+    from loc_edit.editing.settings import (
+        AlphaEditSettings as AlphaEditSettings,
+        DecayFinetuneSettings as DecayFinetuneSettings,
+        EmmetSettings as EmmetSettings,
+        FinetuneSettings as FinetuneSettings,
+        FreeFinetuneSettings as FreeFinetuneSettings,
+        MemitSettings as MemitSettings,
+        RomeSettings as RomeSettings,
+        RRomeSettings as RRomeSettings,
+    )
     from loc_edit.editing.stack import EditStack as EditStack
-    from loc_edit.editing.update import Edit as Edit
-    from loc_edit.editing.update import EditMismatch as EditMismatch
-    from loc_edit.editing.update import WeightUpdate as WeightUpdate
+    from loc_edit.editing.update import Edit as Edit, EditMismatch as EditMismatch, WeightUpdate as WeightUpdate
     from loc_edit.editing.value import EditFailed as EditFailed
-    from loc_edit.events import Event as Event
-    from loc_edit.events import ProgressLines as ProgressLines
-    from loc_edit.events import listening as listening
+    from loc_edit.events import Event as Event, ProgressLines as ProgressLines, listening as listening
     from loc_edit.experiment.config import ExperimentConfig as ExperimentConfig
     from loc_edit.experiment.experiment import Experiment as Experiment
-    from loc_edit.facts.download import DownloadFailed as DownloadFailed
-    from loc_edit.facts.download import fetch as fetch
-    from loc_edit.facts.fact import BadFact as BadFact
-    from loc_edit.facts.fact import Fact as Fact
+    from loc_edit.facts.download import DownloadFailed as DownloadFailed, fetch as fetch
+    from loc_edit.facts.fact import BadFact as BadFact, Fact as Fact
     from loc_edit.facts.formats import BadRecord as BadRecord
-    from loc_edit.facts.loading import load_facts as load_facts
-    from loc_edit.facts.loading import save_facts as save_facts
+    from loc_edit.facts.loading import load_facts as load_facts, save_facts as save_facts
     from loc_edit.facts.sampling import sample_by_relation as sample_by_relation
     from loc_edit.keys.compute import key_stats as key_stats
-    from loc_edit.keys.moments import BadKeyStats as BadKeyStats
-    from loc_edit.keys.moments import KeyStats as KeyStats
-    from loc_edit.localization.hooks import corruption_hooks as corruption_hooks
-    from loc_edit.localization.hooks import restoration_hooks as restoration_hooks
-    from loc_edit.localization.hooks import window_layers as window_layers
+    from loc_edit.keys.moments import BadKeyStats as BadKeyStats, KeyStats as KeyStats
+    from loc_edit.localization.hooks import (
+        corruption_hooks as corruption_hooks,
+        restoration_hooks as restoration_hooks,
+        window_layers as window_layers,
+    )
     from loc_edit.localization.registry import localize as localize
     from loc_edit.localization.trace import Trace as Trace
-    from loc_edit.localization.tracing import trace as trace
-    from loc_edit.localization.tracing import trace_many as trace_many
+    from loc_edit.localization.tracing import trace as trace, trace_many as trace_many
     from loc_edit.models.checks import BadModel as BadModel
     from loc_edit.models.identity import fingerprint as fingerprint
     from loc_edit.models.loading import load_model as load_model
-    from loc_edit.names import LOCALIZERS as LOCALIZERS
-    from loc_edit.names import METHODS as METHODS
-    from loc_edit.names import PROBLEMS as PROBLEMS
-    from loc_edit.names import SCORES as SCORES
-    from loc_edit.prompts.encoding import BadPrompt as BadPrompt
-    from loc_edit.prompts.encoding import Prompt as Prompt
-    from loc_edit.prompts.encoding import SubjectNotFound as SubjectNotFound
-    from loc_edit.prompts.encoding import encode as encode
-    from loc_edit.prompts.encoding import target_tokens as target_tokens
-    from loc_edit.prompts.noise import noise_scale as noise_scale
-    from loc_edit.prompts.noise import subject_noise as subject_noise
-    from loc_edit.prompts.recall import Answer as Answer
-    from loc_edit.prompts.recall import answers as answers
-    from loc_edit.prompts.recall import known_facts as known_facts
+    from loc_edit.names import LOCALIZERS as LOCALIZERS, METHODS as METHODS, PROBLEMS as PROBLEMS, SCORES as SCORES
+    from loc_edit.prompts.encoding import (
+        BadPrompt as BadPrompt,
+        Prompt as Prompt,
+        SubjectNotFound as SubjectNotFound,
+        encode as encode,
+        target_tokens as target_tokens,
+    )
+    from loc_edit.prompts.noise import noise_scale as noise_scale, subject_noise as subject_noise
+    from loc_edit.prompts.recall import Answer as Answer, answers as answers, known_facts as known_facts
     from loc_edit.prompts.sampling import sample_contexts as sample_contexts
     from loc_edit.report.write import write_report as write_report
-    from loc_edit.scoring.scores import EditScore as EditScore
-    from loc_edit.scoring.scores import score as score
+    from loc_edit.scoring.scores import EditScore as EditScore, score as score
 
 _HOMES = {
     alias.name: node.module or ""

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformer_lens import HookedTransformerConfig
-from transformer_lens import loading_from_pretrained as loading
+from transformer_lens import HookedTransformerConfig, loading_from_pretrained as loading
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 

@@ -3,8 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 
 from loc_edit.facts.builtin import builtin_facts
 from loc_edit.facts.fact import Fact

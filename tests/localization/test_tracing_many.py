@@ -5,12 +5,10 @@ import logging
 import oracles
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import loc_edit
-from loc_edit.localization import sweep as sweep_room
-from loc_edit.localization import tracing as runs_room
+from loc_edit.localization import sweep as sweep_room, tracing as runs_room
 from loc_edit.localization.sweep import LOCAL, plan
 from loc_edit.localization.tracing import trace, trace_many
 from loc_edit.models.memory import Budget

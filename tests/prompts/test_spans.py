@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import random_model
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from spelling import KINDS, Speller, train
 
 from loc_edit.facts.builtin import builtin_facts
