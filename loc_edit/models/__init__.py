@@ -15,3 +15,17 @@ Face's modules.  `tests/models/test_bridge.py` runs this package on a bridge, an
 - Cached keys and values: a bridge takes no `past_kv_cache`.  The fast paths of tracing, editing and sampling need it;
   they ask `takes_past`, and without it compute whole rows: the same results, several times slower.
 """
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loc_edit.models.model import Model as Model
+
+
+def __getattr__(name: str) -> Any:
+    """`models.Model`, the class that every signature names, loaded when it is first used."""
+    if name != "Model":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from loc_edit.models.model import Model
+
+    return Model

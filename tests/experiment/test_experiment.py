@@ -259,8 +259,7 @@ def test_contexts_are_those_of_the_first_start(lab, monkeypatch, computed):
 
 KILLED = """
 import os, signal, sys
-from loc_edit.config import ExperimentConfig
-from loc_edit.experiment import Experiment
+from loc_edit import Experiment, ExperimentConfig
 
 replace = os.replace
 def dying(a, b, count=[0]):

@@ -87,7 +87,7 @@ def test_windows_are_added(lab, tmp_path, computed):
 
 @pytest.mark.slow
 def test_an_extension_that_is_stopped_goes_on_to_the_same_rows(lab, many, tmp_path):
-    larger = {"facts": 8, "layers": (0, 1), "methods": ("rome", "finetune-2"), "problems": PROBLEMS[:2]}
+    larger = {"facts": 8, "layers": (0, 1), "methods": ("rome", "finetune-2"), "problems": tuple(PROBLEMS)[:2]}
     whole = lab(**many, **larger, out=str(tmp_path / "whole")).run()
     for n_before in (1, 4):
         for n_after in (0, 3, 9):
