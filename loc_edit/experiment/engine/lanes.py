@@ -117,9 +117,9 @@ class _Dispatcher:
     def finish(self, future: Future[Any]) -> Iterator[tuple[Any, Any]]:
         """Take note of a future that is done: a worker is ready, a task has its result, or a worker was lost."""
         if future in self.starting:
-            lane = self.starting.pop(future)
+            ready = self.starting.pop(future)
             future.result()  # a worker that cannot start raises here
-            self.give(lane)
+            self.give(ready)
         elif lane := self.lane_of.get(future):  # else the worker was lost, and its tasks were taken back
             error = future.exception()
             if isinstance(error, lane.died):
