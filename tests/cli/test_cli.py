@@ -365,7 +365,14 @@ def test_a_folder_that_cannot_be_made_is_named(here):
 def test_ctrl_c_leaves_a_run_that_goes_on(small, tmp_path, no_analysis):
     options = ("--chunk", "1", "--workers", "2", "--out", "stopped")
     command = [sys.executable, "-m", "loc_edit", "run", "--config", str(small.config), *options]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whatever pytest was started under
+    )
     deadline = time.monotonic() + 120
     while len(list(tmp_path.glob("stopped/edits/*.parquet"))) < 2 and process.poll() is None:
         assert time.monotonic() < deadline

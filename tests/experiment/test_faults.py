@@ -39,6 +39,7 @@ def in_child():
         pid = os.fork()
         if pid == 0:
             code = 1
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever pytest was started under
             try:
                 work()
                 code = 0
