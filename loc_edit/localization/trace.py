@@ -24,7 +24,6 @@ from loc_edit.localization.hooks import site_window
 from loc_edit.models.model import Model, token_texts
 from loc_edit.names import TRACING
 from loc_edit.prompts.encoding import Prompt
-from loc_edit.views.heatmap import heatmap
 from loc_edit.views.tokens import colored_tokens
 
 if TYPE_CHECKING:
@@ -135,6 +134,8 @@ class Trace:
 
     def plot(self) -> "Figure":
         """The layer x token heatmap, with a star at each subject token."""
+        from loc_edit.views.heatmap import heatmap  # matplotlib takes a third of a second to load
+
         return heatmap(
             _array(self.effect),
             tokens=self._labels,
