@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -79,8 +79,6 @@ def make_plan(
 ) -> Plan:
     """The plan of an experiment; computes all cells of a few facts but for the layers beside the middle one.
 
-    No key statistics are computed for it: with the identity in their place, an edit takes as long.
-
     Args:
         setup: what its cells share.
         facts: its facts.
@@ -89,38 +87,28 @@ def make_plan(
         n_on_disk: by the name of a cell, how many of the facts are on disk.
         processes: how many will compute side by side.
     """
-    cfg = setup.model.cfg
-    setup = setup.with_stats(KeyStats.identity(setup.model, range(cfg.n_layers)))
-    probe = Batch(setup, facts[:PROBED_FACTS])
     traces = [cell for cell in cells if isinstance(cell, TraceCell)]
     edits = [cell for cell in cells if isinstance(cell, EditCell)]
-    layers = list(dict.fromkeys(cell.layer for cell in edits))
 
-    def missing(some: Sequence[Cell]) -> int:
-        return sum(len(facts) - n_on_disk.get(cell.name(setup), 0) for cell in some)
+    def missing(some_cells: Sequence[Cell]) -> int:
+        return sum(len(facts) - n_on_disk.get(cell.name(setup), 0) for cell in some_cells)
 
     work, disk = 0.0, 0.0
-    n_chunks, share = math.ceil(len(facts) / setup.config.chunk), len(facts) / len(probe.facts)
-    for localizer in dict.fromkeys(cell.localizer for cell in traces):
-        windows = [cell for cell in traces if cell.localizer == localizer]  # which may share work
-        seconds, shards = _timed(windows, probe)
-        work += seconds * missing(windows) / len(windows)
-        disk += len(windows) * _bytes_per_cell("traces", shards, n_chunks, share)
-    _ = probe.essences
-    for problem in setup.config.problems:
-        probe.posed(problem)
-    middle = [cell for cell in edits if cell.layer == layers[len(layers) // 2]]
-    seconds, shards = _timed(middle, probe)
-    work += seconds * missing(edits) / len(middle)
-    n_like_edits = len(cells) - len(traces) + len(copied_cells)  # controls have the columns of edits
-    disk += n_like_edits * _bytes_per_cell("edits", shards, n_chunks, share)
+    share, n_chunks = len(facts) / min(PROBED_FACTS, len(facts)), math.ceil(len(facts) / setup.config.chunk)
+    for probed in _probe(setup, facts[:PROBED_FACTS], traces, edits):
+        work += probed.seconds * missing(probed.stands_for) / probed.n_cells
+        n_cells = len(probed.stands_for)
+        if probed.kind == "edits":
+            n_cells += len(cells) - len(traces) - len(edits) + len(copied_cells)  # controls have the same columns
+        disk += n_cells * probed.bytes_per_cell(n_chunks, share)
+    cfg = setup.model.cfg
     moments = cfg.n_layers * int(cfg.d_mlp or 0) ** 2 if any(cell.needs_stats for cell in cells) else 0
     return Plan(
         facts=len(facts),
         traces=len(facts) * len(traces),
         edits=len(facts) * len(edits),
         combinations=len({(cell.problem, cell.method, cell.window) for cell in edits}),
-        layers=len(layers),
+        layers=len({cell.layer for cell in edits}),
         traces_missing=missing(traces),
         edits_missing=missing(edits),
         work=work,
@@ -132,24 +120,63 @@ def make_plan(
     )
 
 
-def _timed(cells: Sequence[Cell], probe: Batch) -> tuple[float, list[pd.DataFrame]]:
-    """Seconds that these cells take together for one fact, and the rows of each."""
-    start = time.perf_counter()
-    shards = [cell.rows(probe) for cell in cells]
-    return (time.perf_counter() - start) / len(probe.facts), shards
+@dataclass(frozen=True)
+class _Probed:
+    """The rows of some cells for a few facts.
 
-
-def _bytes_per_cell(kind: Kind, shards: Sequence[pd.DataFrame], n_chunks: int, share: float) -> float:
-    """What the rows of one cell take on disk.
-
-    Args:
+    Attributes:
         kind: of rows.
-        shards: rows of the probe, one frame per cell.
-        n_chunks: how many shards a cell has.
-        share: how many times the probe's facts there are.
+        shards: the rows, one frame per cell that was computed.
+        seconds: what these took together for one fact.
+        stands_for: the cells that take as long and as much.
     """
-    n_rows = sum(map(len, shards)) / len(shards)
-    one_row = sum(shard_size(kind, rows[:1]) for rows in shards) / len(shards)
-    all_rows = sum(shard_size(kind, rows) for rows in shards) / len(shards)
-    row = (all_rows - one_row) / (n_rows - 1) if n_rows > 1 else 0.0
-    return n_chunks * (one_row - row) + share * n_rows * row
+
+    kind: Kind
+    shards: Sequence[pd.DataFrame]
+    seconds: float
+    stands_for: Sequence[Cell]
+
+    @property
+    def n_cells(self) -> int:
+        """How many cells were computed."""
+        return len(self.shards)
+
+    def bytes_per_cell(self, n_chunks: int, share: float) -> float:
+        """What the rows of one cell take on disk.
+
+        Args:
+            n_chunks: how many shards a cell has.
+            share: the number of facts, in units of the few that were computed.
+        """
+        n_rows = sum(map(len, self.shards)) / self.n_cells
+        one_row = sum(shard_size(self.kind, rows[:1]) for rows in self.shards) / self.n_cells
+        all_rows = sum(shard_size(self.kind, rows) for rows in self.shards) / self.n_cells
+        row = (all_rows - one_row) / (n_rows - 1) if n_rows > 1 else 0.0
+        return n_chunks * (one_row - row) + share * n_rows * row
+
+
+def _probe(
+    setup: Setup, facts: Sequence[Fact], traces: Sequence[TraceCell], edits: Sequence[EditCell]
+) -> Iterator[_Probed]:
+    """Compute a few facts: each localizer with its windows, which may share work, and the edits at the middle layer.
+
+    No key statistics are computed for it: with the identity in their place, an edit takes as long.
+    """
+    setup = setup.with_stats(KeyStats.identity(setup.model, range(setup.model.cfg.n_layers)))
+    batch = Batch(setup, facts)
+    for localizer in dict.fromkeys(cell.localizer for cell in traces):
+        windows = [cell for cell in traces if cell.localizer == localizer]
+        yield _Probed("traces", *_timed(windows, batch), windows)
+    _ = batch.essences
+    for problem in setup.config.problems:
+        batch.posed(problem)
+    layers = list(dict.fromkeys(cell.layer for cell in edits))
+    middle = [cell for cell in edits if cell.layer == layers[len(layers) // 2]]
+    yield _Probed("edits", *_timed(middle, batch), edits)
+
+
+def _timed(cells: Sequence[Cell], batch: Batch) -> tuple[list[pd.DataFrame], float]:
+    """The rows of each cell, and the seconds that they took together for one fact."""
+    start = time.perf_counter()
+    shards = [cell.rows(batch) for cell in cells]
+    return shards, (time.perf_counter() - start) / len(batch.facts)
