@@ -1,16 +1,15 @@
 """Tasks computed in this process, or side by side in processes of this machine, each with the model in its memory."""
 
+import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from loky import ProcessPoolExecutor
 
 from loc_edit.experiment.engine.lanes import Compute, Lane, compute_in_lanes
 
@@ -41,53 +40,71 @@ def in_processes(
 
 
 class _Process(Lane):
-    """A worker process, kept by `loky`: its pool ends and replaces processes by public calls."""
+    """A worker process at the other end of a pipe, which a thread of this process waits for.
 
-    died = (BrokenProcessPool,)
+    (A pool of `loky` would do it too, but ends a worker whose memory grows by 300 MB, as it does with a large batch.)
+    """
+
+    died = (EOFError, ConnectionError)
 
     def __init__(self, open_worker: Callable[[], Compute], threads: int) -> None:
         super().__init__()
         self._arguments = (open_worker, threads)
-        self._pool: Any = None
+        self._waiting = ThreadPoolExecutor(1)
+        self._process: Any = None
 
     def start(self) -> Future[Any]:
-        self.stop()
-        self._pool = ProcessPoolExecutor(1, timeout=None)  # the worker keeps the model, so it waits without a limit
-        return self.submit_call(_open, *self._arguments)
+        context = multiprocessing.get_context("spawn")  # a fork would copy torch's locks in any state
+        self._pipe, other_end = context.Pipe()
+        self._process = context.Process(target=_work, args=(other_end, *self._arguments), daemon=True)
+        self._process.start()
+        other_end.close()
+        return self._waiting.submit(self._receive)
 
     def submit(self, task: Any) -> Future[Any]:
-        return self.submit_call(_compute_in_worker, task)
+        return self._waiting.submit(self._ask, task)
 
-    def submit_call(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Have a function called in the process."""
-        future: Future[Any] = self._pool.submit(function, *arguments)
-        return future
+    def _ask(self, task: Any) -> Any:
+        self._pipe.send(task)
+        return self._receive()
+
+    def _receive(self) -> Any:
+        result, error = self._pipe.recv()
+        if error is not None:
+            raise error
+        return result
 
     def stop(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, kill_workers=True)
+        if self._process is not None:
+            self._process.terminate()
+        self._waiting.shutdown(wait=False, cancel_futures=True)
 
 
-_compute: Compute | None = None
-
-
-def _open(open_worker: Callable[[], Compute], threads: int) -> None:
-    """Make a fresh process a worker; Ctrl-C is for the process that gave it work."""
-    global _compute
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _work(pipe: Connection, open_worker: Callable[[], Compute], threads: int) -> None:
+    """What a worker process does: open the worker, then answer one task after another until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that gave it work
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    _compute = open_worker()
+    try:
+        compute = open_worker()
+        pipe.send((None, None))
+    except Exception as error:
+        pipe.send((None, error))
+        return
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send((compute(task), None))
+        except Exception as error:
+            pipe.send((None, error))
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot stop its workers, which would wait for tasks for ever: they see that it is gone."""
-    parent = os.getppid()
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-def _compute_in_worker(task: Any) -> Any:
-    assert _compute is not None
-    return _compute(task)
+    """A killed parent cannot stop its workers, which would compute on for nobody."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
