@@ -177,6 +177,32 @@ def test_a_worker_that_dies_is_replaced_and_one_that_always_dies_ends_the_run(tm
     assert second.startswith("3 workers ended while they computed (13, '')")
 
 
+GROWING = """
+import os, time
+from loc_edit.experiment.engine.engine import Engine, compute_tasks
+
+kept = []
+
+def open_worker():
+    return grow
+
+def grow(task):
+    kept.append(b"x" * 400_000_000)
+    time.sleep(1.2)
+    return os.getpid()
+
+if __name__ == "__main__":
+    print(len({pid for _, pid in compute_tasks([[1, 2, 3]], open_worker, Engine(workers=2))}))
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_whose_memory_grows_keeps_its_model(tmp_path):
+    (tmp_path / "growing.py").write_text(GROWING)
+    result = subprocess.run([sys.executable, tmp_path / "growing.py"], capture_output=True, text=True, timeout=120)
+    assert result.stdout == "1\n", result.stderr
+
+
 def test_want_of_memory_halves_the_batch_and_ends_in_the_same_rows(lab, tmp_path, monkeypatch):
     whole = lab(chunk=4, out=str(tmp_path / "whole")).run()
     rome, sizes = EDITORS["rome"], []
