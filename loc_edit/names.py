@@ -3,7 +3,7 @@
 Every other file reads these names here, so that a name, its label and its place in the order stand once.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -174,6 +174,11 @@ def method_label(method: str, window: int = 1) -> str:
 def problem_label(problem: str) -> str:
     """`error_injection` -> "Error injection"."""
     return PROBLEMS[problem].label if problem in PROBLEMS else problem.replace("_", " ").capitalize()
+
+
+def windows_of(localizer: str, windows: Sequence[int], others: Sequence[int] | None = None) -> Sequence[int]:
+    """The windows of a localizer in a grid: `windows` for Causal Tracing, `others`, if given, for the rest."""
+    return windows if localizer == TRACING or not others else others
 
 
 def in_order(present: Iterable[str], order: Iterable[str]) -> list[str]:

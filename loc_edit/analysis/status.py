@@ -14,11 +14,10 @@ import numpy as np
 import pandas as pd
 
 from loc_edit.analysis.run import Run
-from loc_edit.analysis.tables.localized import windows_of
 from loc_edit.analysis.tables.rows import method_labels, without_controls
 from loc_edit.facts.loading import load_facts
 from loc_edit.facts.sampling import sample_by_relation
-from loc_edit.names import STATUSES, TRACING, parse_method
+from loc_edit.names import STATUSES, TRACING, parse_method, windows_of
 from loc_edit.store.folder import BadRun
 from loc_edit.store.lock import lock_holder
 from loc_edit.store.shards import Shard, aside

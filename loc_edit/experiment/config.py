@@ -1,7 +1,6 @@
 """The configuration of an experiment: one typed, validated record, read from TOML and from the command line."""
 
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -192,10 +191,6 @@ class ExperimentConfig(BaseModel):
         """The configuration as TOML, which `from_toml` reads back; it has no `None`."""
         every = {"facts": "all"} if self.facts is None else {}
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True) | every)
-
-    def windows_of(self, localizer: str) -> Sequence[int]:
-        """The windows of a localizer: `localizer_windows` for all but Causal Tracing, if there are any."""
-        return self.windows if localizer == TRACING or not self.localizer_windows else self.localizer_windows
 
     def settings_of(self, method: str, problem: str, more: dict[str, Any] | None = None) -> Settings:
         """The resolved settings of a method for a problem: defaults, preset, this configuration's, then `more`."""

@@ -3,7 +3,6 @@
 Everything is made when it is first asked for, so that looking at a configuration costs nothing.
 """
 
-import copy
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -53,15 +52,15 @@ class Setup:
         """The same setup with these context texts, or with its own if there are none."""
         if contexts is None:
             return self
-        other = copy.copy(self)
-        other.__dict__ = {**vars(self), "contexts": contexts}
-        other.__dict__.pop("_names", None)
-        return other
+        return self._with(contexts=contexts, _names={})
 
     def with_stats(self, stats: KeyStats) -> "Setup":
         """The same setup with these key statistics."""
-        other = copy.copy(self)
-        other.__dict__ = {**vars(self), "stats": stats}
+        return self._with(stats=stats)
+
+    def _with(self, **values: Any) -> "Setup":
+        other = Setup(self.config)
+        vars(other).update({**vars(self), **values})
         return other
 
     @cached_property

@@ -19,7 +19,7 @@ from loc_edit.experiment.cell import Cell
 from loc_edit.experiment.edits import edit_batch, rows_of_edits, score_batch
 from loc_edit.experiment.setup import Setup
 from loc_edit.facts.fact import Fact
-from loc_edit.names import LOCALIZERS, METHODS, NO_LAYER, PROBLEMS, TRACING, parse_method
+from loc_edit.names import LOCALIZERS, METHODS, NO_LAYER, PROBLEMS, TRACING, parse_method, windows_of
 
 
 def study(setup: Setup, facts: Sequence[Fact]) -> Iterator[tuple[Cell, pd.DataFrame]]:
@@ -41,7 +41,11 @@ def cells(setup: Setup) -> list[Cell]:
 def trace_cells(setup: Setup) -> list["TraceCell"]:
     """Every localizer at every window."""
     config = setup.config
-    return [TraceCell(name, window) for name in config.localizers for window in config.windows_of(name)]
+    return [
+        TraceCell(name, window)
+        for name in config.localizers
+        for window in windows_of(name, config.windows, config.localizer_windows)
+    ]
 
 
 def edit_cells(setup: Setup, problem: str) -> list["EditCell"]:

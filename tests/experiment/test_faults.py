@@ -177,6 +177,30 @@ def test_a_worker_that_dies_is_replaced_and_one_that_always_dies_ends_the_run(tm
     assert second.startswith("3 workers ended while they computed (13, '')")
 
 
+FAILING = """
+from loc_edit.experiment.engine.engine import Engine, compute_tasks
+
+def open_worker():
+    return fail
+
+def fail(task):
+    raise EOFError(f"task {task} read too far")
+
+if __name__ == "__main__":
+    try:
+        list(compute_tasks([[1, 2]], open_worker, Engine(workers=2)))
+    except EOFError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_an_error_of_a_task_is_not_taken_for_the_end_of_its_worker(tmp_path):
+    (tmp_path / "failing.py").write_text(FAILING)
+    result = subprocess.run([sys.executable, tmp_path / "failing.py"], capture_output=True, text=True, timeout=120)
+    assert result.stdout == "task 1 read too far\n", result.stderr
+
+
 GROWING = """
 import os, time
 from loc_edit.experiment.engine.engine import Engine, compute_tasks

@@ -1,7 +1,5 @@
 """Picks the trace rows of one localizer, and the windows that each localizer is run at."""
 
-from collections.abc import Sequence
-
 import pandas as pd
 
 from loc_edit.names import LOCALIZERS, TRACING, in_order
@@ -19,8 +17,3 @@ def localizers_in(traces: pd.DataFrame) -> list[str]:
     if traces.empty:
         return []
     return in_order(set(traces["localizer"].unique()) if "localizer" in traces else {TRACING}, LOCALIZERS)
-
-
-def windows_of(localizer: str, windows: Sequence[int], others: Sequence[int] | None = None) -> Sequence[int]:
-    """The windows of a localizer in a grid: `windows` for Causal Tracing, `others`, if given, for the rest."""
-    return windows if localizer == TRACING or not others else others

@@ -39,13 +39,17 @@ def in_processes(
     return compute_in_lanes(streams, [_Process(open_worker, max(1, cores // workers)) for _ in range(n_lanes)])
 
 
+class _PipeClosed(Exception):
+    """The worker process is gone; an error of a task, of whatever kind, is another thing."""
+
+
 class _Process(Lane):
     """A worker process at the other end of a pipe, which a thread of this process waits for.
 
     (A pool of `loky` would do it too, but ends a worker whose memory grows by 300 MB, as it does with a large batch.)
     """
 
-    died = (EOFError, ConnectionError)
+    died = (_PipeClosed,)
 
     def __init__(self, open_worker: Callable[[], Compute], threads: int) -> None:
         super().__init__()
@@ -65,13 +69,19 @@ class _Process(Lane):
         return self._waiting.submit(self._ask, task)
 
     def _ask(self, task: Any) -> Any:
-        self._pipe.send(task)
+        try:
+            self._pipe.send(task)
+        except OSError as error:
+            raise _PipeClosed(error) from error
         return self._receive()
 
     def _receive(self) -> Any:
-        result, error = self._pipe.recv()
-        if error is not None:
-            raise error
+        try:
+            result, task_error = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise _PipeClosed("its pipe is closed") from error
+        if task_error is not None:
+            raise task_error
         return result
 
     def stop(self) -> None:
