@@ -3,12 +3,14 @@
 import torch
 from transformers import (
     Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     GPTJConfig,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
     Qwen2Config,
     Qwen3Config,
 )
@@ -45,6 +47,12 @@ CONFIGS = {
 }
 KEEPS_BOS = {"llama", "mistral", "gemma"}
 GROUPED = {**GATED, "num_attention_heads": 4, "num_key_value_heads": 2}
+GEMMA3 = {
+    "query_pre_attn_scalar": 4,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+OLMO2 = {k: v for k, v in GATED.items() if k != "head_dim"}
 ROPE = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 VARIANTS = {
     "gpt2 with its own d_mlp": lambda: GPT2Config(**SIZES, n_embd=16, n_layer=2, n_head=2, n_inner=40, n_positions=64),
@@ -56,6 +64,9 @@ VARIANTS = {
     ),
     "llama, grouped, wide heads": lambda: LlamaConfig(**SIZES, **GROUPED),
     "llama, tied": lambda: LlamaConfig(**SIZES, **GATED, tie_word_embeddings=True),
+    "llama, linear positions": lambda: LlamaConfig(
+        **SIZES, **GATED, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+    ),
     "llama 3 positions": lambda: LlamaConfig(
         **SIZES, **GROUPED, rope_parameters={**ROPE, "original_max_position_embeddings": 32}
     ),
@@ -69,13 +80,45 @@ VARIANTS = {
     ),
     "gemma, one key": lambda: GemmaConfig(**SIZES, **{**GROUPED, "num_key_value_heads": 1}),
     "gemma2": lambda: Gemma2Config(**SIZES, **GROUPED, query_pre_attn_scalar=4, sliding_window=8),
+    "gemma3": lambda: Gemma3TextConfig(**SIZES, **GROUPED, **GEMMA3),
+    "gemma3, untied, one key": lambda: Gemma3TextConfig(
+        **SIZES, **{**GROUPED, "num_key_value_heads": 1}, **GEMMA3, tie_word_embeddings=False
+    ),
+    "gemma3, capped, window beyond the context": lambda: Gemma3TextConfig(
+        **SIZES, **GATED, **{**GEMMA3, "sliding_window": 4096}, final_logit_softcapping=3.0
+    ),
+    "gemma3, linear positions": lambda: Gemma3TextConfig(
+        **SIZES,
+        **GROUPED,
+        **GEMMA3,
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        },
+    ),
+    "olmo2": lambda: Olmo2Config(**SIZES, **OLMO2),
+    "olmo2, grouped, tied": lambda: Olmo2Config(
+        **SIZES, **{**OLMO2, "num_attention_heads": 4}, tie_word_embeddings=True
+    ),
 }
 MISUNDERSTOOD = {
     "biases that have no place": lambda: LlamaConfig(**SIZES, **GATED, attention_bias=True),
-    "positions of another kind": lambda: LlamaConfig(
-        **SIZES, **GATED, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+}
+SCALED = {
+    "dynamic": lambda: LlamaConfig(
+        **SIZES, **GATED, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    ),
+    "llama3": lambda: Gemma3TextConfig(
+        **SIZES,
+        **GATED,
+        **GEMMA3,
+        rope_parameters={
+            "full_attention": {**ROPE, "original_max_position_embeddings": 32},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        },
     ),
 }
+"""Checkpoints whose rotary positions are scaled in a way that is refused, by the name of the scaling."""
 
 
 def save_random(config, tokenizer, folder, seed=0):

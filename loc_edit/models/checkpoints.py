@@ -18,6 +18,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from loc_edit.models.checks import BadModel
 from loc_edit.models.model import Model, W_out, b_out
 
+LONGEST_CONTEXT = 2048
+"""The longest context of a model with rotary positions: no text of a study is longer, and sliding windows from this
+length on need no mask of their own."""
+
+REBUILT = ("GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "Olmo2ForCausalLM")
+"""Architectures whose configuration is made here, because TransformerLens knows it by model names only."""
+
 CONVERSION_ERRORS = (ValueError, AttributeError, KeyError, TypeError, NotImplementedError, RuntimeError, ImportError)
 """The errors of TransformerLens and transformers for checkpoints that they do not expect."""
 
@@ -61,8 +68,9 @@ MLP_OUTPUTS = {
         "gpt_neox.layers.{}.mlp.dense_4h_to_h.weight", "gpt_neox.layers.{}.mlp.dense_4h_to_h.bias"
     ),
     **dict.fromkeys(
-        ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM"), _GATED
+        ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Olmo2ForCausalLM"), _GATED
     ),
+    **dict.fromkeys(("GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM"), _GATED),
 }
 """The names by architecture, as a checkpoint's configuration calls it."""
 
@@ -145,10 +153,13 @@ def hooked_config(directory: Path, config: dict[str, Any], **given: Any) -> Hook
     with tempfile.TemporaryDirectory(prefix="checkpoint_") as folder, refusal:
         (Path(folder) / "config.json").write_text(json.dumps(config))
         hf_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if architecture in ("GemmaForCausalLM", "Gemma2ForCausalLM"):
-            values = _gemma(hf_config, architecture)
+        if architecture in REBUILT:
+            values = _rebuilt(hf_config, architecture)
         else:
             values = {**loading.convert_hf_model_config(folder), **_corrections(hf_config, architecture)}
+        if values.get("positional_embedding_type") == "rotary":
+            values["n_ctx"] = min(LONGEST_CONTEXT, getattr(hf_config, "max_position_embeddings", values["n_ctx"]))
+        values |= _scaling(hf_config, values)
         values |= _windows(hf_config, values)
         values |= {"model_name": directory.resolve().name, "init_weights": False, "trust_remote_code": False}
         return HookedTransformerConfig.from_dict({**values, "from_checkpoint": False, **given})
@@ -161,50 +172,71 @@ def _corrections(hf_config: Any, architecture: str) -> dict[str, Any]:
         values["d_mlp"] = hf_config.n_inner
     if architecture == "LlamaForCausalLM" and getattr(hf_config, "head_dim", None):
         values |= {"d_head": hf_config.head_dim, "rotary_dim": hf_config.head_dim}
-    if architecture in (
-        "MistralForCausalLM",
-        "Qwen3ForCausalLM",
-    ):  # TransformerLens takes 2048, even if the checkpoint has less
-        values["n_ctx"] = min(2048, hf_config.max_position_embeddings)
     return values
 
 
+def _scaling(hf_config: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """The factor of linearly scaled rotary positions; refuses scalings that the configuration does not describe.
+
+    A probe of a few tokens would not show every scaling: many change late positions only.
+    """
+    rope = getattr(hf_config, "rope_parameters", None) or {}
+    whole = rope.get("full_attention", rope)
+    kind = whole.get("rope_type", "default")
+    described = {"llama3": "use_NTK_by_parts_rope", "yarn": "use_yarn_rope"}
+    local = rope.get("sliding_attention", {}).get("rope_type", "default")
+    if local != "default" or not (kind in ("default", "linear") or values.get(described.get(kind, ""))):
+        raise ValueError(f"rotary positions with {(kind if local == 'default' else local)!r} scaling")
+    return {"rotary_scaling_factor": whole["factor"]} if kind == "linear" else {}
+
+
 def _windows(hf_config: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """The layers with sliding attention, if the checkpoint has any and the window is shorter than the context."""
+    """The layers with sliding attention, if the checkpoint has any.
+
+    A window that is not shorter than the context restricts nothing; its layers count as global, unless they have
+    rotary positions of their own.
+    """
     types: Sequence[str] = getattr(hf_config, "layer_types", None) or ()
     window = getattr(hf_config, "sliding_window", None)
-    if not window or window >= values["n_ctx"] or "sliding_attention" not in types:
+    if not window or "sliding_attention" not in types:
+        return {}
+    if window >= values["n_ctx"] and "rotary_base_local" not in values:
         return {}
     attention = ["local" if name == "sliding_attention" else "global" for name in types]
     return {"use_local_attn": True, "window_size": window, "attn_types": attention}
 
 
-def _gemma(hf_config: Any, architecture: str) -> dict[str, Any]:
-    """The configuration of Gemma 1 and 2, which TransformerLens knows by the names of the released models only."""
+def _rebuilt(hf_config: Any, architecture: str) -> dict[str, Any]:
+    """The configuration of architectures that TransformerLens knows by the names of the released models only."""
+    d_head = getattr(hf_config, "head_dim", hf_config.hidden_size // hf_config.num_attention_heads)
+    rope = hf_config.rope_parameters
     values = {
         "original_architecture": architecture,
         "d_model": hf_config.hidden_size,
-        "d_head": hf_config.head_dim,
+        "d_head": d_head,
         "n_heads": hf_config.num_attention_heads,
         "n_key_value_heads": hf_config.num_key_value_heads,
         "d_mlp": hf_config.intermediate_size,
         "n_layers": hf_config.num_hidden_layers,
-        "n_ctx": hf_config.max_position_embeddings,
         "d_vocab": hf_config.vocab_size,
+        "n_ctx": hf_config.max_position_embeddings,
         "eps": hf_config.rms_norm_eps,
-        "act_fn": hf_config.hidden_act if architecture == "GemmaForCausalLM" else hf_config.hidden_activation,
+        "act_fn": getattr(hf_config, "hidden_activation", None) or hf_config.hidden_act,
         "normalization_type": "RMS",
         "final_rms": True,
         "gated_mlp": True,
         "positional_embedding_type": "rotary",
-        "rotary_dim": hf_config.head_dim,
-        "rotary_base": hf_config.rope_parameters["rope_theta"],
+        "rotary_dim": d_head,
+        "rotary_base": rope.get("full_attention", rope)["rope_theta"],
     }
-    if architecture == "Gemma2ForCausalLM":
+    if architecture in ("Gemma2ForCausalLM", "Gemma3ForCausalLM"):
         values |= {
             "use_normalization_before_and_after": True,
             "attn_scale": hf_config.query_pre_attn_scalar**0.5,
-            "attn_scores_soft_cap": hf_config.attn_logit_softcapping or -1.0,
             "output_logits_soft_cap": hf_config.final_logit_softcapping or -1.0,
         }
+    if architecture == "Gemma2ForCausalLM":
+        values["attn_scores_soft_cap"] = hf_config.attn_logit_softcapping or -1.0
+    if architecture == "Gemma3ForCausalLM":  # Hugging Face ignores its soft cap of attention scores
+        values |= {"use_qk_norm": True, "rotary_base_local": rope["sliding_attention"]["rope_theta"]}
     return values

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig, loading_from_pretrained as loading
+from transformer_lens.pretrained.weight_conversions import convert_olmo3_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 
@@ -137,10 +138,13 @@ def _load_directory(directory: Path, device: torch.device, dtype: torch.dtype) -
         with torch.inference_mode():
             hf_logits = hf_model(tokens[None]).logits[0].float()
         model = HookedTransformer(cfg, fast)
-        weights = loading.get_pretrained_state_dict(str(directory.resolve()), cfg, hf_model, dtype=dtype)
+        if cfg.original_architecture == "Olmo2ForCausalLM":  # its own conversion knows no grouped keys
+            weights = convert_olmo3_weights(hf_model, cfg)
+        else:
+            weights = loading.get_pretrained_state_dict(str(directory.resolve()), cfg, hf_model, dtype=dtype)
         weights = loading.fill_missing_keys(model, weights)
-    del hf_model
-    _fill(model, weights)
+        del hf_model
+        _fill(model, weights)
     _compare(model, directory, tokens, hf_logits)
     return model
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from checkpoints import CONFIGS, GATED, KEEPS_BOS, MISUNDERSTOOD, SIZES, VARIANTS, save_random
+from checkpoints import CONFIGS, GATED, KEEPS_BOS, MISUNDERSTOOD, SCALED, SIZES, VARIANTS, save_random
 from safetensors.torch import load_file, save_file
 from transformers import Gemma2Config, GPT2Config
 from transformers.models.auto import AutoModelForCausalLM
@@ -78,6 +78,13 @@ def test_a_configuration_that_is_misunderstood_is_refused(tokenizer, tmp_path, n
     save_random(MISUNDERSTOOD[name](), tokenizer, tmp_path / "strange")
     with pytest.raises(BadModel, match=r"strange: its logits .* differ from Hugging Face's by [\d.]+%"):
         loc_edit.load_model(tmp_path / "strange", device="cpu")
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_scaled_positions_that_are_not_rebuilt_are_refused_by_name(tokenizer, tmp_path, kind):
+    save_random(SCALED[kind](), tokenizer, tmp_path / "long")
+    with pytest.raises(BadModel, match=f"long: .* not supported: rotary positions with '{kind}' scaling"):
+        loc_edit.load_model(tmp_path / "long", device="cpu")
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gptj", "llama", "neox"])
