@@ -1,6 +1,9 @@
 """Small Hugging Face checkpoints with random weights, of every family that is loaded."""
 
+from copy import deepcopy
+
 import torch
+from tokenizers import processors
 from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
@@ -45,7 +48,6 @@ CONFIGS = {
     "qwen3": lambda: Qwen3Config(**SIZES, **GATED),
     "gemma": lambda: GemmaConfig(**SIZES, **GATED),
 }
-KEEPS_BOS = {"llama", "mistral", "gemma"}
 GROUPED = {**GATED, "num_attention_heads": 4, "num_key_value_heads": 2}
 GEMMA3 = {
     "query_pre_attn_scalar": 4,
@@ -134,3 +136,13 @@ def save_random(config, tokenizer, folder, seed=0):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model
+
+
+def tokenizer_beginning_with_bos(tokenizer, ends=False):
+    """A copy of the tokenizer that puts BOS before every text, and if `ends`, EOS after it."""
+    begun = deepcopy(tokenizer)
+    bos, after = tokenizer.bos_token, f" {tokenizer.eos_token}" if ends else ""
+    begun.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A{after}", pair=f"{bos} $A $B{after}", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+    return begun

@@ -143,7 +143,7 @@ def hooked_config(directory: Path, config: dict[str, Any], **given: Any) -> Hook
     Args:
         directory: the checkpoint, for errors and the model's name.
         config: from `read_config`.
-        given: fields that do not come from the checkpoint: device, dtype, default_prepend_bos.
+        given: fields that do not come from the checkpoint: device and dtype.
 
     Raises:
         BadModel: the architecture is not supported.
@@ -162,6 +162,7 @@ def hooked_config(directory: Path, config: dict[str, Any], **given: Any) -> Hook
         values |= _scaling(hf_config, values)
         values |= _windows(hf_config, values)
         values |= {"model_name": directory.resolve().name, "init_weights": False, "trust_remote_code": False}
+        values["tokenizer_name"] = None  # of the folder with the neutral name
         return HookedTransformerConfig.from_dict({**values, "from_checkpoint": False, **given})
 
 

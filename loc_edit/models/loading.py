@@ -19,12 +19,10 @@ from transformers.utils import logging as hf_logging
 from loc_edit.files import DATA
 from loc_edit.models.checkpoints import hooked_config, read_config, refusing
 from loc_edit.models.checks import HALF, BadModel, check_unprocessed
-from loc_edit.models.model import Model
+from loc_edit.models.model import Model, logits_at
+from loc_edit.models.passes import run_layers
 
 BUILTIN = DATA / "model"
-
-NO_BOS = ("GPT2LMHeadModel", "GPTJForCausalLM", "GPTNeoXForCausalLM", "GPTNeoForCausalLM", "Qwen")
-"""Architectures (by prefix) that were trained without a token at the start, and are studied without it."""
 
 PROBE_LENGTH = 16
 
@@ -54,23 +52,25 @@ def load_model(
 
     A directory is read without a network, with about one copy of the weights in memory; before the model is returned,
     its logits on a few tokens are compared with Hugging Face's.  Tests cover directories of GPT-2, GPT-J, GPT-NeoX
-    (Pythia), Llama, Mistral, Qwen 2 and 3, and Gemma 1 and 2; other architectures that TransformerLens converts may
-    work.
+    (Pythia), Llama, Mistral, Qwen 2 and 3, Gemma 1, 2 and 3, and OLMo 2; other architectures that TransformerLens
+    converts may work.
 
     Args:
         source: `"builtin"`, a local Hugging Face directory, a hub name that TransformerLens knows, or a
             loaded model (then only `prepend_bos` and `device` apply).
         device: the model's device; by default CUDA if there is one, else the CPU.
         dtype: of the weights.  In half precision, activations are rounded to it; a warning says so.
-        prepend_bos: whether prompts start with the BOS token; by default as the model's family was trained.
+        prepend_bos: whether prompts start with the BOS token.  By default they do if the tokenizer, called with its
+            own defaults, begins a text with it (a loaded model keeps its configuration's choice).  Other tokens that
+            a tokenizer adds, such as T5's end of the text, are never part of a prompt.
 
     Returns:
         The model in evaluation mode, parameters without gradients.
 
     Raises:
         BadModel: the source is neither a known name nor a model directory; its weights are incomplete, or give
-            other logits than Hugging Face's; a loaded model's weights are processed (see `check_unprocessed`); or
-            there is no fast tokenizer.
+            other logits than Hugging Face's; a loaded model's weights are processed (see `check_unprocessed`); there
+            is no fast tokenizer; or `prepend_bos` is true, but the tokenizer has no BOS token.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with quiet():
@@ -94,6 +94,8 @@ def load_model(
             stacklevel=2,
         )
     if prepend_bos is not None:
+        if prepend_bos and model.tokenizer.bos_token_id is None:
+            raise BadModel(f"model {source!s}: prepend_bos=True, but its tokenizer has no BOS token")
         model.cfg.default_prepend_bos = prepend_bos
     model.tokenizer.padding_side = "right"
     return model.eval().requires_grad_(False)
@@ -129,15 +131,14 @@ def _load_directory(directory: Path, device: torch.device, dtype: torch.dtype) -
     into the new model and released, so that there is never a whole second copy.
     """
     config = read_config(directory)
-    bos = _family_prepends_bos(config["architectures"][0])
-    cfg = hooked_config(directory, config, device=str(device), dtype=dtype, default_prepend_bos=bos)
+    cfg = hooked_config(directory, config, device=str(device), dtype=dtype)
     fast = _read_tokenizer(directory, cfg)
     hf_model = _read_weights(directory, dtype)
     tokens = torch.randint(cfg.d_vocab, (min(PROBE_LENGTH, cfg.n_ctx),), generator=torch.Generator().manual_seed(0))
     with refusing(f"model directory {directory}: its weights cannot be converted"):
         with torch.inference_mode():
             hf_logits = hf_model(tokens[None]).logits[0].float()
-        model = HookedTransformer(cfg, fast)
+        model = HookedTransformer(cfg)
         if cfg.original_architecture == "Olmo2ForCausalLM":  # its own conversion knows no grouped keys
             weights = convert_olmo3_weights(hf_model, cfg)
         else:
@@ -145,6 +146,7 @@ def _load_directory(directory: Path, device: torch.device, dtype: torch.dtype) -
         weights = loading.fill_missing_keys(model, weights)
         del hf_model
         _fill(model, weights)
+    _give_tokenizer(model, fast)
     _compare(model, directory, tokens, hf_logits)
     return model
 
@@ -160,7 +162,6 @@ def _read_tokenizer(directory: Path, cfg: HookedTransformerConfig) -> Any:
             f"model directory {directory}: expected token ids below the model's vocabulary size {cfg.d_vocab}, "
             f"but its tokenizer has token {largest}"
         )
-    fast.name_or_path = fast.name_or_path or "local"
     return fast
 
 
@@ -199,7 +200,8 @@ def _compare(
 ) -> None:
     """Refuse a model whose logits differ from Hugging Face's: its configuration was misunderstood."""
     with refusing(f"model directory {directory}: it does not run in {model.cfg.dtype}"):
-        logits = model(tokens[None].to(model.cfg.device))[0].float().cpu()
+        final = run_layers(model, tokens[None].to(model.cfg.device), stop=model.cfg.n_layers)
+        logits = logits_at(model, final)[0].float().cpu()
     error = ((logits - hf_logits).square().mean() / hf_logits.square().mean()).sqrt().item()
     rough = model.cfg.dtype in HALF or (model.cfg.device != "cpu" and torch.backends.cuda.matmul.allow_tf32)
     if not error <= (0.1 if rough else 1e-3):
@@ -219,10 +221,19 @@ def _load_from_hub(name: str, device: torch.device, dtype: torch.dtype) -> Model
         ) from error
     with refusing(f"model {name!r}: cannot be downloaded or read"):
         model = HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=dtype)
-    model.cfg.default_prepend_bos = _family_prepends_bos(model.cfg.original_architecture)
+        fast = AutoTokenizer.from_pretrained(model.cfg.tokenizer_name, trust_remote_code=False)
+    _give_tokenizer(model, fast)
     return model
 
 
-def _family_prepends_bos(architecture: str | None) -> bool:
-    """Whether models of an architecture were trained with BOS at the start of a text."""
-    return not (architecture or "").startswith(NO_BOS)
+def _give_tokenizer(model: Model, fast: Any) -> None:
+    """Give the model a tokenizer, and begin texts as the tokenizer does when it is called with its defaults.
+
+    `HookedTransformer.set_tokenizer` would read the tokenizer once more, so that it puts BOS before every text, and
+    would take another token as BOS if there is none.
+    """
+    fast.pad_token = fast.pad_token or fast.eos_token
+    first = fast("a")["input_ids"][:1]
+    begins_with_bos = fast.bos_token_id is not None and first == [fast.bos_token_id]
+    model.tokenizer = fast
+    model.cfg.tokenizer_prepends_bos = model.cfg.default_prepend_bos = begins_with_bos

@@ -4,17 +4,29 @@ import json
 import shutil
 import socket
 import warnings
+from copy import deepcopy
 from types import SimpleNamespace
 
 import pytest
 import torch
-from checkpoints import CONFIGS, GATED, KEEPS_BOS, MISUNDERSTOOD, SCALED, SIZES, VARIANTS, save_random
+from checkpoints import (
+    CONFIGS,
+    GATED,
+    MISUNDERSTOOD,
+    SCALED,
+    SIZES,
+    VARIANTS,
+    save_random,
+    tokenizer_beginning_with_bos,
+)
 from safetensors.torch import load_file, save_file
-from transformers import Gemma2Config, GPT2Config
+from transformer_lens import HookedTransformer
+from transformers import AutoTokenizer, Gemma2Config, GPT2Config
 from transformers.models.auto import AutoModelForCausalLM
 
 import loc_edit
 from loc_edit import BadModel
+from loc_edit.keys.tokens import _tokenized as documents
 from loc_edit.models.checks import check_editable, check_layers, check_unprocessed
 from loc_edit.models.identity import _checksum, tokenizer_fingerprint
 from loc_edit.models.model import W_out, b_out, has_output_bias, logits_at, token_texts
@@ -59,7 +71,6 @@ def test_logits_equal_hugging_face(checkpoints, ids, name):
         wanted, got = hf_model(ids).logits, model(ids)
     assert wanted.std() > 0.1
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
-    assert model.cfg.default_prepend_bos == (name in KEEPS_BOS)
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
 
@@ -120,17 +131,72 @@ def test_mlp_out_is_key_times_w_out_plus_bias(checkpoints, ids):
         assert has_output_bias(model) == (name in ("gpt2", "gptj", "neox"))
 
 
-def test_the_start_of_text_can_be_chosen(checkpoints):
-    folder, _ = checkpoints("gpt2")
+@pytest.fixture(scope="session")
+def tokenizers(tokenizer):
+    """One tokenizer's vocabulary with several beginnings and ends of a text."""
+    added = deepcopy(tokenizer)
+    added.add_bos_token = True
+    return {
+        "nothing added": tokenizer,
+        "BOS in the template": tokenizer_beginning_with_bos(tokenizer),
+        "BOS and EOS in the template": tokenizer_beginning_with_bos(tokenizer, ends=True),
+        "BOS in the settings": added,
+    }
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, *VARIANTS])
+def test_prompts_have_the_tokens_of_the_tokenizer_called_with_its_defaults(tokenizers, tmp_path, name):
+    fact = loc_edit.Fact(template="{} is located in the city of", subject="The Golden Bridge", target_true="Paris")
+    save_random({**CONFIGS, **VARIANTS}[name](), tokenizers["nothing added"], tmp_path)
+    beginnings = {}
+    for kind, tokenizer in tokenizers.items():
+        tokenizer.save_pretrained(tmp_path)
+        wanted = AutoTokenizer.from_pretrained(tmp_path)(fact.prompt)["input_ids"]
+        wanted = wanted[:-1] if "EOS" in kind else wanted  # a prompt is continued
+        model = loc_edit.load_model(tmp_path, device="cpu")
+        assert loc_edit.encode(model, fact).tokens.tolist() == wanted
+        assert next(documents(model, [fact.prompt])) == wanted
+        if "EOS" not in kind:
+            assert model.to_tokens(fact.prompt).tolist() == [wanted]
+        beginnings[kind] = wanted[0]
+    bos = tokenizers["nothing added"].bos_token_id
+    assert {kind for kind, first in beginnings.items() if first == bos} == {*tokenizers} - {"nothing added"}
+
+
+def test_the_start_of_text_can_be_chosen(tokenizer, tmp_path):
     fact = loc_edit.Fact(template="{} is in", subject="Rome", target_true="Paris")
-    without, with_bos = (loc_edit.load_model(folder, device="cpu", prepend_bos=b) for b in (None, True))
+    folders = {False: tmp_path / "plain", True: tmp_path / "begun"}
+    for begins, folder in folders.items():
+        save_random(CONFIGS["gpt2"](), tokenizer_beginning_with_bos(tokenizer) if begins else tokenizer, folder)
+    without, with_bos = (loc_edit.load_model(folders[False], device="cpu", prepend_bos=b) for b in (None, True))
     assert loc_edit.encode(with_bos, fact).tokens.tolist() == [0, *loc_edit.encode(without, fact).tokens.tolist()]
     assert loc_edit.fingerprint(with_bos) != loc_edit.fingerprint(without)
-    llama = loc_edit.load_model(checkpoints("llama")[0], device="cpu", prepend_bos=False)
-    assert loc_edit.encode(llama, fact).tokens[0] != 0
+    off = loc_edit.load_model(folders[True], device="cpu", prepend_bos=False)
+    assert loc_edit.encode(off, fact).tokens.tolist() == loc_edit.encode(without, fact).tokens.tolist()
     loaded = loc_edit.load_model(without, device="cpu", prepend_bos=True)
     assert loaded is without
     assert loaded.cfg.default_prepend_bos
+
+
+def test_a_tokenizer_without_bos_cannot_begin_with_it(tokenizer, tmp_path):
+    nameless = deepcopy(tokenizer)
+    nameless.bos_token = None
+    save_random(CONFIGS["qwen2"](), nameless, tmp_path / "nameless")
+    assert not loc_edit.load_model(tmp_path / "nameless", device="cpu").cfg.default_prepend_bos
+    with pytest.raises(BadModel, match="nameless: prepend_bos=True, but its tokenizer has no BOS token"):
+        loc_edit.load_model(tmp_path / "nameless", device="cpu", prepend_bos=True)
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_model_from_the_hub_begins_texts_as_its_tokenizer_does(tokenizer, make_model, tmp_path, monkeypatch, begins):
+    """The hub is out of reach here: a model with a tokenizer's folder in place of its name stands for it."""
+    (tokenizer_beginning_with_bos(tokenizer) if begins else tokenizer).save_pretrained(tmp_path)
+    model = make_model()
+    model.cfg.tokenizer_name, model.cfg.default_prepend_bos = str(tmp_path), True
+    monkeypatch.setattr(HookedTransformer, "from_pretrained_no_processing", lambda *args, **kwargs: model)
+    loaded = loc_edit.load_model("gpt2", device="cpu")
+    assert loaded.cfg.default_prepend_bos == begins
+    assert loaded.to_tokens("Rome is")[0].tolist() == AutoTokenizer.from_pretrained(tmp_path)("Rome is")["input_ids"]
 
 
 def test_dtype_is_respected(checkpoints):
@@ -284,13 +350,9 @@ def test_unknown_names_and_broken_directories_are_refused_by_name(checkpoints, t
     assert issubclass(BadModel, ValueError)
 
 
-def test_post_norm_models_are_not_edited(tokenizer, tmp_path, shapes):
-    with pytest.raises(BadModel, match="tiny: a norm follows the MLP"):
-        check_editable(shapes["post_norm"])
+def test_a_model_with_soft_caps_and_windows_can_be_traced(tokenizer, tmp_path):
     save_random(Gemma2Config(**SIZES, **GATED, query_pre_attn_scalar=8), tokenizer, tmp_path / "google")
     model = loc_edit.load_model(tmp_path / "google", device="cpu")
-    with pytest.raises(BadModel, match="google: a norm follows the MLP"):
-        check_editable(model)
     fact = loc_edit.Fact(template="{} is in", subject="Rome", target_true="Paris")
     prompt = loc_edit.encode(model, fact)
     noise = loc_edit.subject_noise(model, prompt, scale=3.0, samples=2)
@@ -299,9 +361,10 @@ def test_post_norm_models_are_not_edited(tokenizer, tmp_path, shapes):
     assert (trace.p_restored[:, prompt.subject.start :] != trace.p_corrupted).any()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gptj", "llama", "neox", "mistral", "qwen2", "qwen3", "gemma"])
-def test_families_of_the_study_can_be_edited(checkpoints, name):
-    check_editable(loc_edit.load_model(checkpoints(name)[0], device="cpu"))
+@pytest.mark.parametrize("name", [*CONFIGS, "gemma2", "gemma3", "olmo2"])
+def test_families_of_the_study_can_be_edited(tokenizer, tmp_path, name):
+    save_random({**CONFIGS, **VARIANTS}[name](), tokenizer, tmp_path)
+    check_editable(loc_edit.load_model(tmp_path, device="cpu"))
 
 
 def test_attention_only_models_are_refused():
