@@ -30,6 +30,11 @@ Listener = Callable[[Event], object]
 _listeners: list[Listener] = []
 
 
+def has_listeners() -> bool:
+    """Whether anybody listens."""
+    return bool(_listeners)
+
+
 def emit(name: str, **fields: Any) -> None:
     """Calls every listener with an event; without listeners nothing happens."""
     for listener in list(_listeners):

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -88,6 +89,26 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Writes `data` to `path`, whole or not at all: see `writing`."""
     with writing(path) as file:
         file.write(data)
+
+
+@contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """A new folder that becomes `folder` when the block ends; if the block fails, there is neither.
+
+    `folder` must not exist, and only one process may build it at a time: what a killed one has left is removed.
+    """
+    for left in folder.parent.glob(f".{folder.name}.*{TEMPORARY_SUFFIX}"):
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = temporary_name(folder)
+    with disk_errors("write", folder):
+        try:
+            temporary.mkdir()
+            yield temporary
+            os.replace(temporary, folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

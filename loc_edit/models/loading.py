@@ -1,4 +1,4 @@
-"""Loading of models, without weight processing: the built-in model, local directories, and names on the hub."""
+"""Loading of models, without weight processing: built in, by name, from a directory or a GGUF file, or on the hub."""
 
 import json
 import warnings
@@ -17,10 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.utils import logging as hf_logging
 
 from loc_edit.files import DATA
+from loc_edit.models.catalog import NAMED, model_directory
 from loc_edit.models.checkpoints import hooked_config, read_config, refusing
 from loc_edit.models.checks import HALF, BadModel, check_unprocessed
 from loc_edit.models.model import Model, logits_at
 from loc_edit.models.passes import run_layers
+from loc_edit.names import nearest
 
 BUILTIN = DATA / "model"
 
@@ -47,8 +49,11 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     prepend_bos: bool | None = None,
+    accept_terms: bool = False,
 ) -> Model:
     """A `HookedTransformer` with the checkpoint's own weights: nothing folded, nothing centered.
+
+    A named model is downloaded once.  It and GGUF files are converted once, into directories in the cache.
 
     A directory is read without a network, with about one copy of the weights in memory; before the model is returned,
     its logits on a few tokens are compared with Hugging Face's.  Tests cover directories of GPT-2, GPT-J, GPT-NeoX
@@ -56,21 +61,25 @@ def load_model(
     converts may work.
 
     Args:
-        source: `"builtin"`, a local Hugging Face directory, a hub name that TransformerLens knows, or a
-            loaded model (then only `prepend_bos` and `device` apply).
+        source: `"builtin"`; a named model, such as `"smollm2"` (`loc-edit models` lists them); a local Hugging Face
+            directory; a GGUF file; a hub name that TransformerLens knows; or a loaded model (then only `prepend_bos`
+            and `device` apply).
         device: the model's device; by default CUDA if there is one, else the CPU.
         dtype: of the weights.  In half precision, activations are rounded to it; a warning says so.
         prepend_bos: whether prompts start with the BOS token.  By default they do if the tokenizer, called with its
             own defaults, begins a text with it (a loaded model keeps its configuration's choice).  Other tokens that
             a tokenizer adds, such as T5's end of the text, are never part of a prompt.
+        accept_terms: whether the user accepts the terms of a named model that has some; needed before its download.
 
     Returns:
         The model in evaluation mode, parameters without gradients.
 
     Raises:
-        BadModel: the source is neither a known name nor a model directory; its weights are incomplete, or give
-            other logits than Hugging Face's; a loaded model's weights are processed (see `check_unprocessed`); there
-            is no fast tokenizer; or `prepend_bos` is true, but the tokenizer has no BOS token.
+        TermsNotAccepted: the named model is not in the cache, and has terms that must be accepted.
+        BadModel: the source is neither a known name nor a model directory nor a GGUF file that can be rebuilt; it
+            cannot be downloaded; its weights are incomplete, or give other logits than Hugging Face's; a loaded
+            model's weights are processed (see `check_unprocessed`); there is no fast tokenizer; or `prepend_bos` is
+            true, but the tokenizer has no BOS token.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with quiet():
@@ -79,8 +88,10 @@ def load_model(
             model = source.to(device, print_details=False)
         elif str(source) == "builtin":
             model = read_builtin(device=device, dtype=dtype)
-        elif Path(source).is_dir():
-            model = _load_directory(Path(source), device, dtype)
+        elif directory := model_directory(source, accept_terms=accept_terms):
+            model = _load_directory(directory, device, dtype)
+            if directory != Path(source):
+                model.cfg.model_name = Path(source).stem
         else:
             model = _load_from_hub(str(source), device, dtype)
     if model.tokenizer is None or not getattr(model.tokenizer, "is_fast", False):
@@ -217,7 +228,8 @@ def _load_from_hub(name: str, device: torch.device, dtype: torch.dtype) -> Model
         loading.get_official_model_name(name)
     except ValueError as error:
         raise BadModel(
-            f"model {name!r}: expected 'builtin', a directory, or a hub name that TransformerLens knows"
+            f"model {name!r}: there is no such directory, no such GGUF file, and no such name that TransformerLens "
+            f"knows; {nearest(name, ['builtin', *NAMED])}"
         ) from error
     with refusing(f"model {name!r}: cannot be downloaded or read"):
         model = HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=dtype)

