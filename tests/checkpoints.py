@@ -106,6 +106,26 @@ VARIANTS = {
 MISUNDERSTOOD = {
     "biases that have no place": lambda: LlamaConfig(**SIZES, **GATED, attention_bias=True),
 }
+LONG = {
+    "llama": (lambda: LlamaConfig(**SIZES, **{**GATED, "max_position_embeddings": 8192}), False),
+    "mistral": (
+        lambda: MistralConfig(**SIZES, **{**GATED, "max_position_embeddings": 8192}, sliding_window=4096),
+        False,
+    ),
+    "gemma3": (
+        lambda: Gemma3TextConfig(
+            **SIZES, **{**GATED, "max_position_embeddings": 8192}, **{**GEMMA3, "sliding_window": 512}
+        ),
+        True,
+    ),
+    "gemma3, long window": (
+        lambda: Gemma3TextConfig(
+            **SIZES, **{**GATED, "max_position_embeddings": 8192}, **{**GEMMA3, "sliding_window": 4096}
+        ),
+        True,
+    ),
+}
+"""Checkpoints with more positions than are kept, and whether their sliding windows are kept."""
 SCALED = {
     "dynamic": lambda: LlamaConfig(
         **SIZES, **GATED, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}

@@ -198,10 +198,10 @@ def _windows(hf_config: Any, values: dict[str, Any]) -> dict[str, Any]:
     rotary positions of their own.
     """
     types: Sequence[str] = getattr(hf_config, "layer_types", None) or ()
-    window = getattr(hf_config, "sliding_window", None)
+    window = getattr(hf_config, "sliding_window", None) or values.get("window_size")
+    if window and window >= values["n_ctx"] and "rotary_base_local" not in values:
+        return {"use_local_attn": False, "window_size": None, "attn_types": None}
     if not window or "sliding_attention" not in types:
-        return {}
-    if window >= values["n_ctx"] and "rotary_base_local" not in values:
         return {}
     attention = ["local" if name == "sliding_attention" else "global" for name in types]
     return {"use_local_attn": True, "window_size": window, "attn_types": attention}

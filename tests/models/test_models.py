@@ -12,6 +12,7 @@ import torch
 from checkpoints import (
     CONFIGS,
     GATED,
+    LONG,
     MISUNDERSTOOD,
     SCALED,
     SIZES,
@@ -27,6 +28,7 @@ from transformers.models.auto import AutoModelForCausalLM
 import loc_edit
 from loc_edit import BadModel
 from loc_edit.keys.tokens import _tokenized as documents
+from loc_edit.models.checkpoints import LONGEST_CONTEXT
 from loc_edit.models.checks import check_editable, check_layers, check_unprocessed
 from loc_edit.models.identity import _checksum, tokenizer_fingerprint
 from loc_edit.models.model import W_out, b_out, has_output_bias, logits_at, token_texts
@@ -82,6 +84,20 @@ def test_logits_equal_hugging_face_for_variants_within_a_family(tokenizer, tmp_p
     model = loc_edit.load_model(tmp_path, device="cpu")
     with torch.inference_mode():
         torch.testing.assert_close(model(ids), hf_model(ids).logits, rtol=1e-4, atol=1e-4)
+    assert model.cfg.n_ctx == 64
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_long_contexts_are_cut_and_keep_their_windows_and_positions(tokenizer, tmp_path, name):
+    make, windowed = LONG[name]
+    hf_model = save_random(make(), tokenizer, tmp_path)
+    hf_model.set_attn_implementation("eager")
+    model = loc_edit.load_model(tmp_path, device="cpu")
+    assert hf_model.config.max_position_embeddings > model.cfg.n_ctx == LONGEST_CONTEXT
+    assert model.cfg.use_local_attn == windowed
+    ids = torch.randint(1, 460, (1, LONGEST_CONTEXT), generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        torch.testing.assert_close(model(ids), hf_model(ids).logits, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", MISUNDERSTOOD)
