@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 import loc_edit
-from loc_edit.cli.options import FactSource, like_config
+from loc_edit.cli.models import fetch
+from loc_edit.cli.options import AcceptTerms, FactSource, like_config
 from loc_edit.cli.show import numbers, out
 from loc_edit.experiment.config import ExperimentConfig
 from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS
@@ -30,6 +31,7 @@ def trace(
     localizer: Annotated[str, LOCALIZER] = "causal_tracing",
     samples: Annotated[int, like_config("noise_samples")] = 10,
     folder: Path = Path("runs/traces"),
+    accept_terms: AcceptTerms = False,
 ) -> None:
     """Trace one fact: print the layer x token grid, and save it as CSV, PNG and PDF.
 
@@ -42,6 +44,7 @@ def trace(
     from loc_edit.localization.registry import grid_options
     from loc_edit.views.style import save
 
+    fetch(source.model, accept_terms)
     facts = loc_edit.load_facts(source.data, seed=source.seed)
     chosen, model = _chosen(facts, fact, source.data), loc_edit.load_model(source.model)
     prompt = loc_edit.encode(model, chosen)
@@ -80,6 +83,7 @@ def edit(
     preset: Annotated[str, like_config("preset")] = "auto",
     corpus_tokens: int = 200_000,
     save: Path | None = None,
+    accept_terms: AcceptTerms = False,
 ) -> None:
     """Edit one fact at one layer, and show the effect: probabilities, next tokens and scores.
 
@@ -95,6 +99,7 @@ def edit(
 
     values = {"preset": preset, "corpus_tokens": corpus_tokens, "methods": [method], "problems": [problem]}
     config = ExperimentConfig.from_values({**asdict(source), **values, "layers": [layer]})
+    fetch(source.model, accept_terms)
     setup = Setup(config)
     [cell] = edit_cells(setup, problem)
     chosen = _chosen(setup.data, fact, source.data)

@@ -8,7 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 import loc_edit
-from loc_edit.cli.options import like_config
+from loc_edit.cli.models import fetch
+from loc_edit.cli.options import AcceptTerms, like_config
 from loc_edit.cli.show import err, numbers, out, progress
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def facts(
     skip_invalid: bool = False,
     skipped: Path | None = None,
     seed: int = 0,
+    accept_terms: AcceptTerms = False,
 ) -> None:
     """List facts, choose those that a model knows, check a file, or write the chosen facts as JSON lines.
 
@@ -59,6 +61,8 @@ def facts(
         raise ValueError(f"--n {n}: expected at least 1 fact")
     if save is not None and Path(data).is_file() and save.exists() and save.samefile(data):
         raise ValueError(f"--save {save}: expected another file than the one that is read")
+    if model is not None:
+        fetch(model, accept_terms)
     if validate:
         if data == "builtin":
             raise ValueError("--validate: expected --data with the file or public data set to check")

@@ -14,6 +14,10 @@ def like_config(field: str) -> Any:
     return tyro.conf.arg(help=ExperimentConfig.model_fields[field].description)
 
 
+AcceptTerms = Annotated[
+    bool, tyro.conf.arg(help="Accept the terms of a named model: see `loc-edit models`.  Its first download needs it.")
+]
+
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="The run's folder, finished or not.")]
 
 

@@ -6,6 +6,8 @@ import tyro
 from rich.markup import escape
 
 import loc_edit
+from loc_edit.cli.models import fetch
+from loc_edit.cli.options import AcceptTerms
 from loc_edit.cli.show import out, print_analysis, progress, size
 from loc_edit.events import duration
 from loc_edit.experiment.config import ExperimentConfig
@@ -13,7 +15,7 @@ from loc_edit.experiment.config import ExperimentConfig
 Options = Annotated[ExperimentConfig, tyro.conf.arg(name="")]
 
 
-def run(experiment: Options, config: str = "default") -> None:
+def run(experiment: Options, config: str = "default", accept_terms: AcceptTerms = False) -> None:
     """Run an experiment: trace, edit and score facts; write rows, tables and figures.  A stopped run continues.
 
     Args:
@@ -23,6 +25,7 @@ def run(experiment: Options, config: str = "default") -> None:
     from loc_edit.analysis.status import grouped_reasons, reason_lines
     from loc_edit.analysis.tables.rows import without_controls
 
+    fetch(experiment.model, accept_terms)
     with progress():
         study = loc_edit.Experiment(experiment)
         finished = study.run(workers=study.default_workers())
@@ -36,13 +39,14 @@ def run(experiment: Options, config: str = "default") -> None:
     out.print(f"rows, tables and figures: [bold]{folder}[/]; `loc-edit report` makes one page of them")
 
 
-def plan(experiment: Options, config: str = "default") -> None:
+def plan(experiment: Options, config: str = "default", accept_terms: AcceptTerms = False) -> None:
     """Count the traces and edits of an experiment, and estimate the time, disk and memory that they take.
 
     Args:
         experiment: the options of the experiment; `config` has set their defaults.
         config: A TOML file, or default, smoke or full.  Options given on the command line take precedence.
     """
+    fetch(experiment.model, accept_terms)
     plan = loc_edit.Experiment(experiment).plan()
     lines = [
         ("facts", f"{plan.facts:,}", ""),

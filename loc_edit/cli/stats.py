@@ -8,7 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 import loc_edit
-from loc_edit.cli.options import like_config
+from loc_edit.cli.models import fetch
+from loc_edit.cli.options import AcceptTerms, like_config
 from loc_edit.cli.show import numbers, out, progress, size
 from loc_edit.events import duration
 
@@ -26,6 +27,7 @@ def stats(
     plan: bool = False,
     figure: Path | None = None,
     save: Path | None = None,
+    accept_terms: AcceptTerms = False,
 ) -> None:
     """Compute the keys' second moments, or read them from the cache, and say how reliable they are.
 
@@ -48,6 +50,7 @@ def stats(
     from loc_edit.keys.planning import plan_stats
 
     check_corpus(corpus)
+    fetch(model, accept_terms)
     net = loc_edit.load_model(model)
     chosen_layers = list(range(net.cfg.n_layers)) if layers is None else list(layers)
     torch_dtype = getattr(torch, dtype)

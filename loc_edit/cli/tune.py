@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from rich.markup import escape
 from rich.table import Table
 
-from loc_edit.cli.options import FactSource, like_config
+from loc_edit.cli.models import fetch
+from loc_edit.cli.options import AcceptTerms, FactSource, like_config
 from loc_edit.cli.show import out, progress
 from loc_edit.experiment.config import BadConfig, ExperimentConfig
 from loc_edit.names import method_label, parse_method, problem_label
@@ -31,6 +32,7 @@ def tune(
     preset: Annotated[str, like_config("preset")] = "auto",
     workers: Annotated[int | None, like_config("workers")] = None,
     folder: Path = Path("runs/tuning"),
+    accept_terms: AcceptTerms = False,
 ) -> None:
     """Choose the settings of methods: try a grid on some facts at one layer, as the study did, and write the best.
 
@@ -48,6 +50,7 @@ def tune(
     chosen = {"methods": methods, "problems": problems, "facts": facts, "layers": None if layer is None else [layer]}
     fixed = {"preset": preset, "workers": workers, "out": str(folder), "essence": False, "chunk": 10}
     config = ExperimentConfig.from_values({**asdict(source), **chosen, **fixed}, "options")
+    fetch(source.model, accept_terms)
     tuning = Tuning(config, _grid(grid, source.model))
     with progress():
         run = tuning.run(workers=tuning.default_workers())

@@ -25,7 +25,7 @@ class ExperimentConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     model: str = "builtin"
-    """The built-in model, a hub name, or a local Hugging Face directory."""
+    """The built-in model, a named one (see `loc-edit models`), a hub name, a Hugging Face directory, or a GGUF file."""
     data: str = "builtin"
     """The built-in facts, a public data set by name (counterfact, zsre, known_1000), or a file of facts."""
     data_limit: int | None = None

@@ -6,6 +6,7 @@ not know the file's rule.  So the header is read here first, within the bounds o
 rebuilt right is refused.
 """
 
+import json
 import mmap
 import re
 import struct
@@ -19,7 +20,7 @@ from typing import Any, NoReturn
 import gguf
 import numpy as np
 import torch
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -317,7 +318,7 @@ def _read_tokenizer(path: Path, header: Header, source: dict[str, Any]) -> Any:
     metadata = header.metadata
     rule, is_bpe = metadata.get("tokenizer.ggml.pre", ""), metadata["tokenizer.ggml.model"] == "gpt2"
     tokenizer = AutoTokenizer.from_pretrained(path.parent, **source)
-    backend = tokenizer.backend_tokenizer
+    backend = _only(tokenizer.backend_tokenizer, metadata["tokenizer.ggml.tokens"])
     if is_bpe:
         splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in SPLITS[rule]]
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -331,13 +332,22 @@ def _read_tokenizer(path: Path, header: Header, source: dict[str, Any]) -> Any:
     begin = f"{tokenizer.bos_token}:0 " if adds_bos else ""
     special = [(tokenizer.bos_token, tokenizer.bos_token_id)] if adds_bos else []
     backend.post_processor = TemplateProcessing(f"{begin}$A:0", f"{begin}$A:0 {begin}$B:1", special)
-    ids = tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"]
-    if (text := tokenizer.decode(ids, clean_up_tokenization_spaces=False)) != PROBE_TEXT:
-        _refuse(path, f"its tokenizer reads {PROBE_TEXT!r} as {text!r}")
     roles = ("bos_token", "eos_token", "unk_token", "pad_token")
     special_tokens = {role: token for role in roles if (token := getattr(tokenizer, role))}
     # A class of its own would make its rules anew from the vocabulary when the directory is read.
-    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special_tokens)
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special_tokens)
+    if (text := fast.decode(fast(PROBE_TEXT, add_special_tokens=False)["input_ids"])) != PROBE_TEXT:
+        _refuse(path, f"its tokenizer reads {PROBE_TEXT!r} as {text!r}")
+    return fast
+
+
+def _only(backend: Tokenizer, n_tokens: int) -> Tokenizer:
+    """The tokenizer without the tokens that transformers adds to those of the file, such as Gemma's `<mask>`."""
+    if backend.get_vocab_size() <= n_tokens:
+        return backend
+    state = json.loads(backend.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < n_tokens]
+    return Tokenizer.from_str(json.dumps(state))
 
 
 def _refuse(path: Path, reason: str) -> NoReturn:

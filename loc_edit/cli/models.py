@@ -1,0 +1,54 @@
+"""The command that lists and fetches real models; and the step before every command that loads one."""
+
+from typing import Annotated
+
+import tyro
+from rich.markup import escape
+
+from loc_edit.cli.options import AcceptTerms
+from loc_edit.cli.show import numbers, out, plain_table, progress, size
+from loc_edit.files import cache_folder
+
+
+def models(
+    name: Annotated[str | None, tyro.conf.Positional] = None,
+    accept_terms: AcceptTerms = False,
+) -> None:
+    """List the models that have a name, and what the cache holds; with NAME, download and convert that model.
+
+    Args:
+        name: A named model, or a GGUF file.
+    """
+    from loc_edit.models.catalog import NAMED, kept_models
+
+    if name is not None:
+        fetch(name, accept_terms)
+    kept = kept_models()
+    in_cache = {model.about["sha256"]: model for model in kept}
+    table = plain_table("name", "model", "license", *numbers("download", "in the cache"))
+    for model in NAMED.values():
+        here = in_cache.pop(model.sha256, None)
+        cells = (model.name, model.title, model.license, size(model.size), size(here.size) if here else "no")
+        table.add_row(*map(escape, cells))
+    out.print(table)
+    if in_cache:
+        table = plain_table("GGUF file", "directory", *numbers("in the cache"))
+        for other in in_cache.values():
+            table.add_row(escape(other.about["source"]), escape(str(other.folder)), size(other.size))
+        out.print(table)
+    out.print(f"the cache is {escape(str(cache_folder('models')))}; its folders may be deleted", soft_wrap=True)
+
+
+def fetch(model: str, accept_terms: bool) -> None:
+    """Downloads or converts a named model or a GGUF file that the cache does not have, and shows the progress.
+
+    Terms that have not been accepted are shown before the error.
+    """
+    from loc_edit.models.catalog import TermsNotAccepted, model_directory, terms_text
+
+    try:
+        with progress():
+            model_directory(model, accept_terms=accept_terms)
+    except TermsNotAccepted as refusal:
+        out.print(terms_text(refusal.model), markup=False)
+        raise
