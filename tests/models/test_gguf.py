@@ -282,7 +282,8 @@ def test_a_sentencepiece_vocabulary_puts_a_space_before_a_text_and_bos_before_it
     write_gguf(path, random_hf_model("llama"), tokenizer, fields=fields, without=["tokenizer.ggml.merges"])
     fast = loc_edit.load_model(path).tokenizer
     tokens = fast("the tin").tokens()
-    assert tokens[:2] == ["<bos>", "▁the"]
+    assert tokens[0] == "<bos>"
+    assert tokens[1].startswith("▁t")
     assert fast.decode(fast(TEXT)["input_ids"], skip_special_tokens=True) == TEXT
     fields["tokenizer.ggml.add_space_prefix"] = False
     write_gguf(path, random_hf_model("llama"), tokenizer, fields=fields, without=["tokenizer.ggml.merges"])
