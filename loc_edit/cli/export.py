@@ -10,12 +10,12 @@ import loc_edit
 from loc_edit.cli.show import out as screen
 
 
-def export(edits: Annotated[tuple[Path, ...], tyro.conf.Positional], model: Path, out: Path) -> None:
+def export(edits: Annotated[tuple[Path, ...], tyro.conf.Positional], model: str, out: Path) -> None:
     """Write a local Hugging Face checkpoint with saved edits in its weights to a new directory.
 
     Args:
         edits: Files that `loc-edit edit --save` or `Edit.save` wrote, applied in this order.
-        model: The checkpoint's directory, with weights as safetensors.
+        model: The checkpoint: a directory with weights as safetensors, a named model, or a GGUF file.
         out: A directory that does not exist yet.
     """
     if not edits:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from loc_edit.editing.update import Edit, EditMismatch
 from loc_edit.files import join_inside, temporary_name
+from loc_edit.models.catalog import model_directory
 from loc_edit.models.checkpoints import mlp_output
 from loc_edit.models.checks import BadModel
 from loc_edit.models.identity import fingerprint
@@ -51,7 +52,8 @@ def export(
     Args:
         edit: one edit, or several that are applied in this order; each was made for the model of `source`, or for
             that model with the edits before applied.
-        source: a local Hugging Face directory with safetensors, sharded or not.
+        source: a local Hugging Face directory with safetensors, sharded or not; or a named model or a GGUF file, whose
+            converted directory it is.
         out: a directory that does not exist.
         model: the model of `source`, without edits, if it is loaded already; needed if the edit was made for a model
             that was loaded with another dtype than float32.
@@ -66,7 +68,7 @@ def export(
         ValueError: `out` is inside `source`, or no edit changes anything.
     """
     edits = [edit] if isinstance(edit, Edit) else list(edit)
-    source, out = Path(source).resolve(), Path(out).resolve()
+    source, out = (model_directory(source) or Path(source)).resolve(), Path(out).resolve()
     if not any(edit.updates for edit in edits):
         raise ValueError("export: expected an edit that changes something, got none")
     if out.exists():

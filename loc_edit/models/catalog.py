@@ -30,7 +30,7 @@ from loc_edit.models.checks import BadModel
 CONVERSION = 1
 """The version of the conversion into directories; directories of another version are not used."""
 
-ABOUT = "loc_edit.json"
+ABOUT = "gguf.json"
 """The file in a converted directory that says what it was made of."""
 
 MEGABYTE = 10**6

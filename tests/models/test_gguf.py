@@ -289,3 +289,16 @@ def test_a_sentencepiece_vocabulary_puts_a_space_before_a_text_and_bos_before_it
     write_gguf(path, random_hf_model("llama"), tokenizer, fields=fields, without=["tokenizer.ggml.merges"])
     with pytest.raises(BadModel, match="add_space_prefix = False"):
         loc_edit.load_model(path)
+
+
+def test_an_edited_file_is_exported_as_a_directory(llama_file, tmp_path):
+    model = loc_edit.load_model(llama_file)
+    update = loc_edit.WeightUpdate(1, left=torch.randn(96, 1), right=torch.randn(1, 64))
+    edit = loc_edit.Edit((update,), {"model": fingerprint(model)})
+    out = loc_edit.export(edit, llama_file, tmp_path / "edited")
+    tokens = some_tokens()
+    with edit.applied(model), torch.inference_mode():
+        edited = model(tokens).log_softmax(-1)
+    assert (edited - logits(random_hf_model("llama"), tokens)).abs().max() > 0.01
+    exported = AutoModelForCausalLM.from_pretrained(out)
+    torch.testing.assert_close(logits(exported, tokens), edited, atol=1e-4, rtol=0)
