@@ -1,4 +1,4 @@
-"""Random models of four shapes, small enough for slow and obvious oracles, and a few facts; nothing is downloaded."""
+"""Random models of six shapes, small enough for slow and obvious oracles, and a few facts; nothing is downloaded."""
 
 import json
 import shutil
@@ -83,11 +83,14 @@ def random_model(tokenizer, seed=0, **shape):
     with quiet():
         model = HookedTransformer(cfg, tokenizer)
     draws = torch.Generator().manual_seed(seed)
+    norm_after_mlp = {"Olmo2ForCausalLM": "ln2.w"}.get(cfg.original_architecture, "ln2_post.w")
     with torch.no_grad():
         for name, p in model.named_parameters():
             part = name.split(".")[-1]
             if part == "w":
                 p.copy_(1 + 0.2 * torch.randn(p.shape, generator=draws))
+                if name.endswith(norm_after_mlp):  # far from 1, as in trained models
+                    p.copy_(0.5 * torch.randn(p.shape, generator=draws).exp())
             elif part == "b" or part.startswith("b_"):
                 p.copy_(0.3 * torch.randn(p.shape, generator=draws))
             elif part in ("W_E", "W_pos"):
@@ -121,19 +124,18 @@ SHAPES = {
         "rotary_dim": 4,
         "rotary_adjacent_pairs": True,
     },
-    "post_norm": {
-        "n_layers": 3,
-        "act_fn": "silu",
-        "gated_mlp": True,
-        "normalization_type": "RMS",
-        "final_rms": True,
-        "use_normalization_before_and_after": True,
-        "positional_embedding_type": "rotary",
-        "rotary_dim": 8,
-        "default_prepend_bos": True,
-    },
 }
-EDITABLE = ("gpt2_deep", "llama", "gptj")
+SHAPES["gemma3"] = SHAPES["llama"] | {
+    "use_normalization_before_and_after": True,
+    "use_qk_norm": True,
+    "use_local_attn": True,
+    "attn_types": ["global", "local", "global"],
+    "window_size": 4,
+    "rotary_base_local": 100,
+}
+SHAPES["olmo2"] = SHAPES["llama"] | {"original_architecture": "Olmo2ForCausalLM"}
+POST_NORM = ("gemma3", "olmo2")
+EDITABLE = ("gpt2_deep", "llama", "gptj", *POST_NORM)
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,11 @@ One forward pass per cell, row and sample; whole sequences, no batching, no resu
 They share nothing with the package but the model and the data given to them: token ids, spans, noise.
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from scipy.optimize import brentq
 
 SITES = {"mlp_out": "hook_mlp_out", "attn_out": "hook_attn_out", "resid_post": "hook_resid_post"}
 
@@ -100,13 +102,36 @@ def rows_of(model, request, contexts):
     return rows, make_row(model, "", "{} is a", subject)
 
 
-def add_at(name, pos, delta):
-    def hook(value, hook):
+@contextmanager
+def adding(model, where, pos, delta):
+    """The model with `delta` added, at one position, at a hook point or to what an MLP puts out before any norm."""
+
+    def add(value, hook=None):
         value = value.clone()
         value[0, pos] = value[0, pos] + delta
         return value
 
-    return [(name, hook)]
+    if not where.endswith(".mlp"):
+        with model.hooks(fwd_hooks=[(where, add)]):
+            yield
+        return
+    handle = model.get_submodule(where).register_forward_hook(lambda module, given, value: add(value))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def norm_after_mlp(model, layer):
+    """The module between `W_out` and `hook_mlp_out`, if there is one."""
+    block = model.blocks[layer]
+    return getattr(block, "ln2_post", block.ln2 if model.cfg.original_architecture == "Olmo2ForCausalLM" else None)
+
+
+def mlp_output(model, row, layer):
+    """What `W_out` puts out at the row's last subject token, before any norm."""
+    mlp = model.blocks[layer].mlp
+    return read_at(model, row, f"blocks.{layer}.mlp.hook_post") @ mlp.W_out + mlp.b_out
 
 
 def read_at(model, row, name):
@@ -128,11 +153,21 @@ def _noised_cache(model, row, name):
 
 
 def value_delta(model, rows, essence, request, where, reference, settings, *, last_updates, fresh=None):
-    """The optimised delta at hook point `where`; `fresh(step)` gives each row's noise of that step."""
+    """The optimised delta at the module `where`; `fresh(step)` gives each row's noise of that step.
+
+    Before a norm, all is measured in units of the reference's root mean square.
+    """
+    unit = 1.0
+    if where.endswith(".mlp"):
+        unit = reference.square().mean().sqrt()
+    reference = reference / unit
+
+    def run(row, noise, delta):
+        with adding(model, where, row.last_subject, unit * delta):
+            return model.run_with_hooks(row.tokens[None], fwd_hooks=add_noise(noise, row.subject))[0]
 
     def essence_log_probs(delta):
-        hooks = add_noise(essence.noise, essence.subject) + add_at(where, essence.last_subject, delta)
-        return model.run_with_hooks(essence.tokens[None], fwd_hooks=hooks)[0, essence.last_subject].log_softmax(-1)
+        return run(essence, essence.noise, delta)[essence.last_subject].log_softmax(-1)
 
     with torch.no_grad():
         initial = essence_log_probs(torch.zeros_like(reference))
@@ -144,9 +179,7 @@ def value_delta(model, rows, essence, request, where, reference, settings, *, la
         noises = fresh(step) if fresh else [None] * len(rows)
         nll = 0.0
         for row, noise in zip(rows, noises, strict=True):
-            hooks = add_noise(noise, row.subject) + add_at(where, row.last_subject, delta)
-            logits = model.run_with_hooks(row.tokens[None], fwd_hooks=hooks)[0]
-            log_p = sequence_log_prob(logits, row.n_prompt, request.target_tokens)
+            log_p = sequence_log_prob(run(row, noise, delta), row.n_prompt, request.target_tokens)
             nll = nll - log_p / len(request.target_tokens) / len(rows)
         now = essence_log_probs(delta)
         kl = (now.exp() * (now - initial)).sum()
@@ -158,7 +191,34 @@ def value_delta(model, rows, essence, request, where, reference, settings, *, la
         with torch.no_grad():
             if delta.norm() > settings.clamp * reference.norm():
                 delta.mul_(settings.clamp * reference.norm() / delta.norm())
-    return delta.detach()
+    return unit * delta.detach()
+
+
+def value_start(model, row, layer):
+    """Where ROME's value is changed, and what stands there: the MLP's output, before a norm if there is one."""
+    if norm_after_mlp(model, layer):
+        return f"blocks.{layer}.mlp", mlp_output(model, row, layer)
+    return f"blocks.{layer}.hook_mlp_out", read_at(model, row, f"blocks.{layer}.hook_mlp_out")
+
+
+def nearest_change(model, row, layer, share):
+    """What `W_out` must put out more so that its norm's output changes by `share`, or comes closest to it.
+
+    The norm takes a vector of any length to one of root mean square 1 (but for eps), and multiplies it by its weight.
+    """
+    norm, output = norm_after_mlp(model, layer), mlp_output(model, row, layer).double()
+    if norm is None:
+        return share
+    weight, scale = norm.w.double(), (output.square().mean() + norm.eps).sqrt()
+    goal = weight * output / scale + share
+
+    def best(mu):
+        return weight * goal / (weight**2 + mu)
+
+    low, high = -weight.square().min().item(), 1e6
+    low += 1e-12 * abs(low)
+    mu = brentq(lambda mu: (best(mu).square().mean() - (output / scale).square().mean()).item(), low, high, xtol=1e-15)
+    return (best(mu) * scale - output).float()
 
 
 def rome(model, request, layer, moment, contexts, settings, fixed=None, fresh=None):
@@ -172,8 +232,7 @@ def rome(model, request, layer, moment, contexts, settings, fixed=None, fresh=No
     keys = [read_at(model, row, key_name) for row in rows]
     k_star, k_bar = keys[0], torch.stack(keys).mean(0)
     u = torch.linalg.solve(moment.double(), k_bar.double()).float()
-    where = f"blocks.{layer}.hook_mlp_out"
-    v0 = read_at(model, rows[0], where)
+    where, v0 = value_start(model, rows[0], layer)
     delta = value_delta(
         model,
         rows,
@@ -198,16 +257,21 @@ def memit(model, request, layers, moments, contexts, settings, fixed=None, fresh
         *per_row, essence.noise = fixed
         for row, noise in zip(rows, per_row, strict=True):
             row.noise = noise
-    where = f"blocks.{layers[-1]}.hook_resid_post"
-    z0 = read_at(model, rows[0], where)
-    z = z0 + value_delta(model, rows, essence, request, where, z0, settings, last_updates=False, fresh=fresh)
+    where = stream = f"blocks.{layers[-1]}.hook_resid_post"
+    reference = read_at(model, rows[0], stream)
+    if norm_after_mlp(model, layers[-1]):
+        where, reference = f"blocks.{layers[-1]}.mlp", mlp_output(model, rows[0], layers[-1])
+    delta = value_delta(model, rows, essence, request, where, reference, settings, last_updates=False, fresh=fresh)
+    with adding(model, where, rows[0].last_subject, delta):
+        z = read_at(model, rows[0], stream)
     saved = {layer: model.blocks[layer].mlp.W_out.detach().clone() for layer in layers}
     deltas = {}
     try:
         for i, layer in enumerate(layers):
             keys = [read_at(model, row, f"blocks.{layer}.mlp.hook_post") for row in rows]
             k = keys[0] if len(keys) == 1 else keys[0] / 2 + torch.stack(keys[1:]).mean(0) / 2
-            r = (z - read_at(model, rows[0], where)) / (len(layers) - i)
+            share = (z - read_at(model, rows[0], stream)) / (len(layers) - i)
+            r = nearest_change(model, rows[0], layer, share)
             k64 = k.double()
             dense = settings.moment_weight * moments[layer].double() + torch.outer(k64, k64)
             deltas[layer] = torch.outer(torch.linalg.solve(dense, k64), r.double()).float()

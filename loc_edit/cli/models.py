@@ -19,7 +19,8 @@ def models(
     Args:
         name: A named model, or a GGUF file.
     """
-    from loc_edit.models.catalog import NAMED, kept_models
+    from loc_edit.models.catalog import kept_models
+    from loc_edit.models.named import NAMED
 
     if name is not None:
         fetch(name, accept_terms)

@@ -56,7 +56,7 @@ class EditJob(Generic[S]):
 
     Attributes:
         method: one of `METHODS`; it seeds the noise of noised requests, and is recorded.
-        model: pre-norm.
+        model: one that `check_editable` takes.
         requests: at least one.
         layers: where `W_out` changes, ascending.
         settings: the method's.

@@ -19,6 +19,7 @@ from loc_edit.editing.settings import FinetuneSettings
 from loc_edit.editing.update import Edit, WeightUpdate, mlp_hooks
 from loc_edit.editing.value import check_finite
 from loc_edit.models.model import Hook, Model, W_out, has_output_bias
+from loc_edit.models.norms import output_change
 from loc_edit.models.passes import answers_alone, run_answers
 from loc_edit.prompts.batches import embed_noise, make_batch, run, target_log_probs
 from loc_edit.prompts.randomness import generator
@@ -38,7 +39,7 @@ def finetune(  # noqa: D417 (the decorator names `request`)
     """An edit of each request; many requests are computed together, each with its own weights and Adam state.
 
     Args:
-        model: pre-norm.
+        model: any that `check_editable` takes.
         request: from `pose`; one, or several.
         layers: whose `W_out` (and `b_out`) are trained.
         settings: see `FinetuneSettings`.
@@ -104,8 +105,8 @@ class _Training:
     """The changes of many requests, trained together: a row runs with its own request's weights.
 
     Up to the first trained layer's keys nothing changes, so every step begins with them and the stream after that
-    layer.  A weight's gradient is (keys)^T @ (gradient of what the change adds to the MLP's output), written into a
-    tensor that all steps share: so large a tensor, allocated anew at each step, took longer than its product.
+    layer.  A weight's gradient is (keys)^T @ (gradient of what the change adds to the output of `W_out`), written into
+    a tensor that all steps share: so large a tensor, allocated anew at each step, took longer than its product.
     """
 
     def __init__(
@@ -150,7 +151,7 @@ class _Training:
         """NLL of the target, summed over its tokens and the noised copies; p(target) for objective `lower`."""
         key, stream = self._start() if self.start is None else self.start
         self.added.clear()
-        stream = stream + self._added(0, key).to(stream)
+        stream = stream + self._change(0, key).to(stream)
         at, lengths, first = self.batch.answers_at, self.batch.lengths, self.layers[0]
         final = run_answers(self.model, stream, at, lengths, start=first + 1, alone=self.alone)
         log_p = target_log_probs(self.model, self.batch, final).sum(1)
@@ -158,22 +159,23 @@ class _Training:
         loss = torch.where(self.lower[:, None], log_p.exp(), -log_p)
         return reduce(self.weight * loss, "request copy -> request", "sum")
 
-    def _added(self, i: int, key: Float[Tensor, "row pos d_mlp"]) -> Float[Tensor, "row pos d_model"]:
-        """What the changes add to the MLP's output in the i-th trained layer, recorded for `step`."""
-        key = rearrange(key.float(), "(request copy) pos d -> request (copy pos) d", copy=self.copies)
-        out = key @ self.changes[i]
+    def _change(self, i: int, key: Float[Tensor, "row pos d_mlp"]) -> Float[Tensor, "row pos d_model"]:
+        """What the MLP's output changes by in the i-th trained layer; what `W_out` adds is recorded for `step`."""
+        keys = rearrange(key.float(), "(request copy) pos d -> request (copy pos) d", copy=self.copies)
+        out = keys @ self.changes[i]
         if self.bias:
             out = out + self.changes[len(self.layers) + i][:, None]
         if not out.requires_grad:
             out.requires_grad_()
-        self.added.append((key.detach(), out))
-        return rearrange(out, "request (copy pos) d -> (request copy) pos d", copy=self.copies)
+        self.added.append((keys.detach(), out))
+        added = rearrange(out, "request (copy pos) d -> (request copy) pos d", copy=self.copies)
+        return output_change(self.model, self.layers[i], key, added)
 
     def hooks(self) -> list[Hook]:
         """Hooks that let every row run with its request's changed weights, above the first trained layer."""
 
         def add(i: int, key: Tensor, output: Tensor) -> Tensor:
-            return output + self._added(i, key).to(output)
+            return output + self._change(i, key).to(output)
 
         return [hook for i, layer in enumerate(self.layers) if i > 0 for hook in mlp_hooks(layer, partial(add, i))]
 

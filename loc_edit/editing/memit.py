@@ -9,12 +9,13 @@ from torch import Tensor
 
 from loc_edit.editing.editor import EditJob, describe, one_or_many
 from loc_edit.editing.problems import EditRequest
-from loc_edit.editing.rows import Prefix, make_rows, run_prefix
+from loc_edit.editing.rows import Prefix, PromptRows, make_rows, run_prefix
 from loc_edit.editing.settings import MemitSettings, ValueSettings
 from loc_edit.editing.update import Edit, WeightUpdate, change
 from loc_edit.editing.value import optimize_values
 from loc_edit.keys.moments import KeyStats
 from loc_edit.models.model import Model
+from loc_edit.models.norms import added_for, output_change, output_norm, raw_output
 from loc_edit.models.passes import run_layers
 
 Keys = Float[Tensor, "request d_mlp"]
@@ -34,7 +35,7 @@ def memit(  # noqa: D417 (the decorator names `request`)
     """An edit of several layers for each request; many requests are computed together and stay independent.
 
     Args:
-        model: pre-norm.
+        model: any that `check_editable` takes.
         request: from `pose`; one, or several.
         layers: the window, as `window_layers` gives it.
         stats: second moments of the keys at those layers.
@@ -118,6 +119,8 @@ def _spread(
 ) -> list[list[WeightUpdate]]:
     """Bring z about layer by layer, each layer taking its share of the residual that is still missing.
 
+    Where a norm follows the MLP, a layer may not be able to take its whole share; it takes as much as it can.
+
     Args:
         job: its layers, ascending.
         make_updates: (layer, keys, the layer's share of the residuals) -> the update of each request.
@@ -128,16 +131,28 @@ def _spread(
     model, layers = job.model, job.layers
     rows = make_rows(model, job.requests, job.contexts, job.method)
     below = run_prefix(model, rows, layers[0])
-    name = f"blocks.{layers[-1]}.hook_resid_post"
-    prefix = run_prefix(model, rows, layers[-1] + 1, [name], below)
-    start = prefix.activations[name][:, 0]
-    z = start + optimize_values(job, prefix, start, last_updates_when_lowering=False)
-    window, updates = _Window(model, below, layers[-1]), []
+    z, window, updates = _goals(job, rows, below), _Window(model, below, layers[-1]), []
     for i, layer in enumerate(layers):
-        keys, residual = window.keys_and_residual()
-        updates.append(make_updates(layer, keys, (z - residual) / (len(layers) - i)))
+        keys, bare_keys, residual = window.keys_and_residual()
+        share = (z - residual) / (len(layers) - i)
+        updates.append(make_updates(layer, keys, added_for(model, layer, bare_keys, share)))
         window.update(updates[-1])
     return updates
+
+
+def _goals(job: EditJob[ValueSettings], rows: PromptRows, below: Prefix) -> Float[Tensor, "request d_model"]:
+    """z: the residual stream that the bare prompt is to have after the last layer, at the subject's last token."""
+    last = job.layers[-1]
+    stream, key = f"blocks.{last}.hook_resid_post", f"blocks.{last}.mlp.hook_post"
+    if output_norm(job.model, last) is None:
+        prefix = run_prefix(job.model, rows, last + 1, [stream], below)
+        start = prefix.activations[stream][:, 0]
+        return start + optimize_values(job, prefix, start, last_updates_when_lowering=False)
+    prefix = run_prefix(job.model, rows, last + 1, [stream, key], below)
+    start, keys = (prefix.activations[name][:, 0] for name in (stream, key))
+    reference = raw_output(job.model, last, keys)
+    delta = optimize_values(job, prefix, reference, last_updates_when_lowering=False)
+    return start + output_change(job.model, last, keys, delta)
 
 
 class _Window:
@@ -160,8 +175,8 @@ class _Window:
         self.keys = self.stream[:0]
 
     @torch.inference_mode()
-    def keys_and_residual(self) -> tuple[Keys, Residuals]:
-        """k_bar at the next layer, which is run, and the bare prompt's residual after the last, not yet updated."""
+    def keys_and_residual(self) -> tuple[Keys, Keys, Residuals]:
+        """k_bar and the bare prompt's key at the next layer, which is run, and its residual stream after the last."""
 
         def keep(value: Tensor, hook: object) -> None:
             self.keys = value
@@ -173,10 +188,11 @@ class _Window:
         keys = self.keys[rows, self.at].float().unflatten(0, (-1, self.contexts))
         mean = keys[:, 0] if self.contexts == 1 else (keys[:, 0] + keys[:, 1:].mean(1)) / 2
         bare = run_layers(self.model, self.stream[:: self.contexts], start=self.layer, stop=self.last + 1)
-        return mean, bare[rows[: len(bare)], self.at[:: self.contexts]].float()
+        return mean, keys[:, 0], bare[rows[: len(bare)], self.at[:: self.contexts]].float()
 
     @torch.inference_mode()
     def update(self, updates: Sequence[WeightUpdate]) -> None:
         """Update the layer that was run, with one update for each request."""
         pairs = zip(self.keys.unflatten(0, (-1, self.contexts)), updates, strict=True)
-        self.stream = self.stream + torch.cat([change(keys, update) for keys, update in pairs]).to(self.stream)
+        added = torch.cat([change(keys, update) for keys, update in pairs])
+        self.stream = self.stream + output_change(self.model, self.layer - 1, self.keys, added).to(self.stream)

@@ -13,6 +13,7 @@ from loc_edit.editing.update import Edit, WeightUpdate
 from loc_edit.editing.value import optimize_values
 from loc_edit.keys.moments import KeyStats
 from loc_edit.models.model import Model, W_out, b_out
+from loc_edit.models.norms import output_norm, raw_output
 
 Keys = Float[Tensor, "request d_mlp"]
 
@@ -30,7 +31,7 @@ def rome(  # noqa: D417 (the decorator names `request`)
     """A rank-one edit of each request; many requests are computed together and stay independent.
 
     Args:
-        model: pre-norm.
+        model: any that `check_editable` takes.
         request: from `pose`; one, or several.
         layer: where `W_out` changes.
         stats: second moments of the keys at that layer.
@@ -73,13 +74,15 @@ def rank_one_edits(
 def keys_and_values(
     job: EditJob[ValueSettings],
 ) -> tuple[Float[Tensor, "request context d_mlp"], Float[Tensor, "request d_model"]]:
-    """The keys at the subject in every context, and v*: the MLP output that the bare prompt is to have there."""
+    """The keys at the subject in every context, and v*: what `W_out` is to put out there for the bare prompt."""
     (layer,) = job.layers
     key_name, value_name = f"blocks.{layer}.mlp.hook_post", f"blocks.{layer}.hook_mlp_out"
     rows = make_rows(job.model, job.requests, job.contexts, job.method)
     prefix = run_prefix(job.model, rows, layer + 1, [key_name, value_name])
-    start = prefix.activations[value_name][:, 0]
-    return prefix.activations[key_name], start + optimize_values(job, prefix, start, last_updates_when_lowering=True)
+    keys, start = prefix.activations[key_name][:, :-1], prefix.activations[value_name][:, 0]
+    if output_norm(job.model, layer):
+        start = raw_output(job.model, layer, keys[:, 0])
+    return keys, start + optimize_values(job, prefix, start, last_updates_when_lowering=True)
 
 
 def rank_one_factors(

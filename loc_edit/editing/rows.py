@@ -101,20 +101,22 @@ class Prefix:
         batch: the rows with their targets.
         layer: the layer.
         residual: the residual stream before it; 0 at padding.
-        activations: by hook point, the activation at each row's last subject token, in float32; without essence rows.
+        activations: by hook point, the activation at each row's last subject token, in float32; essence rows last.
     """
 
     rows: PromptRows
     batch: Batch
     layer: int
     residual: Float[Tensor, "row pos d_model"]
-    activations: dict[str, Float[Tensor, "request context width"]]
+    activations: dict[str, Float[Tensor, "request row_of_request width"]]
 
     def select(self, chosen: Sequence[int]) -> "Prefix":
-        """The rows of the chosen requests, without activations."""
+        """The rows of the chosen requests."""
         rows = torch.tensor(self.rows.rows_of(chosen), device=self.residual.device)
         batch = self.batch.select(rows)
-        return Prefix(self.rows.select(chosen), batch, self.layer, self.residual[rows, : batch.tokens.shape[1]], {})
+        residual = self.residual[rows, : batch.tokens.shape[1]]
+        activations = {name: value[chosen] for name, value in self.activations.items()}
+        return Prefix(self.rows.select(chosen), batch, self.layer, residual, activations)
 
 
 @torch.no_grad()
@@ -151,5 +153,5 @@ def run_prefix(
                 residual[chosen, :n_pos] = run_layers(model, stream, start=below.layer, stop=layer)
 
     Budget(model).spend(len(batch), batch.tokens.shape[1], work)
-    by_request = {name: value.unflatten(0, (-1, rows.contexts + 1))[:, :-1] for name, value in activations.items()}
+    by_request = {name: value.unflatten(0, (-1, rows.contexts + 1)) for name, value in activations.items()}
     return Prefix(rows, batch, layer, residual, by_request)

@@ -17,6 +17,9 @@ BUILTIN_PRESET_PATH = DATA / "model" / "presets.toml"
 class ValueSettings:
     """Hyperparameters of the optimization of the value, which ROME and MEMIT share.
 
+    Where a norm follows the MLP, v0 is u0, what `W_out` puts out before the norm, and delta, v0 and so the learning
+    rate are in units of the root mean square of u0.
+
     Attributes:
         steps: forward passes; the last does not update (ROME with objective `lower`: it does).
         lr: Adam's learning rate.

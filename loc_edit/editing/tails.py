@@ -25,6 +25,7 @@ class Tails:
         layer: the layer that runs next.
         past: keys and values of the positions before, from `layer` on, padded on the left; frozen.
         mask: 1 at real positions, of the part before and the tail together.
+        key_below: the key at each row's first position in the layer below, where a norm follows its MLP.
     """
 
     start: Int[Tensor, " row"]
@@ -33,6 +34,7 @@ class Tails:
     layer: int
     past: TransformerLensKeyValueCache | None = None
     mask: Int[Tensor, "row before_and_tail"] | None = None
+    key_below: Float[Tensor, "row d_mlp"] | None = None
 
     def add(self, delta: Float[Tensor, "row d_model"]) -> Float[Tensor, "row tail d_model"]:
         """The residual stream with `delta` added at each row's first position."""

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from loc_edit.models.checkpoints import hf_state_dict
 from loc_edit.models.checks import check_layers
 from loc_edit.models.identity import fingerprint
 from loc_edit.models.model import Hook, Model, W_out, b_out
+from loc_edit.models.norms import output_change
 
 FORMAT = "loc_edit.edit/1"
 
@@ -224,14 +226,14 @@ class Edit:
         return f"<table>{cells}</table>"
 
 
-def edit_hooks(edits: Sequence[Edit | None], owner: Int[Tensor, " row"]) -> list[Hook]:
+def edit_hooks(model: Model, edits: Sequence[Edit | None], owner: Int[Tensor, " row"]) -> list[Hook]:
     """Hooks under which row i of a batch runs as if `edits[owner[i]]` were written into the weights.
 
-    What an edit changes is `key @ delta + bias` at `hook_mlp_out`, so many edits share one batch and no weight
+    What an edit adds to the output of `W_out` is `key @ delta + bias`, so many edits share one batch and no weight
     is written.
     """
     layers = sorted({layer for edit in edits if edit for layer in edit.layers})
-    return [hook for layer in layers for hook in mlp_hooks(layer, changes_at(edits, owner, layer))]
+    return [hook for layer in layers for hook in mlp_hooks(layer, changes_at(model, edits, owner, layer))]
 
 
 def mlp_hooks(layer: int, replace_output: Callable[[Tensor, Tensor], Tensor]) -> list[Hook]:
@@ -244,7 +246,7 @@ def mlp_hooks(layer: int, replace_output: Callable[[Tensor, Tensor], Tensor]) ->
 
 
 def changes_at(
-    edits: Sequence[Edit | None], owner: Int[Tensor, " row"], layer: int
+    model: Model, edits: Sequence[Edit | None], owner: Int[Tensor, " row"], layer: int
 ) -> Callable[[Float[Tensor, "row pos d_mlp"], Float[Tensor, "row pos d_model"]], Float[Tensor, "row pos d_model"]]:
     """The function (keys, values) -> values, an MLP's output or the stream after it, changed by each row's own edit.
 
@@ -254,19 +256,21 @@ def changes_at(
     changes, end = [], 0
     for i, n_rows in zip(owners, counts, strict=True):
         start, end, edit = end, end + n_rows, edits[i]
-        changes += [(slice(start, end), update) for update in edit.updates if update.layer == layer] if edit else []
+        if edit and layer in edit.layers:
+            changes.append((slice(start, end), [update for update in edit.updates if update.layer == layer]))
 
     def add(key: Tensor, value: Tensor) -> Tensor:
         value = value.clone()
-        for rows, update in changes:
-            value[rows] += change(key[rows], update).to(value)
+        for rows, updates in changes:
+            added = reduce(torch.add, (change(key[rows], update) for update in updates))
+            value[rows] += output_change(model, layer, key[rows], added).to(value)
         return value
 
     return add
 
 
 def change(key: Float[Tensor, "*rows d_mlp"], update: WeightUpdate) -> Float[Tensor, "*rows d_model"]:
-    """What an update adds to the MLP output of `key`, in float32 at least."""
+    """What an update adds to the output of `W_out` for `key`, in float32 at least."""
     key = key.to(torch.promote_types(key.dtype, torch.float32))
     if update.full is not None:
         out = key @ update.full.to(key)

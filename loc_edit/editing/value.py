@@ -1,7 +1,11 @@
 """v*: the change of the residual stream at the subject that brings the target about (Meng et al. 2022a, eq. 4).
 
-ROME adds it to the MLP output of its layer, MEMIT to the residual stream after its last layer.  On pre-norm
-blocks these are the same place, so one optimizer serves both.
+ROME adds it to the MLP output of its layer, MEMIT to the residual stream after its last layer.  These are the same
+place, so one optimizer serves both.
+
+Where a norm follows the MLP, the change is added before the norm, to the output u of `W_out` in that layer, as only
+this can be edited.  The norm ignores the length of u, so everything is measured in units of rms(u0), the bare prompt's:
+learning rate, decay and clamp then mean the same whatever the scale of `W_out`.
 
 Each step computes only what the change reaches: the layers above, from the subject's last token on (`Tails`), the
 context rows and the essence rows of many requests in one batch, and logits where a target or the essence is read.
@@ -23,7 +27,8 @@ from loc_edit.editing.rows import Prefix, draw_noise
 from loc_edit.editing.settings import ValueSettings
 from loc_edit.editing.tails import Tails, make_tails
 from loc_edit.models.memory import Budget
-from loc_edit.models.model import logits_at
+from loc_edit.models.model import Hook, logits_at
+from loc_edit.models.norms import output_change, output_norm
 from loc_edit.models.passes import answers_alone, run_answers, run_layers
 from loc_edit.prompts.batches import NO_TARGET, embed_noise, run
 from loc_edit.prompts.randomness import generator
@@ -54,26 +59,31 @@ def optimize_values(
 ) -> Float[Tensor, "request d_model"]:
     """The delta of each request: what to add to the residual stream before `prefix.layer` at the subject's last token.
 
+    Where a norm follows the MLP of the layer below, delta is what to add before that norm.
+
     Requests with tails of similar length (from the subject's last token to the target) share a batch.  Nothing mixes
     them, as the sum of their losses has separate gradients and Adam works entry by entry.
 
     Args:
         job: its settings give steps, lr, kl, decay and clamp; its method seeds the fresh noise of noised requests.
-        prefix: from `run_prefix`, of the layer after the one that is changed.
-        reference: v0 (ROME) or z0 (MEMIT): clamp and decay are relative to its norm.
+        prefix: from `run_prefix`, of the layer after the one that is changed; with its keys, where a norm follows.
+        reference: v0 (ROME) or z0 (MEMIT), or u0 where a norm follows: clamp and decay are relative to its norm.
         last_updates_when_lowering: whether the last forward pass also updates, for objective `lower`.
 
     Raises:
         EditFailed: a loss is not finite.
     """
     rows, delta, budget = prefix.rows, torch.zeros_like(reference), Budget(job.model, backward=True)
+    unit = torch.ones_like(reference[:, :1])
+    if output_norm(job.model, prefix.layer - 1):
+        unit = reference.square().mean(-1, keepdim=True).sqrt()
     lengths = (prefix.batch.lengths - prefix.batch.last_subject).view(len(rows.requests), -1).amax(1).tolist()
     for group in group_by_length(lengths, rows.contexts + 1, CALL):
 
         def work(part: slice, group: list[int] = group) -> None:
             chosen = group[part]
-            objective = _Objective(job, prefix.select(chosen), reference[chosen])
-            delta[chosen] = _optimize(objective, last_updates_when_lowering)
+            objective = _Objective(job, prefix.select(chosen), reference[chosen] / unit[chosen], unit[chosen])
+            delta[chosen] = unit[chosen] * _optimize(objective, last_updates_when_lowering)
 
         budget.spend(len(group), (rows.contexts + 1) * lengths[group[-1]], work)
     check_finite(rows.requests, delta, f"the value below layer {prefix.layer}")
@@ -107,12 +117,22 @@ def _optimize(objective: "_Objective", last_updates_when_lowering: bool) -> Floa
 
 
 class _Objective:
-    """delta -> the loss of each request; what does not depend on delta is computed once."""
+    """delta -> the loss of each request; what does not depend on delta is computed once.
+
+    `reference` and delta are in units of `unit`.
+    """
 
     def __init__(
-        self, job: EditJob[ValueSettings], prefix: Prefix, reference: Float[Tensor, "request d_model"]
+        self,
+        job: EditJob[ValueSettings],
+        prefix: Prefix,
+        reference: Float[Tensor, "request d_model"],
+        unit: Float[Tensor, "request 1"],
     ) -> None:
-        self.model, self.settings, self.prefix, self.reference = job.model, job.settings, prefix, reference
+        self.model, self.settings, self.prefix = job.model, job.settings, prefix
+        self.reference, self.unit = reference, unit
+        self.normed = output_norm(job.model, prefix.layer - 1) is not None
+        self.key_name = f"blocks.{prefix.layer - 1}.mlp.hook_post"
         rows, batch, device = prefix.rows, prefix.batch, reference.device
         self.owner = rows.owner.to(device)
         self.lower = torch.tensor([request.objective == "lower" for request in rows.requests], device=device)
@@ -130,11 +150,12 @@ class _Objective:
         self.draws = [generator("fresh", r.seed, r.fact_id, job.method, layer - 1) for r in requests]
         noised = any(request.noise is not None for request in requests)
         with torch.no_grad():
-            fixed = (
-                self._tails_under(rows.noise)
-                if noised
-                else make_tails(self.model, prefix.residual, layer, batch.last_subject, batch.lengths)
-            )
+            if noised:
+                fixed = self._tails_under(rows.noise)
+            else:
+                fixed = make_tails(self.model, prefix.residual, layer, batch.last_subject, batch.lengths)
+                if self.normed:
+                    fixed = replace(fixed, key_below=prefix.activations[self.key_name].flatten(0, 1))
             self.tails = None if noised else fixed
             _, self.initial = self._log_probs(fixed, torch.zeros_like(reference))
 
@@ -154,7 +175,10 @@ class _Objective:
     ) -> tuple[Float[Tensor, " target"], Float[Tensor, "request d_vocab"]]:
         """For each token of the targets, and for every next token after the subject in the essence rows."""
         at, lengths = self.at - tails.start[:, None], self.lengths - tails.start
-        residual = tails.add(delta[self.owner])
+        added = (self.unit * delta)[self.owner]
+        if tails.key_below is not None:
+            added = output_change(self.model, tails.layer - 1, tails.key_below, added)
+        residual = tails.add(added)
         final = run_answers(
             self.model, residual, at, lengths, start=tails.layer, alone=self.alone, past=tails.past, mask=tails.mask
         )
@@ -181,8 +205,15 @@ class _Objective:
         noised = self._noised
         at = noised.start[:, None] + torch.arange(noised.residual.shape[1], device=embedded.device)
         tails = embedded[torch.arange(len(at), device=at.device)[:, None], at.clamp(max=embedded.shape[1] - 1)]
-        stream = run_layers(self.model, tails, start=0, stop=layer, past=noised.past, mask=noised.mask)
-        return make_tails(self.model, stream, layer, batch.last_subject, batch.lengths, noised)
+        keys: list[Tensor] = []
+        hooks: list[Hook] = [(self.key_name, lambda key, hook: keys.append(key))] if self.normed else []
+        with self.model.hooks(fwd_hooks=hooks):
+            stream = run_layers(self.model, tails, start=0, stop=layer, past=noised.past, mask=noised.mask)
+        key_below = (
+            keys[0][torch.arange(len(at), device=at.device), batch.last_subject - noised.start] if keys else None
+        )
+        made = make_tails(self.model, stream, layer, batch.last_subject, batch.lengths, noised)
+        return replace(made, key_below=key_below)
 
     @cached_property
     def _noised(self) -> Tails:

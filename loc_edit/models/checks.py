@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformer_lens.components import RMSNorm
 
 from loc_edit.models.model import Model
-
-POST_NORM = ("Gemma2", "Gemma3", "Olmo2", "Olmo3")
+from loc_edit.models.norms import output_norm
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -24,19 +24,20 @@ def check_layers(model: Model, layers: list[int]) -> None:
 
 
 def check_editable(model: Model) -> None:
-    """Refuse a model in which `hook_mlp_out` is not `hook_post @ W_out + b_out`.
+    """Refuse a model in which `hook_mlp_out` is not `hook_post @ W_out + b_out`, or the RMSNorm of it.
 
     Raises:
-        BadModel: a norm follows the MLP, or a layer has experts or no MLP.
+        BadModel: a layer has experts or no MLP, or a norm of another kind follows the MLP.
     """
-    name, cfg = model.cfg.model_name, model.cfg
-    if cfg.use_normalization_before_and_after or (cfg.original_architecture or "").startswith(POST_NORM):
+    name = model.cfg.model_name
+    if not _has_one_mlp(model.cfg):
+        raise BadModel(f"model {name}: each layer must have one MLP to be edited")
+    norm = output_norm(model, 0)
+    if norm is not None and not isinstance(norm, RMSNorm):
         raise BadModel(
-            f"model {name}: a norm follows the MLP, so hook_mlp_out is not hook_post @ W_out + b_out; "
+            f"model {name}: expected no norm after the MLP, or TransformerLens' RMSNorm, got {type(norm).__name__}; "
             "it can be traced but not edited"
         )
-    if not _has_one_mlp(cfg):
-        raise BadModel(f"model {name}: each layer must have one MLP to be edited")
 
 
 @torch.no_grad()

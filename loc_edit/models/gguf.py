@@ -1,9 +1,7 @@
 """GGUF files: checked before any library reads them, and converted into Hugging Face directories in fp32.
 
-Transformers dequantizes the weights and rebuilds the tokenizer.  It trusts the file, though: it allocates what the
-file claims to hold, ignores rope scaling and fields that it does not know, and splits text as GPT-2 does where it does
-not know the file's rule.  So the header is read here first, within the bounds of the file, and what could not be
-rebuilt right is refused.
+Transformers dequantizes the weights and rebuilds the tokenizer, but it allocates what a file claims to hold, and ignores
+rope scaling, fields and rules that it does not know.  So the header is read here first, within the bounds of the file.
 """
 
 import json
@@ -59,8 +57,7 @@ PROBE_TEXT = "The year 1987: it's 3.14  times\nas far, déjà vu."
 
 _SCALARS = dict(zip(range(8), "BbHhIif?", strict=True)) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_LONGEST_KEPT = 2**20
-"""The longest text of the header that is kept, in bytes: a chat template has some thousands."""
+_LONGEST_KEPT = 2**20  # bytes of a text in the header; a chat template has some thousands
 
 
 @dataclass(frozen=True)
@@ -243,9 +240,7 @@ def check_header(path: Path, header: Header) -> None:
     if scaling.pop(f"{architecture}.rope.scaling.type", "none") != "none" or any(v != 1 for v in scaling.values()):
         _refuse(path, "its rotary positions are scaled (rope.scaling), which transformers does not rebuild")
     if "rope_freqs.weight" in header.shapes:
-        _refuse(
-            path, "its rotary positions are scaled (rope_freqs, as in Llama 3.1), which transformers does not rebuild"
-        )
+        _refuse(path, "its rotary positions are scaled (rope_freqs, as in Llama 3.1), which is not rebuilt")
     for name in metadata:
         if name.startswith(f"{architecture}.") and name.partition(".")[2] not in FIELDS:
             _refuse(path, f"its field {name} is not supported, and ignoring it could change the model")

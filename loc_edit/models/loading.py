@@ -17,10 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.utils import logging as hf_logging
 
 from loc_edit.files import DATA
-from loc_edit.models.catalog import NAMED, model_directory
+from loc_edit.models.catalog import model_directory
 from loc_edit.models.checkpoints import hooked_config, read_config, refusing
 from loc_edit.models.checks import HALF, BadModel, check_unprocessed
 from loc_edit.models.model import Model, logits_at
+from loc_edit.models.named import NAMED
 from loc_edit.models.passes import run_layers
 from loc_edit.names import nearest
 

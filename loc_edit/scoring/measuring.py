@@ -76,12 +76,13 @@ class Meter:
 
     def _final(self, laid: "_LaidOut", edits: Sequence[Edit | None], keep: bool) -> Float[Tensor, "row pos d_model"]:
         """The final residual stream of a batch, computed from as late a layer on as what is kept allows."""
-        hooks = edit_hooks(edits, laid.owner)
+        hooks = edit_hooks(self.model, edits, laid.owner)
         if keep:
             return run(self.model, laid.batch, hooks=[*hooks, *laid.keeping(self.keys, self.streams)])
         first = min((layer for edit in edits if edit for layer in edit.layers), default=0)
         if first in laid.keys:
-            stream = changes_at(edits, laid.owner, first)(laid.keys[first], laid.streams[first + 1])
+            change = changes_at(self.model, edits, laid.owner, first)
+            stream = change(laid.keys[first], laid.streams[first + 1])
             return resume(self.model, stream, first + 1, hooks)
         start = max((layer for layer in laid.streams if layer <= first), default=None)
         if start is None:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import oracles
 import pytest
 import torch
+from conftest import POST_NORM
 from edit_requests import ask, at_last_subject, relative
 from runs import edited
 
@@ -23,6 +24,7 @@ from loc_edit import (
 )
 from loc_edit.editing.registry import EDITORS
 from loc_edit.editing.settings import SETTINGS
+from loc_edit.editing.update import edit_hooks
 from loc_edit.names import METHODS, method_label, parse_method
 
 STEPS = 5
@@ -84,16 +86,9 @@ def test_one_key_reads_out_v_star_at_the_least_change(editable, facts, stats_of,
     bare = at_last_subject(editable, request, f"blocks.{layer}.mlp.hook_post")
     key = bare if which == "bare" else mean_key(editable, request, contexts, layer)
     mlp, delta = editable.blocks[layer].mlp, edit.delta(layer)
-    start = bare @ mlp.W_out + mlp.b_out
-    change = oracles.value_delta(
-        editable,
-        *oracles.rows_of(editable, request, contexts),
-        request,
-        f"blocks.{layer}.hook_mlp_out",
-        start,
-        settings,
-        last_updates=False,
-    )
+    rows, essence = oracles.rows_of(editable, request, contexts)
+    where, start = oracles.value_start(editable, rows[0], layer)
+    change = oracles.value_delta(editable, rows, essence, request, where, start, settings, last_updates=False)
     assert change.norm() > 0.1 * start.norm(), "there was something to do"
     torch.testing.assert_close(key @ (mlp.W_out + delta) + mlp.b_out, start + change, rtol=2e-3, atol=2e-3)
     assert_least(delta, key[None], moments(editable)[layer])
@@ -207,19 +202,27 @@ def test_decay_holds_the_weights_back(deep, facts):
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_every_method_edits_many_as_one_at_a_time(deep, facts, stats_of, contexts, name):
-    requests = [ask(deep, fact) for fact in facts]
-    layers = [1] if METHODS[name].one_layer else [1, 2]
-    more = given(deep, stats_of, contexts) if METHODS[name].contexts else {}
+@pytest.mark.parametrize("shape", ["gpt2_deep", *POST_NORM])
+def test_every_method_edits_many_as_one_at_a_time(shapes, shape, facts, stats_of, contexts, name):
+    model = shapes[shape]
+    requests = [ask(model, fact) for fact in facts]
+    layers = [1] if METHODS[name].one_layer else [0, 1]
+    more = given(model, stats_of, contexts) if METHODS[name].contexts else {}
     settings = SETTINGS[name](steps=3, **({"null_space": 1.0} if name == "alphaedit" else {}))
-    edits = EDITORS[name](deep, requests, layers, settings=settings, **more)
+    edits = EDITORS[name](model, requests, layers, settings=settings, **more)
     for request, edit in zip(requests, edits, strict=True):
-        (alone,) = EDITORS[name](deep, [request], layers, settings=settings, **more)
+        (alone,) = EDITORS[name](model, [request], layers, settings=settings, **more)
         assert edit.layers == tuple(layers)
         assert edit.norm > 0
         for layer in layers:
             assert relative(edit.delta(layer), alone.delta(layer)) < 1e-3
-    assert EDITORS[name](deep, [], layers, settings=settings, **more) == []
+    tokens = requests[0].prompt.tokens.expand(len(edits), -1)
+    with model.hooks(fwd_hooks=edit_hooks(model, edits, torch.arange(len(edits)))):
+        hooked = model(tokens)
+    for edit, logits in zip(edits, hooked, strict=True):
+        with edit.applied(model):
+            torch.testing.assert_close(logits, model(tokens[:1])[0], rtol=1e-3, atol=1e-3)
+    assert EDITORS[name](model, [], layers, settings=settings, **more) == []
 
 
 def test_methods_and_settings_have_the_same_names():

@@ -62,7 +62,7 @@ def cache_of(q, eps=None):
 
 
 @pytest.mark.parametrize("name", sorted(LOCALIZERS))
-@pytest.mark.parametrize("shape", ["gpt2_deep", "llama", "gptj", "post_norm"])
+@pytest.mark.parametrize("shape", ["gpt2_deep", "llama", "gptj", "gemma3", "olmo2"])
 def test_every_localizer_gives_a_trace_of_the_same_question(shapes, facts, name, shape):
     model, fact = shapes[shape], facts[0]
     prompt, noise = case(model, fact)

@@ -33,7 +33,7 @@ def p(model, prompt, target, hooks=()):
     return torch.stack([oracles.probability(one, len(prompt), answer) for one in logits]).mean().item()
 
 
-@pytest.mark.parametrize("shape", ["gpt2_deep", "llama", "gptj", "post_norm"])
+@pytest.mark.parametrize("shape", ["gpt2_deep", "llama", "gptj", "gemma3", "olmo2"])
 def test_without_noise_all_three_runs_are_one(shapes, facts, shape):
     model = shapes[shape]
     prompt, noise = case(model, facts[0], scale=0.0)
@@ -111,7 +111,7 @@ CASES = [
     ("llama", "attn_out", 3, 0),
     ("gptj", "mlp_out", 3, 1),
     ("gptj", "resid_post", 1, 3),
-    ("post_norm", "mlp_out", 2, 1),
+    ("gemma3", "mlp_out", 2, 1),
 ]
 
 

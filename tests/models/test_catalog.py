@@ -12,8 +12,9 @@ from gguf_files import logits, random_hf_model, some_tokens, write_gguf
 
 import loc_edit
 from loc_edit.models import catalog, gguf
-from loc_edit.models.catalog import NAMED, NamedModel, TermsNotAccepted, Wheel, kept_models
+from loc_edit.models.catalog import TermsNotAccepted, kept_models
 from loc_edit.models.checks import BadModel
+from loc_edit.models.named import NAMED, NamedModel, Wheel
 
 
 def make_wheel(folder, project, members):

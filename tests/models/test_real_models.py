@@ -5,9 +5,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import loc_edit
-from loc_edit.models.catalog import NAMED, named_directory
+from loc_edit.models.catalog import named_directory
 from loc_edit.models.checks import BadModel
 from loc_edit.models.model import W_out
+from loc_edit.models.named import NAMED
 
 pytestmark = pytest.mark.slow
 
