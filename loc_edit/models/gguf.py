@@ -1,7 +1,7 @@
 """GGUF files: checked before any library reads them, and converted into Hugging Face directories in fp32.
 
-Transformers dequantizes the weights and rebuilds the tokenizer, but it allocates what a file claims to hold, and ignores
-rope scaling, fields and rules that it does not know.  So the header is read here first, within the bounds of the file.
+Transformers dequantizes the weights and rebuilds the tokenizer.  But it allocates what a file claims to hold, and it
+ignores rope scaling, fields and rules that it does not know.  So the header is checked here first.
 """
 
 import json
