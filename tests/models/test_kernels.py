@@ -132,6 +132,9 @@ def test_hooks_on_scores_and_pattern_fire(deep):
 @pytest.mark.parametrize("with_past", [False, True])
 @pytest.mark.parametrize("start", [0, 1])
 def test_answer_positions_alone_equal_the_whole_last_layer(model, with_past, start):
+    if (model.cfg.original_architecture or "").startswith("Olmo"):  # its attention normalizes whole queries and keys
+        assert not answers_alone(model)
+        return
     assert answers_alone(model)
     n_layers = model.cfg.n_layers
     x = torch.randn(4, 6, model.cfg.d_model)
