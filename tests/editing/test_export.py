@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from checkpoints import CONFIGS, save_random
+from checkpoints import CONFIGS, VARIANTS, save_random
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -21,7 +21,10 @@ WEIGHTS = {
     "gpt2": "transformer.h.{}.mlp.c_proj.weight",
     "gptj": "transformer.h.{}.mlp.fc_out.weight",
     "neox": "gpt_neox.layers.{}.mlp.dense_4h_to_h.weight",
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), "model.layers.{}.mlp.down_proj.weight"),
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo2"),
+        "model.layers.{}.mlp.down_proj.weight",
+    ),
 }
 
 
@@ -38,7 +41,9 @@ def sources(tokenizer, tmp_path_factory):
     def get(name, shard="1GB"):
         if (name, shard) not in made:
             folder = tmp_path_factory.mktemp(name)
-            save_random(CONFIGS[name](), tokenizer, folder).save_pretrained(folder, max_shard_size=shard)
+            save_random({**CONFIGS, **VARIANTS}[name](), tokenizer, folder).save_pretrained(
+                folder, max_shard_size=shard
+            )
             for whole in folder.glob("model.safetensors") if shard != "1GB" else ():
                 whole.unlink()  # of the first `save_pretrained`
             made[name, shard] = folder
@@ -72,7 +77,7 @@ def tensors(folder):
     return {name: value for path in sorted(folder.glob("*.safetensors")) for name, value in load_file(path).items()}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", WEIGHTS)
 @pytest.mark.parametrize("shard", ["1GB", "8KB"])
 def test_logits_are_the_edited_models_and_nothing_else_is_touched(sources, ids, tmp_path, name, shard):
     source, out = sources(name, shard), tmp_path / "new" / "edited"
@@ -105,7 +110,7 @@ def test_logits_are_the_edited_models_and_nothing_else_is_touched(sources, ids, 
 
 
 def test_hugging_face_names_fit_a_hugging_face_model(sources, ids):
-    for name in CONFIGS:
+    for name in WEIGHTS:
         model = loc_edit.load_model(sources(name), device="cpu")
         edit, bias = make_edit(model, bias=has_output_bias(model)), has_output_bias(model)
         with edit.applied(model), torch.inference_mode():
