@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from loc_edit.editing.update import Edit, EditMismatch
-from loc_edit.files import join_inside, temporary_name
+from loc_edit.files import building, join_inside
 from loc_edit.models.catalog import model_directory
 from loc_edit.models.checkpoints import mlp_output
 from loc_edit.models.checks import BadModel
@@ -66,6 +66,7 @@ def export(
         BadModel: the source cannot be read, or lacks a tensor.
         FileExistsError: `out` exists.
         ValueError: `out` is inside `source`, or no edit changes anything.
+        StoreError: the disk refused.
     """
     edits = [edit] if isinstance(edit, Edit) else list(edit)
     source, out = (model_directory(source) or Path(source)).resolve(), Path(out).resolve()
@@ -82,16 +83,14 @@ def export(
     edited = [*earlier, *(dict(edit.about) for edit in edits)]
     record = {"model": fingerprint(model), "tensors": sorted(changed), "edits": edited}
     kept = {file for file, _ in places.values()}
-    partial = temporary_name(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, partial, ignore=lambda folder, names: _left_out(folder, names, kept))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with building(out) as partial:
+        shutil.copytree(
+            source, partial, ignore=lambda folder, names: _left_out(folder, names, kept), dirs_exist_ok=True
+        )
         for name, value in changed.items():
             _patch(partial, *places[name], value)
         (partial / RECORD).write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 
