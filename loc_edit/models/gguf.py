@@ -5,15 +5,12 @@ ignores rope scaling, fields and rules that it does not know.  So the header is 
 """
 
 import json
-import mmap
 import re
-import struct
 from contextlib import redirect_stderr
-from dataclasses import dataclass
 from io import StringIO
 from math import prod
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import gguf
 import numpy as np
@@ -23,6 +20,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from loc_edit.models.checks import BadModel
+from loc_edit.models.gguf_header import Header, read_header, refuse_file
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2", "gemma2", "gemma3")
 """The architectures, as GGUF calls them, that are read: those that the tests cover."""
@@ -54,30 +52,7 @@ WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral")
 """Pre-tokenizers of vocabularies whose words are taken whole before any merge; they add BOS unless the file says no."""
 
 PROBE_TEXT = "The year 1987: it's 3.14  times\nas far, déjà vu."
-
-_SCALARS = dict(zip(range(8), "BbHhIif?", strict=True)) | {10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
-_LONGEST_KEPT = 2**20  # bytes of a text in the header; a chat template has some thousands
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a GGUF file says about itself.
-
-    Attributes:
-        metadata: numbers and texts by name; an array is its length.
-        shapes: by tensor, its shape, as torch orders it.
-        types: by tensor, its type of number.
-    """
-
-    metadata: dict[str, Any]
-    shapes: dict[str, tuple[int, ...]]
-    types: dict[str, gguf.GGMLQuantizationType]
-
-    @property
-    def architecture(self) -> str:
-        """The architecture, as GGUF calls it."""
-        return str(self.metadata.get("general.architecture"))
+"""A text that a tokenizer must give back unchanged."""
 
 
 def convert(path: Path, folder: Path) -> None:
@@ -118,137 +93,30 @@ def _read(path: Path, header: Header) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def read_header(path: Path) -> Header:
-    """Read a file's header, and check that every size in it fits into the file.
-
-    Raises:
-        BadModel: it does not begin as a GGUF file, ends too early, or claims sizes that cannot be.
-    """
-    with open(path, "rb") as file:
-        if file.read(4) != b"GGUF":
-            _refuse(path, "expected a GGUF file, which begins with the letters GGUF")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(path, data).header()
-
-
-class _Reader:
-    """Reads a header from its beginning to its end; no step leaves the file."""
-
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self.path, self.data, self.at = path, data, 4
-
-    def header(self) -> Header:
-        version, n_tensors, n_fields = self.numbers("<IQQ")
-        if version not in (2, 3):
-            big = " (or written on a big-endian machine)" if version % 2**16 == 0 else ""
-            self.refuse(f"expected GGUF version 2 or 3, got {version}{big}")
-        self.expect(n_fields, 13, "fields")
-        metadata: dict[str, Any] = {}
-        for _ in range(n_fields):
-            name, (kind,) = self.text(), self.numbers("<I")
-            if name in metadata:
-                self.refuse(f"field {name} stands in it twice")
-            metadata[name] = self.value(name, kind)
-        self.expect(n_tensors, 24, "tensors")
-        entries = {}
-        for _ in range(n_tensors):
-            name, (n_dims,) = self.text(), self.numbers("<I")
-            if name in entries or not 1 <= n_dims <= 4:
-                self.refuse(f"tensor {name} stands in it twice, or has {n_dims} dimensions")
-            entries[name] = (self.numbers(f"<{n_dims}Q")[::-1], *self.numbers("<IQ"))
-        return self.placed(metadata, entries)
-
-    def placed(self, metadata: dict[str, Any], entries: dict[str, tuple[tuple[int, ...], int, int]]) -> Header:
-        """The header, if every tensor lies inside the file."""
-        alignment = metadata.get("general.alignment", 32)
-        if not (isinstance(alignment, int) and 0 < alignment <= 2**20 and alignment & (alignment - 1) == 0):
-            self.refuse(f"expected an alignment that is a power of two, got {alignment}")
-        start = -(-self.at // alignment) * alignment
-        shapes, types = {}, {}
-        for name, (shape, kind, offset) in entries.items():
-            if kind not in set(gguf.GGMLQuantizationType):
-                self.refuse(f"tensor {name} is of type {kind}, which the installed gguf package does not know")
-            types[name], shapes[name] = gguf.GGMLQuantizationType(kind), shape
-            block, width = gguf.GGML_QUANT_SIZES[types[name]]
-            if min(shape) < 1 or shape[-1] % block:
-                self.refuse(f"tensor {name} has shape {list(shape)}, but {types[name].name} holds blocks of {block}")
-            end = start + offset + prod(shape) // block * width
-            if offset % alignment or end > len(self.data):
-                self.refuse(
-                    f"tensor {name} ends at byte {end:,} of a file of {len(self.data):,}: it is truncated or damaged"
-                )
-        return Header(metadata, shapes, types)
-
-    def value(self, name: str, kind: int) -> Any:
-        if kind in _SCALARS:
-            return self.numbers("<" + _SCALARS[kind])[0]
-        if kind == _STRING:
-            return self.text()
-        if kind != _ARRAY:
-            self.refuse(f"field {name} is of an unknown kind, {kind}")
-        inner, count = self.numbers("<IQ")
-        if inner in _SCALARS:
-            self.skip(count * struct.calcsize(_SCALARS[inner]))
-        elif inner == _STRING:
-            self.expect(count, 8, f"entries of {name}")
-            for _ in range(count):
-                self.skip(self.numbers("<Q")[0])
-        else:
-            self.refuse(f"field {name} is an array of an unsupported kind, {inner}")
-        return count
-
-    def text(self) -> str:
-        (length,) = self.numbers("<Q")
-        start = self.at
-        self.skip(length)
-        if length > _LONGEST_KEPT:
-            self.refuse(f"it has a text of {length:,} bytes in its header")
-        return self.data[start : self.at].decode(errors="replace")
-
-    def numbers(self, form: str) -> tuple[Any, ...]:
-        start = self.at
-        self.skip(struct.calcsize(form))
-        return struct.unpack_from(form, self.data, start)
-
-    def skip(self, length: int) -> None:
-        if length > len(self.data) - self.at:
-            self.refuse(
-                f"its header goes on for {length:,} bytes at byte {self.at:,} of a file of {len(self.data):,}: "
-                "it is truncated or damaged"
-            )
-        self.at += length
-
-    def expect(self, count: int, least: int, things: str) -> None:
-        """Refuse a count of things, of at least so many bytes each, that the file has no room for."""
-        if count * least > len(self.data) - self.at:
-            self.refuse(f"it claims {count:,} {things}, which do not fit into a file of {len(self.data):,} bytes")
-
-    def refuse(self, reason: str) -> NoReturn:
-        _refuse(self.path, reason)
-
-
 def check_header(path: Path, header: Header) -> None:
     """Refuse a file with anything that would be rebuilt wrongly, or not at all."""
     metadata, architecture = header.metadata, header.architecture
     if metadata.get("split.count", 1) > 1 or re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name):
-        _refuse(path, "it is one of the parts of a split model; join them with llama-gguf-split --merge")
+        refuse_file(path, "it is one of the parts of a split model; join them with llama-gguf-split --merge")
     if (kind := metadata.get("general.type", "model")) != "model":
-        _refuse(path, f"expected a model, got a GGUF file of type {kind!r}")
+        refuse_file(path, f"expected a model, got a GGUF file of type {kind!r}")
     if architecture not in ARCHITECTURES:
-        _refuse(path, f"expected an architecture among {', '.join(ARCHITECTURES)}, got {architecture!r}")
-    scaling = {k: v for k, v in metadata.items() if k.startswith(f"{architecture}.rope.scal")}
-    if scaling.pop(f"{architecture}.rope.scaling.type", "none") != "none" or any(v != 1 for v in scaling.values()):
-        _refuse(path, "its rotary positions are scaled (rope.scaling), which transformers does not rebuild")
+        refuse_file(path, f"expected an architecture among {', '.join(ARCHITECTURES)}, got {architecture!r}")
+    scaling = {name: value for name, value in header.fields.items() if name.startswith("rope.scal")}
+    if scaling.pop("rope.scaling.type", "none") != "none" or any(v != 1 for v in scaling.values()):
+        refuse_file(path, "its rotary positions are scaled (rope.scaling), which transformers does not rebuild")
     if "rope_freqs.weight" in header.shapes:
-        _refuse(path, "its rotary positions are scaled (rope_freqs, as in Llama 3.1), which is not rebuilt")
-    for name in metadata:
-        if name.startswith(f"{architecture}.") and name.partition(".")[2] not in FIELDS:
-            _refuse(path, f"its field {name} is not supported, and ignoring it could change the model")
+        refuse_file(path, "its rotary positions are scaled (rope_freqs, as in Llama 3.1), which is not rebuilt")
+    for name in header.fields:
+        if name not in FIELDS:
+            refuse_file(
+                path, f"its field {architecture}.{name} is not supported, and ignoring it could change the model"
+            )
     for name, kind in header.types.items():
         try:
             gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
         except NotImplementedError:
-            _refuse(path, f"its tensor {name} is stored as {kind.name}, which the gguf package cannot dequantize")
+            refuse_file(path, f"its tensor {name} is stored as {kind.name}, which the gguf package cannot dequantize")
     _check_tokenizer(path, metadata)
 
 
@@ -256,25 +124,27 @@ def _check_tokenizer(path: Path, metadata: dict[str, Any]) -> None:
     """Refuse a tokenizer whose rules are not known."""
     kind, rule = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "none")
     if kind not in ("gpt2", "llama"):
-        _refuse(path, f"expected a tokenizer of kind gpt2 (byte-level BPE) or llama (SentencePiece), got {kind!r}")
+        refuse_file(path, f"expected a tokenizer of kind gpt2 (byte-level BPE) or llama (SentencePiece), got {kind!r}")
     if kind == "gpt2" and rule not in SPLITS:
-        _refuse(path, f"its pre-tokenizer {rule!r} is unknown; known are {', '.join(SPLITS)}")
+        refuse_file(path, f"its pre-tokenizer {rule!r} is unknown; known are {', '.join(SPLITS)}")
     if kind == "llama" and rule not in ("none", "default"):
-        _refuse(path, f"expected no pre-tokenizer for a SentencePiece vocabulary, got {rule!r}")
+        refuse_file(path, f"expected no pre-tokenizer for a SentencePiece vocabulary, got {rule!r}")
     prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
     if kind == "llama" and prefix == metadata["general.architecture"].startswith("gemma"):
-        _refuse(path, f"expected a vocabulary of this architecture, got one with add_space_prefix = {prefix}")
+        refuse_file(path, f"expected a vocabulary of this architecture, got one with add_space_prefix = {prefix}")
     if "tokenizer.ggml.tokens" not in metadata or (kind == "gpt2" and "tokenizer.ggml.merges" not in metadata):
-        _refuse(path, "it has no vocabulary, or no merges")
+        refuse_file(path, "it has no vocabulary, or no merges")
 
 
 def _read_config(path: Path, header: Header, source: dict[str, Any]) -> Any:
     """The configuration as transformers reads it, completed where it leaves out what the file says."""
-    fields = {k.partition(".")[2]: v for k, v in header.metadata.items() if k.startswith(header.architecture + ".")}
+    fields = header.fields
     if not 0 < fields.get("block_count", 0) <= len(header.shapes):
-        _refuse(path, f"it claims {fields.get('block_count')} layers and has {len(header.shapes)} tensors")
+        refuse_file(path, f"it claims {fields.get('block_count')} layers and has {len(header.shapes)} tensors")
     if header.architecture.startswith("gemma") and fields["block_count"] in (46, 62):
-        _refuse(path, "Gemma 27B scales its attention otherwise than the smaller ones, and its file does not say so")
+        refuse_file(
+            path, "Gemma 27B scales its attention otherwise than the smaller ones, and its file does not say so"
+        )
     config = AutoConfig.from_pretrained(path.parent, **source)
     if header.architecture == "gpt2":
         config.n_positions = fields["context_length"]
@@ -283,12 +153,12 @@ def _read_config(path: Path, header: Header, source: dict[str, Any]) -> Any:
         config.head_dim = fields["attention.key_length"]
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         if fields.get(name) != (stated := getattr(config, name, None)) and name in fields:
-            _refuse(path, f"its {name} is {fields[name]}, but transformers reads {stated}")
+            refuse_file(path, f"its {name} is {fields[name]}, but transformers reads {stated}")
     return config
 
 
 def check_tensors(path: Path, header: Header, config: Any) -> None:
-    """Refuse a file whose tensors are not those of the configuration: all of them, no others, each of its size.
+    """Refuse a file unless it has exactly the tensors that its configuration describes, each of the right size.
 
     The model is made without memory for its weights, so that a configuration that lies costs nothing.
     """
@@ -301,11 +171,13 @@ def check_tensors(path: Path, header: Header, config: Any) -> None:
         stem, _, suffix = parameter.rpartition(".")
         name = f"{names.get_name(stem)}.{suffix}"
         if name not in left:
-            _refuse(path, f"tensor {name} ({parameter}) is missing")
+            refuse_file(path, f"tensor {name} ({parameter}) is missing")
         if prod(shape := left.pop(name)) != weight.numel():
-            _refuse(path, f"tensor {name} has shape {list(shape)}, but its fields promise {list(weight.shape)}")
+            refuse_file(path, f"tensor {name} has shape {list(shape)}, but its fields promise {list(weight.shape)}")
     if left:
-        _refuse(path, f"its tensor {next(iter(left))} has no place in a model of architecture {header.architecture}")
+        refuse_file(
+            path, f"its tensor {next(iter(left))} has no place in a model of architecture {header.architecture}"
+        )
 
 
 def _read_tokenizer(path: Path, header: Header, source: dict[str, Any]) -> Any:
@@ -313,7 +185,7 @@ def _read_tokenizer(path: Path, header: Header, source: dict[str, Any]) -> Any:
     metadata = header.metadata
     rule, is_bpe = metadata.get("tokenizer.ggml.pre", ""), metadata["tokenizer.ggml.model"] == "gpt2"
     tokenizer = AutoTokenizer.from_pretrained(path.parent, **source)
-    backend = _only(tokenizer.backend_tokenizer, metadata["tokenizer.ggml.tokens"])
+    backend = _without_added(tokenizer.backend_tokenizer, metadata["tokenizer.ggml.tokens"])
     if is_bpe:
         splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in SPLITS[rule]]
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -321,9 +193,9 @@ def _read_tokenizer(path: Path, header: Header, source: dict[str, Any]) -> Any:
         backend.model.ignore_merges = rule in WHOLE_WORDS
     adds_bos = metadata.get("tokenizer.ggml.add_bos_token", not is_bpe or rule in WHOLE_WORDS)
     if adds_bos and tokenizer.bos_token_id is None:
-        _refuse(path, "texts are to begin with BOS, but no token is named as BOS")
+        refuse_file(path, "texts are to begin with BOS, but no token is named as BOS")
     if metadata.get("tokenizer.ggml.add_eos_token"):
-        _refuse(path, "texts are to end with EOS, so it is no model that continues them")
+        refuse_file(path, "texts are to end with EOS, so it is no model that continues them")
     begin = f"{tokenizer.bos_token}:0 " if adds_bos else ""
     special = [(tokenizer.bos_token, tokenizer.bos_token_id)] if adds_bos else []
     backend.post_processor = TemplateProcessing(f"{begin}$A:0", f"{begin}$A:0 {begin}$B:1", special)
@@ -332,19 +204,14 @@ def _read_tokenizer(path: Path, header: Header, source: dict[str, Any]) -> Any:
     # A class of its own would make its rules anew from the vocabulary when the directory is read.
     fast = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special_tokens)
     if (text := fast.decode(fast(PROBE_TEXT, add_special_tokens=False)["input_ids"])) != PROBE_TEXT:
-        _refuse(path, f"its tokenizer reads {PROBE_TEXT!r} as {text!r}")
+        refuse_file(path, f"its tokenizer reads {PROBE_TEXT!r} as {text!r}")
     return fast
 
 
-def _only(backend: Tokenizer, n_tokens: int) -> Tokenizer:
-    """The tokenizer without the tokens that transformers adds to those of the file, such as Gemma's `<mask>`."""
+def _without_added(backend: Tokenizer, n_tokens: int) -> Tokenizer:
+    """The tokenizer without tokens that transformers adds and the file does not have, such as Gemma's `<mask>`."""
     if backend.get_vocab_size() <= n_tokens:
         return backend
     state = json.loads(backend.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < n_tokens]
     return Tokenizer.from_str(json.dumps(state))
-
-
-def _refuse(path: Path, reason: str) -> NoReturn:
-    """Refuse a file for a reason."""
-    raise BadModel(f"model file {path}: {reason}")

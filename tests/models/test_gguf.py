@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import loc_edit
 from loc_edit.models.checks import BadModel
-from loc_edit.models.gguf import SPLITS, read_header
+from loc_edit.models.gguf import SPLITS
+from loc_edit.models.gguf_header import read_header
 from loc_edit.models.identity import fingerprint
 
 TEXT = "The Eiffel Tower is in Paris: 1887."
