@@ -144,7 +144,7 @@ def _goals(job: EditJob[ValueSettings], rows: PromptRows, below: Prefix) -> Floa
     """z: the residual stream that the bare prompt is to have after the last layer, at the subject's last token."""
     last = job.layers[-1]
     stream, key = f"blocks.{last}.hook_resid_post", f"blocks.{last}.mlp.hook_post"
-    if output_norm(job.model, last) is None:
+    if output_norm(job.model, last) is None:  # no hook on the key, which would keep GELU from its fast kernel
         prefix = run_prefix(job.model, rows, last + 1, [stream], below)
         start = prefix.activations[stream][:, 0]
         return start + optimize_values(job, prefix, start, last_updates_when_lowering=False)

