@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
 from loc_edit.models.model import Model
-from loc_edit.models.passes import new_past, run_layers, takes_past
+from loc_edit.models.passes import run_layers, takes_past
+from loc_edit.models.past import PastEntry, new_past
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Tails:
     first: Int[Tensor, " row"]
     residual: Float[Tensor, "row tail d_model"]
     layer: int
-    past: TransformerLensKeyValueCache | None = None
+    past: list[PastEntry] | None = None
     mask: Int[Tensor, "row before_and_tail"] | None = None
     key_below: Float[Tensor, "row d_mlp"] | None = None
 
@@ -66,12 +66,11 @@ def make_tails(
     if not takes_past(model):
         return Tails(torch.zeros_like(start), start, residual, layer)
     n_before, n_tail = int(start.max()), int((lengths - start).max())
-    origin, n_known, past = torch.zeros_like(start), 0, new_past(model, len(residual))
+    origin, n_known, past = torch.zeros_like(start), 0, new_past(model)
     mask = torch.ones(residual.shape[:2], dtype=torch.long, device=residual.device)
     if earlier is not None and earlier.past is not None and earlier.mask is not None:
         origin, n_known, mask = earlier.start, earlier.mask.shape[1] - earlier.residual.shape[1], earlier.mask
-        for entry, known in zip(past.entries, earlier.past.entries, strict=True):
-            entry.past_keys, entry.past_values = known.past_keys, known.past_values
+        past = [PastEntry(*known.parts) for known in earlier.past]
     n_between = int((start - origin).max())
     if layer < model.cfg.n_layers and n_between:
         known_and_between = mask[:, : n_known + n_between]
@@ -81,9 +80,7 @@ def make_tails(
     rows = torch.arange(len(residual), device=residual.device)[:, None]
     before = start[:, None] - n_before + torch.arange(n_before, device=residual.device)
     columns = (before - origin[:, None] + n_known).clamp(min=0)
-    for entry in past.entries[layer:]:
-        entry.past_keys, entry.past_values = entry.past_keys[rows, columns], entry.past_values[rows, columns]
-    past.freeze()
+    past = [entry.gather(rows, columns) for entry in past]
     tail = (start - origin)[:, None] + torch.arange(n_tail, device=residual.device)
     mask = torch.cat([before >= 0, torch.ones_like(tail, dtype=torch.bool)], dim=1).long()
     residual = residual[rows, tail.clamp(max=residual.shape[1] - 1)]

@@ -44,7 +44,8 @@ from torch import Tensor
 
 from loc_edit.localization.hooks import site_name
 from loc_edit.models.model import Hook, Model
-from loc_edit.models.passes import new_past, run_layers
+from loc_edit.models.passes import run_layers
+from loc_edit.models.past import PastEntry, new_past
 from loc_edit.prompts.batches import Batch, run
 
 Layers = tuple[int, int]
@@ -101,8 +102,7 @@ class Base:
         fact: the number of each corrupted row's fact.
         lengths: the number of real positions of each corrupted row.
         residual: by layer, the residual stream before it; and after the last layer.
-        keys: by layer, the attention's keys, as its cache takes them; empty if tails are whole rows.
-        values: by layer, the attention's values; likewise.
+        past: by layer, the attention's keys and values; empty if tails are whole rows.
         clean: by layer, the site's clean output, one row per fact.
         clean_final: the residual stream of the clean rows after the last layer.
     """
@@ -112,8 +112,7 @@ class Base:
     fact: Int[Tensor, " row"]
     lengths: Int[Tensor, " row"]
     residual: list[Float[Tensor, "row pos d_model"]]
-    keys: list[Float[Tensor, "row pos kv_head d_head"]]
-    values: list[Float[Tensor, "row pos kv_head d_head"]]
+    past: list[PastEntry]
     clean: list[Float[Tensor, "fact pos ..."]]
     clean_final: Float[Tensor, "fact pos d_model"]
 
@@ -139,10 +138,10 @@ def run_base(model: Model, batch: Batch, fact: Int[Tensor, " row"], site: str, *
         return value
 
     stream = run(model, batch, stop_at_layer=0)
-    residual, past = [stream[n_clean:]], None if whole else new_past(model, len(batch))
+    residual, past = [stream[n_clean:]], [] if whole else new_past(model)
     for layer in range(n_layers):
         with model.hooks(fwd_hooks=[(site_name(site, layer), partial(keep, layer=layer))]):
-            stream = _block(model, stream, layer, past and past[layer])
+            stream = _block(model, stream, layer, past[layer] if past else None)
         residual.append(stream[n_clean:])
         if layer not in clean:
             raise ValueError(
@@ -152,15 +151,15 @@ def run_base(model: Model, batch: Batch, fact: Int[Tensor, " row"], site: str, *
             raise ValueError(
                 f"site {site!r}: expected activations of shape [batch, pos, ...], got {list(clean[layer].shape)}"
             )
-    entries = past.entries if past else []
+    for entry in past:
+        entry.select(slice(n_clean, None))
     return Base(
         model,
         site,
         fact,
         batch.lengths[n_clean:],
         residual,
-        [entry.past_keys[n_clean:] for entry in entries],
-        [entry.past_values[n_clean:] for entry in entries],
+        past,
         [clean[layer] for layer in range(n_layers)],
         stream[:n_clean],
     )
@@ -222,10 +221,8 @@ class Units:
     ) -> Float[Tensor, "state unit tail d_model"]:
         """One layer of all states."""
         past, mask = None, None
-        if self._past.shape[1]:
-            keys, values = self.base.keys[layer], self.base.values[layer]
-            place = self.row[:, None], self._past.clamp(min=0)
-            past = _SharedPast(keys[place], values[place])
+        if self._past.shape[1]:  # all states of a unit read the unit's one past
+            past = self.base.past[layer].gather(self.row[:, None], self._past.clamp(min=0))
         if self.padded:
             real = torch.nn.functional.pad(self._past >= 0, (0, self.tail), value=True).long()
             mask = repeat(real, "unit key -> (state unit) key", state=len(states))
@@ -249,27 +246,6 @@ class Units:
             return hook_fn
 
         return [(site_name(self.base.site, step.layer), restore(step)) for step in steps if step.n_restored]
-
-
-class _SharedPast:
-    """Stands in for TransformerLens's cache entry of one layer: all states of a unit read the unit's one past.
-
-    The entry's own `append` would first need a copy of the past for every state.
-    """
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.past_keys, self.past_values = keys, values
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        return self._join(self.past_keys, keys), self._join(self.past_values, values)
-
-    @staticmethod
-    def _join(past: Tensor, new: Tensor) -> Tensor:
-        units, n_past = past.shape[:2]
-        joined = new.new_empty(len(new), n_past + new.shape[1], *new.shape[2:])
-        joined[:, n_past:] = new
-        joined.view(-1, units, *joined.shape[1:])[:, :, :n_past] = past
-        return joined
 
 
 def enter(units: Units, layers: Sequence[int]) -> Float[Tensor, "layer unit d_model"]:
@@ -305,7 +281,7 @@ def sweep(units: Units, steps: Sequence[Step]) -> Float[Tensor, "run unit tail d
     return states
 
 
-def _block(model: Model, residual: Tensor, layer: int, past: Any, mask: Tensor | None = None) -> Tensor:
-    """One layer, its hook points included; `past` is its entry of a key/value cache, or `None`."""
+def _block(model: Model, residual: Tensor, layer: int, past: PastEntry | None, mask: Tensor | None = None) -> Tensor:
+    """One layer, its hook points included."""
     entries = None if past is None else {layer: past}
     return run_layers(model, residual, start=layer, stop=layer + 1, past=entries, mask=mask)

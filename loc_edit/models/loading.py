@@ -23,6 +23,7 @@ from loc_edit.models.checks import HALF, BadModel, check_unprocessed
 from loc_edit.models.model import Model, logits_at
 from loc_edit.models.named import NAMED
 from loc_edit.models.passes import run_layers
+from loc_edit.models.weights import arrange
 from loc_edit.names import nearest
 
 BUILTIN = DATA / "model"
@@ -110,6 +111,7 @@ def load_model(
             raise BadModel(f"model {source!s}: prepend_bos=True, but its tokenizer has no BOS token")
         model.cfg.default_prepend_bos = prepend_bos
     model.tokenizer.padding_side = "right"
+    arrange(model)
     return model.eval().requires_grad_(False)
 
 

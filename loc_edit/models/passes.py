@@ -1,20 +1,17 @@
 """Forward passes through some of a model's layers, from tokens or a residual stream to a residual stream."""
 
 import inspect
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
-from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
+from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
-from loc_edit.models.kernels import hooked, one_kernel_each, plain
+from loc_edit.models.attention import hooked, keys_and_values, plain
+from loc_edit.models.kernels import one_kernel_each
 from loc_edit.models.model import Model
-
-Past = TransformerLensKeyValueCache | Mapping[int, Any]
-"""Attention keys and values of earlier positions, with an entry for each layer."""
+from loc_edit.models.past import Past, PastEntry
 
 
 def takes_past(model: Model) -> bool:
@@ -23,11 +20,6 @@ def takes_past(model: Model) -> bool:
     A `TransformerBridge` has none; then callers compute whole rows again, which is exact but slower.
     """
     return "past_kv_cache" in inspect.signature(type(model).forward).parameters
-
-
-def new_past(model: Model, n_rows: int) -> TransformerLensKeyValueCache:
-    """An empty past, to which `run_layers` adds positions."""
-    return TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, n_rows)
 
 
 def run_layers(
@@ -46,12 +38,15 @@ def run_layers(
         given: tokens; or, with `start`, the residual stream before layer `start`.
         start: the first layer to run.
         stop: the first layer not to run; the number of layers, to run through the last one.
-        past: keys and values of positions before the given ones; only if `takes_past`.
-        mask: 1 at real positions, 0 at padding, for past and given positions together; required with a past.
+        past: keys and values of positions before the given ones; only if `takes_past`.  A row's positions are counted
+            by `mask`, so padding may stand anywhere.
+        mask: 1 at real positions, 0 at padding, for past and given positions together; without it, all are real.
     """
     if start == stop:
-        return cast(Tensor, given)
-    options = {} if past is None else {"past_kv_cache": past, "attention_mask": mask}
+        return given
+    if start is None and (past is not None or mask is not None):
+        given, start = _embed(model, given, past, mask), 0
+    options = {} if past is None and mask is None else {"past_kv_cache": past, "attention_mask": mask}
     with one_kernel_each(list(model.blocks)[start or 0 : stop]):
         if stop < model.cfg.n_layers or takes_past(model):
             return cast(Tensor, model(given, start_at_layer=start, stop_at_layer=stop, **options))
@@ -62,6 +57,15 @@ def run_layers(
         return final[-1]
 
 
+def _embed(
+    model: Model, tokens: Int[Tensor, "row pos"], past: Past | None, mask: Int[Tensor, "row past_and_pos"] | None
+) -> Float[Tensor, "row pos d_model"]:
+    """The residual stream before the first layer, at the positions after a past."""
+    n_before = past[0].length if past is not None else 0
+    embedded = model.hook_embed(model.embed(tokens))
+    return cast(Tensor, model.get_residual(embedded, n_before, None, mask, tokens, return_shortformer_pos_embed=False))
+
+
 def answers_alone(model: Model) -> bool:
     """Whether `run_answers` may compute the last layer for some positions only.
 
@@ -69,12 +73,7 @@ def answers_alone(model: Model) -> bool:
     layer, because they may depend on positions.  Ask before adding hooks that do not depend on positions.
     """
     last = model.blocks[-1]
-    return (
-        takes_past(model)
-        and plain(last.attn)
-        and last.attn.attn_type == "global"
-        and not any(hooked(module) for module in last.modules())
-    )
+    return takes_past(model) and plain(last.attn) and not any(hooked(module) for module in last.modules())
 
 
 def run_answers(
@@ -102,7 +101,7 @@ def run_answers(
         lengths: the lengths of the rows in `given`, without padding.
         start: the first layer to run.
         alone: the result of `answers_alone`; if false, all layers are computed at all positions.
-        past: see `run_layers`.
+        past: see `run_layers`; frozen.
         mask: see `run_layers`.
     """
     n_layers, n_pos, rows = model.cfg.n_layers, given.shape[1], torch.arange(len(given), device=given.device)[:, None]
@@ -113,13 +112,13 @@ def run_answers(
     stream = run_layers(model, given, start=start, stop=n_layers - 1, past=past, mask=mask)
     shifted = lengths[:, None] + torch.arange(-n_pos, 0, device=given.device)
     stream, real = stream[rows, shifted.clamp(min=0)], (shifted >= 0).long()
+    before = past[n_layers - 1] if past is not None else PastEntry()
+    if mask is not None:
+        real = torch.cat([mask[:, : before.length], real], 1)
     with one_kernel_each([last]):
-        earlier = last.ln1(stream[:, :-n])
-        _, keys, values = last.attn.calculate_qkv_matrices(earlier[:, :0], earlier, earlier)
-    if past is not None and mask is not None:
-        before = past[n_layers - 1]
-        keys, values = torch.cat([before.past_keys, keys], 1), torch.cat([before.past_values, values], 1)
-        real = torch.cat([mask[:, : before.past_keys.shape[1]], real], 1)
-    entry = TransformerLensKeyValueCacheEntry(keys, values, frozen=True)
+        earlier = stream[:, :-n]
+        earlier = earlier if model.cfg.original_architecture in POST_NORM_ARCHITECTURES else last.ln1(earlier)
+        keys, values = keys_and_values(last.attn, earlier, before.length, real[:, :-n])
+    entry = PastEntry(*before.append(keys, values), frozen=True)
     final = run_layers(model, stream[:, -n:], start=n_layers - 1, stop=n_layers, past={n_layers - 1: entry}, mask=real)
     return final[rows, at - (lengths[:, None] - n)]

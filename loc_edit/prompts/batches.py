@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from loc_edit.models.model import Hook, Model, logits_at
 from loc_edit.models.passes import run_layers
+from loc_edit.models.past import Past
 from loc_edit.prompts.encoding import Prompt, check_fits
 
 NO_TARGET = -1
@@ -104,13 +105,21 @@ def embed_noise(
 
 
 def run(
-    model: Model, batch: Batch, *, stop_at_layer: int | None = None, hooks: Sequence[Hook] = ()
+    model: Model,
+    batch: Batch,
+    *,
+    stop_at_layer: int | None = None,
+    hooks: Sequence[Hook] = (),
+    past: Past | None = None,
 ) -> Float[Tensor, "row pos d_model"]:
-    """The residual stream before `stop_at_layer` (by default after the last layer), with noise and hooks applied."""
+    """The residual stream before `stop_at_layer` (by default after the last layer), with noise and hooks applied.
+
+    An empty `past` is filled with the rows' attention keys and values.
+    """
     stop = model.cfg.n_layers if stop_at_layer is None else stop_at_layer
     noise_hooks: list[Hook] = [] if batch.noise is None else [("hook_embed", lambda value, hook: value + batch.noise)]
     with model.hooks(fwd_hooks=[*noise_hooks, *hooks]):
-        return run_layers(model, batch.tokens, stop=stop)
+        return run_layers(model, batch.tokens, stop=stop, past=past)
 
 
 def resume(

@@ -8,8 +8,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,12 @@ import torch
 from loc_edit import events
 from loc_edit.facts.fact import Fact
 from loc_edit.files import cache_folder, short_hash, write_atomic
-from loc_edit.models.decoding import sample_tokens
+from loc_edit.models.decoding import continue_rows, share_batches
 from loc_edit.models.identity import fingerprint
 from loc_edit.models.memory import halving
 from loc_edit.models.model import Model, logits_at, token_texts, tokenizer
+from loc_edit.models.passes import takes_past
+from loc_edit.models.past import new_past
 from loc_edit.prompts.batches import make_batch, run, target_log_probs
 from loc_edit.prompts.encoding import Encoded, Prompt, encode_all
 
@@ -91,8 +91,8 @@ def answers(
 ) -> list[Answer]:
     """The model's answer to each fact's edit prompt, decoded greedily with cached attention keys and values.
 
-    Prompts of one length share a batch, whose size is halved when memory runs out.  After every batch, its answers are
-    added to a file in the cache that belongs to this model, these facts and this length, and a progress event
+    Prompts of similar length share a batch, whose size is halved when memory runs out.  After every batch, its answers
+    are added to a file in the cache that belongs to this model, these facts and this length, and a progress event
     `answers` is emitted; a call that was stopped goes on from that file.
 
     Args:
@@ -117,21 +117,19 @@ def answers(
         log.warning("%d of %d answers are cut at the context of %d tokens", short, len(facts), model.cfg.n_ctx)
     kept.write(answer_of, rewrite=True)
 
-    def length(i: int) -> int:
-        return len(encoded[i].prompt)
-
-    def work(alike: list[int], part: slice) -> None:
-        batch = alike[part]
-        computed = _answer(model, [facts[i] for i in batch], [encoded[i] for i in batch], n_tokens)
-        new = dict(zip(batch, computed, strict=True))
-        answer_of.update(new)
-        kept.write(new)
-        events.progress("answers", len(answer_of), len(facts), found=n_kept)
-
     missing = [i for i in range(len(facts)) if i not in answer_of]
-    for _, group in groupby(sorted(missing, key=length), length):
-        alike = list(group)
-        batch_size = halving(len(alike), batch_size, partial(work, alike), unit="answers")
+    for shared in share_batches(model, [len(encoded[i].prompt) for i in missing], len(missing)):
+        alike = [missing[k] for k in shared]
+
+        def work(part: slice, alike: list[int] = alike) -> None:
+            batch = alike[part]
+            computed = _answer(model, [facts[i] for i in batch], [encoded[i] for i in batch], n_tokens)
+            new = dict(zip(batch, computed, strict=True))
+            answer_of.update(new)
+            kept.write(new)
+            events.progress("answers", len(answer_of), len(facts), found=n_kept)
+
+        batch_size = halving(len(alike), batch_size, work, unit="answers")
     return [answer_of[i] for i in range(len(facts))]
 
 
@@ -146,14 +144,17 @@ def _encode_or_raise(model: Model, facts: Sequence[Fact]) -> list[Encoded]:
 
 @torch.inference_mode()
 def _answer(model: Model, facts: Sequence[Fact], encoded: Sequence[Encoded], n_tokens: int) -> list[Answer]:
-    """The answers to prompts of one length."""
+    """The answers to some prompts; p(target_true) and the first token come from the same forward pass."""
     prompts = [fact.prompt for fact in encoded]
     batch = make_batch(model, prompts, [fact.target_true for fact in encoded])
-    p_true = target_log_probs(model, batch, batch.answers(run(model, batch))).double().sum(1).exp()
-    n_new = min(n_tokens, model.cfg.n_ctx - len(prompts[0]))
-    draws = torch.zeros(len(facts), n_new)  # with top_k=1, any draw takes the likeliest token
-    rows = sample_tokens(model, [prompt.tokens for prompt in prompts], list(draws), top_k=1, batch_size=len(facts))
-    texts = [tokenizer(model).decode(row[len(prompts[0]) :].tolist()) for row in rows]
+    past = new_past(model, batch.tokens.shape[1] + n_tokens) if takes_past(model) else None
+    answers_at = batch.answers(run(model, batch, past=past))
+    p_true = target_log_probs(model, batch, answers_at).double().sum(1).exp()
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.cfg.device)
+    # With top_k=1, any draw takes the likeliest token.
+    draws = [torch.zeros(min(n_tokens, model.cfg.n_ctx - len(prompt))) for prompt in prompts]
+    rows = continue_rows(model, batch.tokens, lengths, answers_at[:, 0], past, draws, top_k=1)
+    texts = [tokenizer(model).decode(row[len(prompt) :].tolist()) for row, prompt in zip(rows, prompts, strict=True)]
     return [
         Answer(fact.fact_id, text, p, fact.target_true.casefold() in text.casefold())
         for fact, text, p in zip(facts, texts, p_true.tolist(), strict=True)
