@@ -80,7 +80,7 @@ def make_tails(
     rows = torch.arange(len(residual), device=residual.device)[:, None]
     before = start[:, None] - n_before + torch.arange(n_before, device=residual.device)
     columns = (before - origin[:, None] + n_known).clamp(min=0)
-    past = [entry.gather(rows, columns) for entry in past]
+    past = [entry.gather(rows, columns) if number >= layer else entry for number, entry in enumerate(past)]
     tail = (start - origin)[:, None] + torch.arange(n_tail, device=residual.device)
     mask = torch.cat([before >= 0, torch.ones_like(tail, dtype=torch.bool)], dim=1).long()
     residual = residual[rows, tail.clamp(max=residual.shape[1] - 1)]

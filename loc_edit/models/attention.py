@@ -37,11 +37,12 @@ def plain(attn: Any) -> bool:
 
 
 class Sight:
-    """Which keys each query sees, in the layers of one forward pass: computed once for all layers alike."""
+    """Where positions are and which keys each query sees, in one forward pass: computed once for all layers alike."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[object, ...], Tensor] = {}
         self._bias: dict[tuple[object, ...], Tensor] = {}
+        self._rotation: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
 
     def seen(
         self, attn: Any, n_queries: int, n_keys: int, mask: Int[Tensor, "row key"] | None
@@ -75,6 +76,18 @@ class Sight:
             self._bias[key] = like.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
         return self._bias[key]
 
+    def rotation(
+        self, attn: Any, n_before: int, end: int, mask: Int[Tensor, "row all_pos"] | None
+    ) -> tuple[Float[Tensor, "*row pos 1 rotary_dim"], Float[Tensor, "*row pos 1 rotary_dim"]]:
+        """Cosines and sines of rotary embeddings from `n_before` to `end`; with a mask, only real positions count."""
+        key = attn.attn_type, n_before, end, id(mask)
+        if key not in self._rotation:
+            if end > len(attn.rotary_cos):
+                attn._extend_rotary_embeddings(min(attn.cfg.n_ctx, max(end, 2 * len(attn.rotary_cos))))
+            at = slice(n_before, end) if mask is None else (mask.cumsum(1)[:, n_before:end] - 1).clamp(min=0)
+            self._rotation[key] = attn.rotary_cos[at].unsqueeze(-2), attn.rotary_sin[at].unsqueeze(-2)
+        return self._rotation[key]
+
 
 def keys_and_values(
     attn: Any, x: Float[Tensor, "row pos d_model"], n_before: int, mask: Int[Tensor, "row before_and_pos"]
@@ -84,11 +97,17 @@ def keys_and_values(
     bias_k, bias_v = _biases(attn)[1:]
     k = _heads(linear(x, side_by_side([weight_k]).T, bias_k.flatten()), attn.cfg.d_head)
     v = _heads(linear(x, side_by_side([weight_v]).T, bias_v.flatten()), attn.cfg.d_head)
-    return _rotate(attn, _normalize(attn, k, attn.k_norm), n_before, mask), v
+    return _rotate(attn, _normalize(attn, k, attn.k_norm), n_before, mask, Sight()), v
 
 
-def fewer_operations(attn: Attention | GroupedQueryAttention, sight: Sight) -> Callable[..., Tensor]:
-    """The forward function of `plain` attention."""
+def fewer_operations(attn: Attention | GroupedQueryAttention, sight: Sight, untouched: bool) -> Callable[..., Tensor]:
+    """The forward function of `plain` attention.
+
+    Args:
+        attn: the layer's attention.
+        sight: of the forward pass.
+        untouched: whether no hook can make its three inputs differ; TransformerLens gives it equal copies of one.
+    """
 
     def forward(
         query_input: Tensor,
@@ -97,13 +116,14 @@ def fewer_operations(attn: Attention | GroupedQueryAttention, sight: Sight) -> C
         past_kv_cache_entry: PastEntry | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        q, k, v = _project(attn, query_input, key_input, value_input)
+        given = [value_input] if untouched else [query_input, key_input, value_input]
+        q, k, v = _project(attn, given)
         q, k, v = attn.hook_q(q), attn.hook_k(k), attn.hook_v(v)
         q, k = _normalize(attn, q, attn.q_norm), _normalize(attn, k, attn.k_norm)
         if attn.cfg.positional_embedding_type == "rotary":
             n_before = past_kv_cache_entry.length if past_kv_cache_entry else 0
-            q = attn.hook_rot_q(_rotate(attn, q, n_before, attention_mask))
-            k = attn.hook_rot_k(_rotate(attn, k, n_before, attention_mask))
+            q = attn.hook_rot_q(_rotate(attn, q, n_before, attention_mask, sight))
+            k = attn.hook_rot_k(_rotate(attn, k, n_before, attention_mask, sight))
         if past_kv_cache_entry is not None:
             k, v = past_kv_cache_entry.append(k, v)
         z = attn.hook_z(_mix(attn, q, k, v, attention_mask, sight))
@@ -112,15 +132,15 @@ def fewer_operations(attn: Attention | GroupedQueryAttention, sight: Sight) -> C
     return forward
 
 
-def _project(attn: Any, query_input: Tensor, key_input: Tensor, value_input: Tensor) -> list[Tensor]:
+def _project(attn: Any, given: list[Float[Tensor, "row pos d_model"]]) -> list[Float[Tensor, "row pos head d_head"]]:
     """Queries, keys and values, by one product if they have one input."""
-    weights, biases = attention_weights(attn), _biases(attn)
-    if query_input is key_input is value_input:
-        joint = linear(query_input, side_by_side(weights).T, torch.cat([bias.flatten() for bias in biases]))
-        parts = joint.split([bias.numel() for bias in biases], -1)
+    weights, biases = attention_weights(attn), [bias.flatten() for bias in _biases(attn)]
+    if len(given) == 1:
+        joint = linear(given[0], side_by_side(weights).T, torch.cat(biases))
+        parts = joint.split([len(bias) for bias in biases], -1)
     else:
-        given = zip((query_input, key_input, value_input), weights, biases, strict=True)
-        parts = tuple(linear(x, side_by_side([weight]).T, bias.flatten()) for x, weight, bias in given)
+        rows = zip(given, weights, biases, strict=True)
+        parts = tuple(linear(x, side_by_side([weight]).T, bias) for x, weight, bias in rows)
     return [_heads(part, attn.cfg.d_head) for part in parts]
 
 
@@ -144,19 +164,17 @@ def _normalize(attn: Any, x: Float[Tensor, "row pos head d_head"], norm: Any) ->
 
 
 def _rotate(
-    attn: Any, x: Float[Tensor, "row pos head d_head"], n_before: int, mask: Int[Tensor, "row all_pos"] | None
+    attn: Any,
+    x: Float[Tensor, "row pos head d_head"],
+    n_before: int,
+    mask: Int[Tensor, "row all_pos"] | None,
+    sight: Sight,
 ) -> Float[Tensor, "row pos head d_head"]:
-    """Rotary embeddings of the positions after `n_before`; of real positions only, if there is a mask."""
-    if attn.cfg.positional_embedding_type != "rotary":
+    """Rotary embeddings of the positions after `n_before`, if the model has them."""
+    cfg = attn.cfg
+    if cfg.positional_embedding_type != "rotary":
         return x
-    end, cfg = n_before + x.shape[1], attn.cfg
-    if end > len(attn.rotary_cos):
-        attn._extend_rotary_embeddings(min(cfg.n_ctx, max(end, 2 * len(attn.rotary_cos))))
-    if mask is None:
-        cos, sin = attn.rotary_cos[n_before:end, None], attn.rotary_sin[n_before:end, None]
-    else:
-        positions = (mask.cumsum(1)[:, n_before:] - 1).clamp(min=0)
-        cos, sin = attn.rotary_cos[positions, None], attn.rotary_sin[positions, None]
+    cos, sin = sight.rotation(attn, n_before, n_before + x.shape[1], mask)
     n, half = cfg.rotary_dim, cfg.rotary_dim // 2
     first, second = (slice(0, n, 2), slice(1, n, 2)) if cfg.rotary_adjacent_pairs else (slice(half), slice(half, n))
     rotated = x[..., :n] * cos

@@ -56,17 +56,15 @@ def side_by_side(parts: Sequence[Tensor]) -> Float[Tensor, "d_model all_columns"
 
 def _joint(parts: Sequence[Tensor]) -> Tensor | None:
     """The matrix that the weights are side by side in, if there is one."""
-    widths = [part[..., 0, :].numel() for part in parts]
-    offset, (height, size) = parts[0].storage_offset(), (parts[0].shape[-2], sum(widths))
-    storage = parts[0].untyped_storage().data_ptr()
+    first, height = parts[0], parts[0].shape[-2]
+    widths = [part.numel() // height for part in parts]
+    size, at = sum(widths), first.data_ptr()
     for part, width in zip(parts, widths, strict=True):
         by_head = (part.shape[-1], size, 1) if part.ndim == 3 else (size, 1)
-        if part.stride() != by_head or part.storage_offset() != offset:
+        if part.stride() != by_head or part.data_ptr() != at:
             return None
-        if part.untyped_storage().data_ptr() != storage:
-            return None
-        offset += width
-    return parts[0].as_strided((height, size), (size, 1), parts[0].storage_offset())
+        at += width * part.itemsize
+    return first.as_strided((height, size), (size, 1), first.storage_offset())
 
 
 def _columns(part: Tensor) -> Float[Tensor, "d_model columns"]:

@@ -87,7 +87,7 @@ def answers(
     *,
     n_tokens: int = ANSWER_LENGTH,
     cache: str | Path | None = None,
-    batch_size: int = 128,
+    batch_size: int = 64,
 ) -> list[Answer]:
     """The model's answer to each fact's edit prompt, decoded greedily with cached attention keys and values.
 

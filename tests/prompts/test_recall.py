@@ -140,7 +140,7 @@ def test_answers_are_kept_by_model_and_data(tiny, deep, many, cache, forwards):
     first = answers(tiny, many)
     assert len(list(cache.iterdir())) == 1
     n = len(forwards)
-    assert n > 1
+    assert n > 0
     assert answers(tiny, many) == first
     assert len(forwards) == n, "nothing was computed again"
     for model, data, length in ((deep, many, 36), (tiny, many[:-1], 36), (tiny, many[::-1], 36), (tiny, many, 35)):
@@ -177,7 +177,7 @@ def test_a_stopped_call_goes_on_from_its_cache(tiny, many, cache, forwards):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), events.listening(stop):
-        answers(tiny, many)
+        answers(tiny, many, batch_size=3)
     stopped_after = sum(forwards[n:])
     assert 3 <= stopped_after < len(many)
     [path] = (cache).glob("*.jsonl")
