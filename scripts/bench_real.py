@@ -15,7 +15,7 @@ so that less is better, but for sampling, where it is of tokens per second.  One
 - trace, edits, scoring, localizers: beside the weight products that cannot be avoided, each at the best throughput of
   `torch.mm` over 16 to 4,096 rows on that matrix.  `benching.counts` says what is counted and what is not.
 - loading: a load after the first, beside 3 seconds.
-- memory: what tensors take at most beyond the weights, in a trace and an edit; and for GPT-J's shape, by shallow copies.
+- memory: what tensors take at most beyond the weights, in a trace and an edit; of GPT-J's shape from shallow copies.
 - growth: seconds over tokens, edited layer, facts and windows, with their floors; a figure.
 - bf16: seconds in bfloat16 over those in float32, and the error of probabilities and scores.
 
@@ -36,6 +36,7 @@ import torch
 from benching.real_cases import Case
 from benching.real_decoding import filtering, keys, loading, sampling
 from benching.real_floors import editing, localizing, scoring, tracing
+from benching.real_more import growth, halved, memory
 from benching.timing import CLOCKS, Clock, processor
 
 from loc_edit.models.identity import versions
@@ -49,6 +50,9 @@ PARTS = {
     "scoring": scoring,
     "localizers": localizing,
     "loading": loading,
+    "memory": memory,
+    "growth": growth,
+    "bf16": halved,
 }
 
 
@@ -65,6 +69,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tf32", action="store_true", help="matrix products of float32 in TF32, on GPUs that have it")
     made.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, on a busy machine")
     made.add_argument("--quick", action="store_true", help="two facts instead of 20 and 8, fewer tokens")
+    made.add_argument("--memory-shape", default="gptj", help="the large shape whose memory is extrapolated; '': none")
+    made.add_argument("--plot", type=Path, default=Path("bench_real_growth.png"), help="the figure of `growth`")
     made.add_argument("--out", type=Path, default=Path("bench_real.json"))
     return made
 
@@ -107,6 +113,9 @@ def main() -> None:
 
 
 def print_row(row: dict[str, Any]) -> None:
+    if "ratio" not in row:
+        print(f"  {row['part'] + ': ' + row['what']:<62}  {row['note']}", flush=True)
+        return
     ratios = "".join(f"{row['ratio'][name]:{width}.2f}" for name, width in (("median", 8), ("low", 7), ("high", 7)))
     goal = f"{row['goal']:6.2f}" if row["goal"] is not None else f"{'':>6}"
     seconds = f"{row['ours, s']['median']:9.3f}{row['peer, s']['median']:9.3f}"

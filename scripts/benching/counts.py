@@ -1,15 +1,14 @@
 """Counts of the weight products that cannot be avoided: how many rows each matrix must be multiplied with.
 
-A count is a `Counter` of rows by matrix: `q`, `k`, `v`, `o`, `gate`, `up`, `down` of all layers together, and `unembed`.
-Only products with weights are counted: no attention scores, norms, softmax, GELU, optimizer or copies.  The rules:
+A count is a `Counter` of rows by matrix: `q`, `k`, `v`, `o`, `gate`, `up`, `down` of all layers, and `unembed`.  products with weights are counted: no attention scores, norms, softmax, GELU, optimizer or copies.  The rules:
 
 - A position of a row is computed from itself and earlier positions, so rows that begin with the same tokens share
   these positions, whatever row they are in (`distinct`).  Corrupted rows begin at the subject.
 - In the last layer, positions whose logits nobody reads need keys and values only.
 - The backward pass to the activations has as many products as the forward pass.  Gradients of trained weights add one
   product with `down` for each position, layer and step.
-- A trace: the clean row and the corrupted rows; then, layer by layer, every state that differs (`localization.sweep.plan`
-  says which runs share one) on the tail from the restored position on.  A run starts after its first layer, where its
+- A trace: the clean row and the corrupted rows; then, layer by layer, every state that differs (`sweep.plan` says which
+  runs share one) on the tail from the restored position on.  A run starts after its first layer, where its
   restored position is the corrupted stream plus the clean output; at a restored position no MLP is computed.
 - An edit of a value (ROME, MEMIT): all rows up to the edited layer, and above it what comes before the subject's last
   token, once; at each step that token and what follows it through the layers above, forward and backward.  MEMIT's

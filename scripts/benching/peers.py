@@ -45,7 +45,7 @@ def make_peer(source: str, model: HookedTransformer) -> tuple[Any, bool]:
 
 @torch.inference_mode()
 def generate(peer: Any, prompts: Sequence[Tensor], n_new: int, *, top_k: int | None = None) -> list[list[int]]:
-    """The new tokens of each prompt: greedy, or sampled among the `top_k` likeliest; batches of 16 in the given order."""
+    """The new tokens of each prompt: greedy, or sampled among the `top_k` likeliest; 16 prompts at a time."""
     options = {"do_sample": True, "top_k": top_k} if top_k else {"do_sample": False}
     new: list[list[int]] = []
     for start in range(0, len(prompts), BATCH):

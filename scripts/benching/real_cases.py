@@ -1,4 +1,4 @@
-"""What all parts of `scripts/bench_real.py` share: the model, its Hugging Face peer, facts, and the rows of its table."""
+"""What all parts of `scripts/bench_real.py` share: the model, its peer, facts, and the rows of its table."""
 
 from argparse import Namespace
 from collections import Counter

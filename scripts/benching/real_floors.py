@@ -1,4 +1,4 @@
-"""Parts of `scripts/bench_real.py` that are measured beside their weight products: traces, edits, scores, localizers."""
+"""Parts of `scripts/bench_real.py` measured beside their weight products: traces, edits, scores, localizers."""
 
 from types import SimpleNamespace
 from typing import Any
