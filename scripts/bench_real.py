@@ -68,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     made.add_argument("--tf32", action="store_true", help="matrix products of float32 in TF32, on GPUs that have it")
     made.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, on a busy machine")
+    made.add_argument("--flops", action="store_true", help="also count the products computed, beside the floor's")
     made.add_argument("--quick", action="store_true", help="two facts instead of 20 and 8, fewer tokens")
     made.add_argument("--memory-shape", default="gptj", help="the large shape whose memory is extrapolated; '': none")
     made.add_argument("--plot", type=Path, default=Path("bench_real_growth.png"), help="the figure of `growth`")

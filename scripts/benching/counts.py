@@ -1,15 +1,18 @@
 """Counts of the weight products that cannot be avoided: how many rows each matrix must be multiplied with.
 
-A count is a `Counter` of rows by matrix: `q`, `k`, `v`, `o`, `gate`, `up`, `down` of all layers, and `unembed`.  products with weights are counted: no attention scores, norms, softmax, GELU, optimizer or copies.  The rules:
+A count is a `Counter` of rows by matrix: `q`, `k`, `v`, `o`, `gate`, `up`, `down` of all layers, and `unembed`.  Only
+products with weights are counted: no attention scores, norms, softmax, GELU, optimizer or copies.  The rules:
 
 - A position of a row is computed from itself and earlier positions, so rows that begin with the same tokens share
   these positions, whatever row they are in (`distinct`).  Corrupted rows begin at the subject.
 - In the last layer, positions whose logits nobody reads need keys and values only.
 - The backward pass to the activations has as many products as the forward pass.  Gradients of trained weights add one
   product with `down` for each position, layer and step.
-- A trace: the clean row and the corrupted rows; then, layer by layer, every state that differs (`sweep.plan` says which
-  runs share one) on the tail from the restored position on.  A run starts after its first layer, where its
-  restored position is the corrupted stream plus the clean output; at a restored position no MLP is computed.
+- A trace: the clean row and the corrupted rows; then, layer by layer, every state that differs, on the tail from the
+  restored position on.  Runs with the same first layer are one state as long as the layers so far restore the same.
+  A run starts after its first layer, where its restored position is the corrupted stream plus the clean output; in the
+  next layer only that position has new queries, keys and values.  At a restored position no MLP is computed.  What
+  only the last layer restores matters where the position is an answer.
 - An edit of a value (ROME, MEMIT): all rows up to the edited layer, and above it what comes before the subject's last
   token, once; at each step that token and what follows it through the layers above, forward and backward.  MEMIT's
   context rows go once more through its window, and its bare row once more for each layer.
@@ -21,8 +24,8 @@ A count is a `Counter` of rows by matrix: `q`, `k`, `v`, `o`, `gate`, `up`, `dow
   position, no MLP, or no queries and no `o`, in the layers where that module is frozen.  Direct attribution and the
   random control need nothing more.
 
-What is left in, although it could be avoided: in the layer after a patch, queries, keys and values of the positions
-behind it, which have not changed there; attention that a local window cuts off.  It is 1 % of a trace of 30 layers.
+Counted although it could be avoided: what local attention cuts off; and in models whose MLP reads the same stream as
+attention, states that restore the first layer behind the subject, where it is not corrupted yet.
 """
 
 from collections import Counter
@@ -36,13 +39,13 @@ from transformer_lens import HookedTransformer
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.rows import make_rows
 from loc_edit.localization.hooks import window_layers
-from loc_edit.localization.sweep import plan
 from loc_edit.prompts.encoding import Prompt
 from loc_edit.scoring.probes import Probes
 
 Count = Counter
+ATTN_IN = ("q", "k", "v")
 MLP = ("gate", "up", "down")
-BLOCK = ("q", "k", "v", "o", *MLP)
+BLOCK = (*ATTN_IN, "o", *MLP)
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ def block(n: int, names: Iterable[str] = BLOCK) -> Count[str]:
     return Counter(dict.fromkeys(names, n))
 
 
+def reading(model: HookedTransformer) -> tuple[str, ...]:
+    """The products that read the residual stream before a layer."""
+    return (*ATTN_IN, *MLP) if model.cfg.parallel_attn_mlp else ATTN_IN
+
+
 def times(count: Count[str], n: int) -> Count[str]:
     return Counter({name: n * rows for name, rows in count.items()})
 
@@ -98,12 +106,14 @@ def distinct(rows: Iterable[Row]) -> tuple[int, int]:
 
 
 def base_count(model: HookedTransformer, asked: Sequence[Asked]) -> Count[str]:
-    """The clean row and the corrupted rows."""
+    """The clean row and the corrupted rows, which before the first layer differ in the subject only."""
     total: Count[str] = Counter()
     for one in asked:
         noisy = one.length - one.prompt.subject.start
         total += through(one.length, one.n_target, model.cfg.n_layers)
         total += times(through(noisy, one.n_target, model.cfg.n_layers), one.samples)
+        if model.cfg.n_layers > 1:
+            total.subtract(block(one.samples * (one.length - one.prompt.subject.stop), reading(model)))
     return total
 
 
@@ -112,23 +122,35 @@ def sweep_count(
 ) -> Count[str]:
     """All restored (or ablated) runs of some rows of a prompt, at every layer, and position from `start` on.
 
-    `frozen`: the products that a state does not need at its position in layers after its window.
+    `frozen`: the products that a state does not need at its position in layers after its window: `MLP`, or q and o.
     """
-    n_layers = model.cfg.n_layers
-    cells = {window_layers(layer, window, n_layers) for window in windows for layer in range(n_layers)}
-    steps = plan(sorted({(layers[0], layers[-1]) for layers in cells}), n_layers, entered=True)
+    last = model.cfg.n_layers - 1
+    windows_of_cells = [window_layers(layer, size, last + 1) for size in windows for layer in range(last + 1)]
+    runs = {(layers[0], layers[-1]) for layers in windows_of_cells}
     tails, total = one.tails(start), Counter({"unembed": 0})
-    for step in steps[:-1]:
-        states = len(step.source)
-        if step.layer == n_layers - 1:
-            total += block(states * len(tails) * one.n_target) + block(
-                states * (sum(tails) - len(tails) * one.n_target), ("k", "v")
-            )
-            continue
-        total += block(states * sum(tails))
-        total.subtract(block(step.n_restored * len(tails), MLP))
-        total.subtract(block((states - step.n_restored) * len(tails), frozen))
-    return times(total + Counter({"unembed": len(steps[-1].source) * len(tails) * one.n_target}), rows)
+    n, positions, answers = len(tails), sum(tails), len(tails) * one.n_target
+    for layer in range(1, last + 1):
+        ends: dict[tuple[int, int], list[int]] = {}  # by what a state has restored, the last layers of its runs
+        for first, end in runs:
+            if first < layer:
+                ends.setdefault((first, min(end, layer - 1)), []).append(end)
+        # What the layer below restored has reached one position so far: the others are another state's, or corrupted.
+        fresh = sum(end == layer - 1 and (first == end or (first, end - 1) in ends) for first, end in ends)
+        without_mlp = sum("up" in frozen or min(of_state) >= layer for of_state in ends.values())
+        without_attn = sum("q" in frozen and max(of_state) < layer for of_state in ends.values())
+        if layer == last:  # of the restored positions, one is an answer: the prompt's last
+            total += block(len(ends) * answers) + block(len(ends) * (positions - answers), ("k", "v"))
+            read_there = set(reading(model)) - {"k", "v"}
+            total.subtract(block(fresh * (answers - 1), read_there) + block(fresh * (positions - n), ("k", "v")))
+            total.subtract(block(without_mlp, MLP) + block(without_attn, ("q", "o")))
+        else:
+            total += block(len(ends) * positions)
+            total.subtract(block(fresh * (positions - n), reading(model)))
+            total.subtract(block(without_mlp * n, MLP) + block(without_attn * n, ("q", "o")))
+    below = {(first, min(end, last - 1)) for first, end in runs if first < last}
+    # What only the last layer restores changes one position, which matters where it is an answer.
+    total["unembed"] += len(below) * answers + len(runs) - len(below)
+    return times(total, rows)
 
 
 def trace_count(model: HookedTransformer, asked: Sequence[Asked], windows: Sequence[int]) -> Count[str]:
@@ -186,14 +208,19 @@ def value_count(
             once.append(Row(tokens))
             earlier.append(Row(tokens[: prompt.last_subject]))
             tails.append(Row(tokens, prompt.last_subject, read, owner))
-            essences += [tails[-1]] * is_essence
+            essences += [tails[-1]._replace(owner=0)] * is_essence
             if not is_essence:
                 window += block((prompt.last_subject + 1) * (len(layers) - 1))
         window += block((made.prompts[0].last_subject + 1) * sum(range(len(layers) - 1)))
     before, _ = distinct(earlier)
     total = block(distinct(once)[0] * (layers[-1] + 1)) + through(before, 0, above) + window
     total += through(*distinct(essences), above)  # what the essence rows say before the edit
-    return total + times(through(*distinct(tails), above), 2 * steps)
+    step = through(*distinct(tails), above)
+    if above > 1:  # in the first layer above, queries, keys and values behind the subject do not change
+        behind = [row._replace(start=row.start + 1) for row in tails]
+        step.subtract(block(distinct(behind)[0], reading(model)))
+        total += block(distinct(row._replace(owner=0) for row in behind)[0], reading(model))
+    return total + times(step, 2 * steps)
 
 
 def finetune_count(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformer_lens import HookedTransformer
 
 import loc_edit
@@ -114,8 +115,11 @@ class Case:
         )
         for times, costs in zip(rounds, self._costs, strict=True):
             times["floor"] = floor_seconds(count, costs)
-        gigaflops = self.products.total(count) / 1e9
-        return row(part, what, rounds, "floor", goal, GFLOP=gigaflops)
+        least, more = self.products.total(count), {}
+        if self.args.flops:
+            computed = flops(run) / least
+            more = {"computed / floor, FLOP": computed, "note": f"computes {computed:.2f} times its products"}
+        return row(part, what, rounds, "floor", goal, GFLOP=least / 1e9, **more)
 
     def beside_peer(
         self, part: str, what: str, versions: dict[str, Callable[[], object]], goal: float, **more: Any
@@ -130,6 +134,13 @@ class Case:
         """The first call on a GPU loads libraries; on a CPU it takes little longer than the others."""
         if self.model.W_E.device.type == "cuda":
             run()
+
+
+def flops(run: Callable[[], object]) -> int:
+    """The FLOPs of all matrix products that a call computes."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
 
 
 def load(source: str, device: str, dtype: torch.dtype) -> HookedTransformer:
