@@ -38,8 +38,8 @@ from benching.totals import precision, study
 from loc_edit.models.identity import versions
 
 PARTS = ("tracing", "editing", "growth", "study", "precision")
-BY_DEFAULT = {"builtin": (12, 8), "tiny": (2, 2), "gpt2": (2, 2), "gpt2-xl": (8, 3), "gptj": (8, 3)}
-"""Facts and edited layers of each shape."""
+BY_DEFAULT = {"builtin": (12, 8), "tiny": (2, 2), "tiny-llama": (2, 2), "gpt2": (2, 2), "smollm2-135m": (2, 2)}
+"""Facts and edited layers of each shape; of larger ones 8 and 3."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,7 +79,7 @@ def main() -> None:
     for shape, threads in itertools.product(args.shapes, numbers):
         torch.set_num_threads(threads)
         name = shape if threads == numbers[0] else f"{shape}, {threads} threads"
-        facts, layers = BY_DEFAULT[shape]
+        facts, layers = BY_DEFAULT.get(shape, (8, 3))
         args.facts, args.layers = wanted[0] or facts, wanted[1] or layers
         args.plain = wanted[2] if wanted[2] is not None else (args.facts if shape in ("builtin", "tiny") else 1)
         result["shapes"][name] = found = bench(shape, args)

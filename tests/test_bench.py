@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,10 @@ import pytest
 import torch
 
 import loc_edit
+from loc_edit.models.decoding import sample_tokens
 from loc_edit.prompts.encoding import encode_context, encode_template
+from loc_edit.scoring.measuring import Meter
+from loc_edit.scoring.probes import make_probes
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -105,3 +109,237 @@ def test_it_runs_on_a_tiny_shape_and_its_versions_agree(tmp_path):
     assert shape["editing"]["methods"]["finetune-1"]["ratios"]["ours / floor with unembedding and optimiser"]["low"] > 0
     assert found["shapes"]["tiny, 2 threads"].keys() == shape.keys()
     assert "rome: ours / block floor" in done.stdout
+
+
+# scripts/bench_real.py
+
+
+@pytest.fixture
+def counts(floors):
+    from benching import counts
+
+    return counts
+
+
+def different_inputs(model, runs, start=0):
+    """How many inputs of keys, MLPs and the unembedding differ between plain runs, from a layer on.
+
+    Each run is (tokens, hooks, places not needed, answers).  An input that differs between runs must be computed with
+    for each.  One whose output a patch overwrites is not needed: a place is a layer and a position.  Nor are positions
+    of the last layer that are not answers, but for their keys.
+    """
+    n_layers, seen = model.cfg.n_layers, {"k": set(), "up": set(), "unembed": set()}
+    for tokens, hooks, unneeded, answers in runs:
+        with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
+            _, cache = model.run_with_cache(tokens[None])
+        for layer in range(start, n_layers):
+            keys, inner = (cache[f"blocks.{layer}.{name}"][0].flatten(1) for name in ("attn.hook_k", "mlp.hook_pre"))
+            seen["k"] |= {(layer, numbers(key)) for key in keys}
+            used = range(len(tokens)) if layer < n_layers - 1 else answers
+            seen["up"] |= {(layer, numbers(inner[pos])) for pos in used if (layer, pos) not in unneeded}
+        final = cache[f"blocks.{n_layers - 1}.hook_resid_post"][0]
+        seen["unembed"] |= {numbers(final[pos]) for pos in answers}
+    return {name: len(inputs) for name, inputs in seen.items()}
+
+
+def numbers(vector):
+    return tuple(vector.mul(1e4).round().tolist())
+
+
+def some_of(count):
+    return {name: count[name] for name in ("k", "up", "unembed")}
+
+
+def overwriting(names, values, pos):
+    """Hooks that overwrite one position by the values of other runs."""
+
+    def overwrite(value, hook, own):
+        value = value.clone()
+        value[:, pos] = own[:, pos]
+        return value
+
+    return [
+        (name, lambda value, hook, own=own: overwrite(value, hook, own))
+        for name, own in zip(names, values, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "template"),
+    [("gpt2_deep", "In the north, {} belongs to"), ("llama", "{} belongs to"), ("gptj", "In the north, {}")],
+)
+def test_products_of_a_trace_are_the_different_inputs_of_plain_runs(counts, shapes, facts, shape, template):
+    model, fact, windows = shapes[shape], replace(facts[2], template=template), [1, 3]
+    prompt = loc_edit.encode(model, fact)
+    noise = loc_edit.subject_noise(model, prompt, scale=1.5, samples=2)
+    target = loc_edit.target_tokens(model, prompt.text, fact.target_true)
+    tokens, answers = torch.cat([prompt.tokens, target[:-1]]), range(len(prompt) - 1, len(prompt) + len(target) - 1)
+    names = [f"blocks.{layer}.hook_mlp_out" for layer in range(model.cfg.n_layers)]
+    _, clean = model.run_with_cache(tokens[None], names_filter=names)
+    runs = [(tokens, [], set(), answers)]
+    for sample in noise:
+        corrupt = loc_edit.corruption_hooks(prompt, sample[None])
+        runs.append((tokens, corrupt, set(), answers))
+        for window in windows:
+            for center in range(model.cfg.n_layers):
+                layers = loc_edit.window_layers(center, window, model.cfg.n_layers)
+                for pos in range(prompt.subject.start, len(prompt)):
+                    restore = loc_edit.restoration_hooks(clean, layers=layers, pos=[pos])
+                    runs.append((tokens, corrupt + restore, {(layer, pos) for layer in layers}, answers))
+    asked = counts.Asked(prompt, len(target), len(noise))
+    assert some_of(counts.trace_count(model, [asked], windows)) == different_inputs(model, runs)
+
+
+@pytest.mark.parametrize("localizer", ["zero_ablation", "severed_mlp"])
+def test_products_of_a_localizer_are_the_different_inputs_of_plain_runs(counts, deep, facts, localizer):
+    prompt, n_layers = loc_edit.encode(deep, facts[1]), deep.cfg.n_layers
+    noise, answers = loc_edit.subject_noise(deep, prompt, scale=1.5, samples=1), [len(prompt) - 1]
+    names = [f"blocks.{layer}.hook_mlp_out" for layer in range(n_layers)]
+    corrupt = loc_edit.corruption_hooks(prompt, noise)
+    with deep.hooks(fwd_hooks=corrupt):
+        _, corrupted = deep.run_with_cache(prompt.tokens[None], names_filter=names)
+    _, clean = deep.run_with_cache(prompt.tokens[None], names_filter=names)
+    runs = [(prompt.tokens, hooks, set(), answers) for hooks in ([], corrupt)]
+    severed = localizer == "severed_mlp"
+    for center in range(n_layers):
+        layers = list(loc_edit.window_layers(center, 3, n_layers))
+        values = [clean[names[layer]] if severed else torch.zeros_like(clean[names[layer]]) for layer in layers]
+        if severed:
+            layers += (later := list(range(layers[-1] + 1, n_layers)))
+            values += [corrupted[names[layer]] for layer in later]
+        for pos in range(prompt.subject.start if severed else 0, len(prompt)):
+            patch = overwriting([names[layer] for layer in layers], values, pos)
+            runs.append((prompt.tokens, corrupt * severed + patch, {(layer, pos) for layer in layers}, answers))
+    asked = counts.Asked(prompt, 1, 1)
+    assert some_of(counts.localizer_count(deep, localizer, [asked], 3)) == different_inputs(deep, runs)
+
+
+def probes_of(model, facts, essence=()):
+    requests = [loc_edit.pose(fact, "error_injection", model) for fact in facts]
+    pairs = zip(facts, requests, strict=True)
+    return requests, [make_probes(model, fact, request, essence) for fact, request in pairs]
+
+
+def test_products_of_scores_are_the_different_inputs_of_plain_runs(counts, deep, facts):
+    from benching.real_floors import small_edits
+
+    texts = list(torch.randint(len(deep.tokenizer), (3, 9), generator=torch.Generator().manual_seed(0)))
+    texts[1][:4] = texts[0][:4]  # they begin alike, as real ones do
+    _, probes = probes_of(deep, facts[:3:2], texts)
+    total = Counter()
+    edits = small_edits(SimpleNamespace(model=deep), 2, 0)
+    for edit, of_request in zip(edits, probes, strict=True):
+        rows = [(torch.cat([p.prompt.tokens, p.target[:-1]]), len(p.prompt) - 1) for p in of_request.probes]
+        rows += [(text[:-1], 0) for text in texts]
+        with edit.applied(deep):
+            runs = [(tokens, [], set(), range(first, len(tokens))) for tokens, first in rows]
+            total += Counter(different_inputs(deep, runs, start=1))
+    assert some_of(counts.scoring_count(deep, probes, 1)) == total
+
+
+def test_products_of_edits_by_hand(counts, deep, facts):
+    """Of 4 layers and two contexts: bare, and one that makes the prompt longer."""
+    requests, _ = probes_of(deep, facts[1:2])
+    contexts, target = ["{}", "Nobody. {}"], requests[0].target_tokens
+    n, last = len(requests[0].prompt), requests[0].prompt.last_subject
+    longer = len(encode_context(deep, contexts[1], requests[0].prompt)) - n
+    essence = encode_template(deep, "{} is a", facts[1].subject).subject.stop
+    rows = [n + len(target) - 1, n + longer + len(target) - 1, essence]
+    before, tails = [last, last + longer, essence - 1], n + len(target) - 1 - last  # of each context
+    answers = 2 * len(target) + 1
+    rome = counts.value_count(deep, requests, contexts, [1], steps=7)
+    steps = 2 * 7
+    again = 2  # the essence row's one position through layers 2 and 3, before the edit
+    behind = 2 * (tails - 1)  # positions whose keys in layer 2 no step changes
+    assert rome["up"] == 2 * sum(rows) + sum(before) + again + steps * ((2 * tails + 1) + answers)
+    assert rome["k"] == 2 * sum(rows) + 2 * sum(before) + again + behind + steps * (3 + 2 * tails + 1)
+    assert rome["unembed"] == 1 + steps * answers
+    memit = counts.value_count(deep, requests, contexts, [0, 1], steps=7)
+    assert memit["up"] == rome["up"] + (last + 1) + (last + longer + 1)  # the context rows once more through layer 1
+    tuned = counts.finetune_count(deep, requests, [1, 2], steps=5)
+    assert tuned["up"] == 2 * rows[0] + 5 * 2 * (rows[0] + len(target))
+    assert tuned["down"] == rows[0] + 5 * (2 * (rows[0] + len(target)) + 3 * rows[0])
+    twice = counts.value_count(deep, [*requests, *requests], contexts, [1], steps=0)
+    assert twice == counts.value_count(deep, requests, contexts, [1], steps=0)  # equal rows are computed once
+
+
+def test_nothing_computes_fewer_products_than_its_floor(counts, deep, facts, contexts, stats_of):
+    from benching.products import matrices
+    from benching.real_cases import flops
+    from benching.real_floors import small_edits
+
+    facts, common = facts[:2], {"stats": stats_of(deep), "contexts": contexts[:2]}
+    requests, probes = probes_of(deep, facts)
+    prompts, targets = [loc_edit.encode(deep, f) for f in facts], [f.target_true for f in facts]
+    noises = [loc_edit.subject_noise(deep, prompt, scale=1.5, samples=2) for prompt in prompts]
+    asked = [
+        counts.Asked(prompt, len(loc_edit.target_tokens(deep, prompt.text, target)), 2)
+        for prompt, target in zip(prompts, targets, strict=True)
+    ]
+    meter, edits = Meter(deep, probes, [0]), small_edits(SimpleNamespace(model=deep), 2, 0)
+    rome, tuned = loc_edit.RomeSettings(steps=4), loc_edit.FinetuneSettings(steps=3, eps=1e-6)
+    memit = loc_edit.MemitSettings(steps=4)
+    pairs = {
+        "trace": (
+            lambda: loc_edit.trace_many(deep, prompts, targets, noises=noises, windows=[1, 3]),
+            counts.trace_count(deep, asked, [1, 3]),
+        ),
+        "rome": (
+            lambda: loc_edit.rome(deep, requests, 1, settings=rome, **common),
+            counts.value_count(deep, requests, contexts[:2], [1], 3),
+        ),
+        "memit": (
+            lambda: loc_edit.memit(deep, requests, [0, 1, 2], settings=memit, **common),
+            counts.value_count(deep, requests, contexts[:2], [0, 1, 2], 3),
+        ),
+        "finetune": (
+            lambda: loc_edit.finetune(deep, requests, [0, 1], settings=tuned),
+            counts.finetune_count(deep, requests, [0, 1], 3),
+        ),
+        "scores": (lambda: meter.measure(edits), counts.scoring_count(deep, probes, 1)),
+        "before": (lambda: Meter(deep, probes), counts.scoring_count(deep, probes, 0, edited=False)),
+    }
+    for name in loc_edit.LOCALIZERS:
+        given = loc_edit.LOCALIZERS[name]
+        options = {"reference": prompts} if given.references else {}
+
+        def localized(name=name, given=given, options=options):
+            foil = {"foil": facts[0].target_new} if given.metric == "logit_difference" else {}
+            more = {"localizer": name, "metric": given.metric, **given.options, **options, **foil}
+            loc_edit.localize(deep, prompts[0], targets[0], noise=noises[0], window=3, **more)
+
+        draws = given.options.get("steps", given.options.get("samples", 1))
+        others = [prompts[1:]] if options else ()
+        pairs[name] = (localized, counts.localizer_count(deep, name, asked[:1], 3, others, draws))
+    sizes = {name: 2 * weight.numel() for name, weight in matrices(deep, 0).items()}
+    for name, (run, count) in pairs.items():
+        least = sum(rows * sizes.get(matrix, 0) for matrix, rows in count.items())
+        assert 0 < least <= flops(run), name
+
+
+def test_the_peer_of_the_built_in_model_says_the_same(floors):
+    from benching.peers import generate, make_peer
+
+    model = loc_edit.load_model("builtin", device="cpu")
+    prompts = [loc_edit.encode(model, fact).tokens for fact in loc_edit.load_facts("builtin")[:40:20]]
+    peer, same = make_peer("builtin", model)
+    ours = sample_tokens(model, prompts, [torch.zeros(6)] * 2, top_k=1)
+    assert same
+    assert generate(peer, prompts, 6) == [row[-6:].tolist() for row in ours]
+
+
+@pytest.mark.slow
+def test_every_part_of_a_real_model_s_benchmark_runs(tmp_path):
+    out, plot = tmp_path / "b.json", tmp_path / "growth.png"
+    options = ["--models", "tiny-llama", "--quick", "--rounds", "1", "--memory-shape", "tiny", "--flops"]
+    command = [sys.executable, str(SCRIPTS / "bench_real.py"), *options, "--out", str(out), "--plot", str(plot)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    [found] = json.loads(out.read_text())["models"].values()
+    assert {row["part"] for row in found["rows"]} == set(found["seconds of the part"]) - {"loading"}
+    timed = [row for row in found["rows"] if "ratio" in row]
+    assert all(0 < row["ratio"]["low"] <= row["ratio"]["high"] for row in timed)
+    assert all(row["computed / floor, FLOP"] >= 1 for row in timed if row["peer"] == "floor")
+    assert all(value > 0 for row in found["rows"] for value in row.get("beyond, MB", {}).values())
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert "edits: FT-5, 2 facts" in done.stdout

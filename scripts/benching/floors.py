@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
+from benching.products import matrices
 from benching.timing import Clock
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.rows import make_rows
@@ -35,7 +36,7 @@ class Floor:
             backward: min(sizes, key=lambda rows, backward=backward: self.block(backward, rows, 1 if wide else 2))
             for backward in (False, True)
         }
-        self.multiplications = cfg.d_model * (4 * cfg.n_heads * cfg.d_head + 2 * cfg.d_mlp)
+        self.multiplications = sum(w.numel() for name, w in matrices(model, 0).items() if name != "unembed")
 
     def block(self, backward: bool = False, rows: int | None = None, repeats: int = 0, fused: bool = False) -> float:
         """Seconds per position and layer: forward; or forward and backward to the input.

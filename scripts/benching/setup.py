@@ -34,6 +34,24 @@ SHAPES = {
         "rotary_adjacent_pairs": True,
         "parallel_attn_mlp": True,
     },
+    **{
+        name: {
+            "n_key_value_heads": n_key_value_heads,
+            "d_head": 64,
+            "act_fn": "silu",
+            "gated_mlp": True,
+            "normalization_type": "RMS",
+            "final_rms": True,
+            "positional_embedding_type": "rotary",
+            "rotary_dim": 64,
+            **sizes,
+        }
+        for name, n_key_value_heads, sizes in (
+            ("tiny-llama", 1, {"n_layers": 2, "d_model": 32, "n_heads": 2, "d_mlp": 64, "d_vocab": 4096}),
+            ("smollm2-135m", 3, {"n_layers": 30, "d_model": 576, "n_heads": 9, "d_mlp": 1536, "d_vocab": 49152}),
+            ("llama-1b", 8, {"n_layers": 16, "d_model": 2048, "n_heads": 32, "d_mlp": 8192, "d_vocab": 128256}),
+        )
+    },
 }
 METHODS = {"rome": "rome-1", "memit": "memit-5", "finetune-1": "finetune-1", "finetune-5": "finetune-5"}
 SIGMA = 0.1
