@@ -139,18 +139,19 @@ def run_base(model: Model, batch: Batch, fact: Int[Tensor, " row"], site: str, *
 
     stream = run(model, batch, stop_at_layer=0)
     residual, past = [stream[n_clean:]], [] if whole else new_past(model)
-    for layer in range(n_layers):
-        with model.hooks(fwd_hooks=[(site_name(site, layer), partial(keep, layer=layer))]):
+    hooks: list[Hook] = [(site_name(site, layer), partial(keep, layer=layer)) for layer in range(n_layers)]
+    with model.hooks(fwd_hooks=hooks):
+        for layer in range(n_layers):
             stream = _block(model, stream, layer, past[layer] if past else None)
-        residual.append(stream[n_clean:])
-        if layer not in clean:
-            raise ValueError(
-                f"site {site!r}: hook point {site_name(site, layer)} does not fire in this model's configuration"
-            )
-        if clean[layer].shape[:2] != (n_clean, stream.shape[1]):
-            raise ValueError(
-                f"site {site!r}: expected activations of shape [batch, pos, ...], got {list(clean[layer].shape)}"
-            )
+            residual.append(stream[n_clean:])
+            if layer not in clean:
+                raise ValueError(
+                    f"site {site!r}: hook point {site_name(site, layer)} does not fire in this model's configuration"
+                )
+            if clean[layer].shape[:2] != (n_clean, stream.shape[1]):
+                raise ValueError(
+                    f"site {site!r}: expected activations of shape [batch, pos, ...], got {list(clean[layer].shape)}"
+                )
     for entry in past:
         entry.select(slice(n_clean, None))
     return Base(
