@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from loc_edit.editing.editor import EditJob, one_or_many
-from loc_edit.editing.grouping import group_by_length
+from loc_edit.editing.grouping import call_cost, group_by_length
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.rows import draw_noise
 from loc_edit.editing.settings import FinetuneSettings
@@ -74,7 +74,7 @@ def _groups(model: Model, requests: Sequence[EditRequest], layers: Sequence[int]
         numbers = [i for i, request in enumerate(requests) if (request.noise is not None) == noised]
         copies = max((_copies(requests[i]) for i in numbers), default=1)
         lengths = [len(requests[i].prompt) + len(requests[i].target_tokens) - 1 for i in numbers]
-        for group in group_by_length(lengths, copies, CALL):
+        for group in group_by_length(lengths, copies, call_cost(model, CALL)):
             groups += [[numbers[i] for i in group[k : k + most]] for k in range(0, len(group), most)]
     return groups
 

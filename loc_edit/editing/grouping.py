@@ -3,6 +3,25 @@
 from collections.abc import Sequence
 from functools import cache
 
+from loc_edit.models.model import Model
+
+MEASURED_WEIGHTS = 231_168
+"""Weights in a layer of the built-in model, with which the cost of calls was measured."""
+LEAST_CALL = 16
+"""Positions that take as long as reading the weights of a layer, however large."""
+
+
+def call_cost(model: Model, measured: int) -> int:
+    """What calling a layer once costs, in positions computed in it.
+
+    Args:
+        model: in a larger layer a position takes longer, and so a call costs fewer of them.
+        measured: the cost with the built-in model.
+    """
+    block = model.blocks[0]
+    n_weights = sum(weight.numel() for weight in block.parameters())
+    return max(LEAST_CALL, measured * MEASURED_WEIGHTS // n_weights)
+
 
 def group_by_length(lengths: Sequence[int], rows: int, call: int) -> list[list[int]]:
     """Groups of requests, each padded to the length of its longest.

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loc_edit.editing.editor import EditJob
-from loc_edit.editing.grouping import group_by_length
+from loc_edit.editing.grouping import call_cost, group_by_length
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.rows import Prefix, draw_noise
 from loc_edit.editing.settings import ValueSettings
@@ -78,7 +78,7 @@ def optimize_values(
     if output_norm(job.model, prefix.layer - 1):
         unit = reference.square().mean(-1, keepdim=True).sqrt()
     lengths = (prefix.batch.lengths - prefix.batch.last_subject).view(len(rows.requests), -1).amax(1).tolist()
-    for group in group_by_length(lengths, rows.contexts + 1, CALL):
+    for group in group_by_length(lengths, rows.contexts + 1, call_cost(job.model, CALL)):
 
         def work(part: slice, group: list[int] = group) -> None:
             chosen = group[part]
