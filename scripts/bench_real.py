@@ -101,14 +101,14 @@ def main() -> None:
             for row in PARTS[part](case):
                 found["rows"].append(row)
                 print_row(row)
-            found.setdefault("seconds of the part", {})[part] = time.perf_counter() - start
-            found["GFLOP/s of the products"] = {
-                matrix: speed / 1e9
-                for matrix, speed in (case.products.throughput if "products" in vars(case) else {}).items()
-            }
-            result["machine"]["load after"] = os.getloadavg()
-            args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        speeds = ", ".join(f"{matrix} {speed:.0f}" for matrix, speed in found["GFLOP/s of the products"].items())
+                if "products" in vars(case):
+                    found["GFLOP/s of the products"] = {k: v / 1e9 for k, v in case.products.throughput.items()}
+                found.setdefault("seconds of the part", {})[part] = time.perf_counter() - start
+                result["machine"]["load after"] = os.getloadavg()
+                args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        speeds = ", ".join(
+            f"{matrix} {speed:.0f}" for matrix, speed in found.get("GFLOP/s of the products", {}).items()
+        )
         print(f"  GFLOP/s of the products at their best: {speeds}" if speeds else "")
     print(f"\nwritten to {args.out}")
 

@@ -1,6 +1,7 @@
 """Parts of `scripts/bench_real.py` that are measured beside Hugging Face: decoding, keys; and loading."""
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ PEER_BATCHES = (256, 512, 1024, 2048, 8192)
 """Tokens of a batch that Hugging Face's pass for the keys is tried with."""
 
 
-def filtering(case: Case) -> list[dict[str, Any]]:
+def filtering(case: Case) -> Iterator[dict[str, Any]]:
     """Known-fact filter: `answers` beside `generate`, 36 greedy tokens, prompts of mixed lengths."""
     model, facts = case.model, case.spread(case.sizes["known"])
     prompts = [loc_edit.encode(model, fact).tokens for fact in facts]
@@ -40,10 +41,10 @@ def filtering(case: Case) -> list[dict[str, Any]]:
     what = f"{len(facts)} facts of {min(map(len, prompts))} to {max(map(len, prompts))} tokens, {ANSWER_LENGTH} new"
     versions = {"ours": ours, "generate": lambda: generate(peer, prompts, ANSWER_LENGTH)}
     note = f"{equal} of {len(facts)} answers the same" if same_weights else "other random weights"
-    return [case.beside_peer("filter", what, versions, 0.65, equal=equal if same_weights else None, note=note)]
+    yield case.beside_peer("filter", what, versions, 0.65, equal=equal if same_weights else None, note=note)
 
 
-def sampling(case: Case) -> list[dict[str, Any]]:
+def sampling(case: Case) -> Iterator[dict[str, Any]]:
     """Essence and context texts beside `generate` with as many new tokens; ratios of seconds for each token."""
     model, (peer, _), facts = case.model, case.peer, case.facts[: case.sizes["subjects"]]
     subjects, ids = [fact.subject for fact in facts], [fact.fact_id for fact in facts]
@@ -53,7 +54,6 @@ def sampling(case: Case) -> list[dict[str, Any]]:
     each = round(sum(n_new) / len(n_new))
     bos = torch.tensor([model.tokenizer.eos_token_id], device=model.W_E.device)
     contexts = sum(count * (n - 1) for count, n in ROME_LENGTHS)
-    rows = []
     for what, ours, theirs, ours_new, theirs_new in (
         (
             f"{len(starts)} essence texts to {length} tokens",
@@ -79,11 +79,10 @@ def sampling(case: Case) -> list[dict[str, Any]]:
             "high": share / slower["low"],
         }
         found["tokens per second"] = dict(zip(("ours", "generate"), speeds, strict=True))
-        rows.append(found | {"note": f"{speeds[0]:.0f} tokens/s, generate {speeds[1]:.0f}; at least"})
-    return rows
+        yield found | {"note": f"{speeds[0]:.0f} tokens/s, generate {speeds[1]:.0f}; at least"}
 
 
-def keys(case: Case) -> list[dict[str, Any]]:
+def keys(case: Case) -> Iterator[dict[str, Any]]:
     """The pass of `key_stats`, without and with its convergence, beside Hugging Face's first layers and k^T k."""
     model, layer = case.model, case.layer
     first = FirstLayers(case.peer[0], layer + 1)
@@ -99,34 +98,30 @@ def keys(case: Case) -> list[dict[str, Any]]:
                 work.samples.marks = ()
             work.run(model, tokens)
 
-        found = []
         for convergence, goal in ((False, 1.05), (True, None)):
             what = f"{tokens.n_tokens} tokens, layer {layer}" + ", with convergence" * convergence
             versions = {
                 "ours": lambda convergence=convergence: ours(convergence),
                 "first layers": lambda: first.run(rows, peer_batch),
             }
-            found.append(case.beside_peer("keys", what, versions, goal, note=f"its best batch: {peer_batch} tokens"))
-    return found
+            yield case.beside_peer("keys", what, versions, goal, note=f"its best batch: {peer_batch} tokens")
 
 
-def loading(case: Case) -> list[dict[str, Any]]:
+def loading(case: Case) -> Iterator[dict[str, Any]]:
     """The second and later loads of the model."""
     if case.source in SHAPES:
-        return []
+        return
     dtype = getattr(torch, case.args.dtype)
     load(case.source, case.args.device, dtype)
     n = case.args.rounds
     seconds = spread_of([case.clock.seconds(lambda: load(case.source, case.args.device, dtype)) for _ in range(n)])
     ratios = {name: value / 3 for name, value in seconds.items()}
-    return [
-        {
-            "part": "loading",
-            "what": "a load after the first",
-            "peer": "3 s",
-            "ours, s": seconds,
-            "peer, s": spread_of([3.0]),
-            "ratio": ratios,
-            "goal": 1.0,
-        }
-    ]
+    yield {
+        "part": "loading",
+        "what": "a load after the first",
+        "peer": "3 s",
+        "ours, s": seconds,
+        "peer, s": spread_of([3.0]),
+        "ratio": ratios,
+        "goal": 1.0,
+    }

@@ -1,5 +1,6 @@
 """Parts of `scripts/bench_real.py` measured beside their weight products: traces, edits, scores, localizers."""
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,17 +39,16 @@ def trace_run(case: Case, facts: list[loc_edit.Fact], windows: list[int], sample
     return lambda: trace_many(model, prompts, targets, noises=noises, windows=windows)
 
 
-def tracing(case: Case) -> list[dict[str, Any]]:
+def tracing(case: Case) -> Iterator[dict[str, Any]]:
     """One fact with one window, and many facts with four."""
-    samples, rows = case.sizes["samples"], []
+    samples = case.sizes["samples"]
     one, many = case.typical(1), case.typical(case.sizes["traced"])
     for facts, windows in ((one, [1]), (one, [5]), (many, list(WINDOWS))):
         asked = case.asked(facts, samples)
         about = f"{asked[0].length} tokens" if len(facts) == 1 else f"{len(facts)} facts"
         what = f"{about}, window {', '.join(map(str, windows))}, {samples} samples"
         count = trace_count(case.model, asked, windows)
-        rows.append(case.beside_floor("trace", what, trace_run(case, facts, windows, samples), count, 1.1))
-    return rows
+        yield case.beside_floor("trace", what, trace_run(case, facts, windows, samples), count, 1.1)
 
 
 def edit_runs(case: Case, facts: list[loc_edit.Fact], layer: int, steps: int | None = None) -> dict[str, Any]:
@@ -79,14 +79,12 @@ def edit_runs(case: Case, facts: list[loc_edit.Fact], layer: int, steps: int | N
     return runs
 
 
-def editing(case: Case) -> list[dict[str, Any]]:
+def editing(case: Case) -> Iterator[dict[str, Any]]:
     """A batch of facts by each method, at a layer in the first third."""
     facts = case.typical(case.sizes["facts"])
     what = f"{len(facts)} facts at layer {case.layer}"
-    return [
-        case.beside_floor("edits", f"{method}, {what}", run, count, 1.2)
-        for method, (run, count) in edit_runs(case, facts, case.layer).items()
-    ]
+    for method, (run, count) in edit_runs(case, facts, case.layer).items():
+        yield case.beside_floor("edits", f"{method}, {what}", run, count, 1.2)
 
 
 def small_edits(case: Case, n: int, layer: int) -> list[Edit]:
@@ -96,7 +94,7 @@ def small_edits(case: Case, n: int, layer: int) -> list[Edit]:
     return [Edit((WeightUpdate(layer, a[:, None], b[None]),)) for a, b in zip(*sides, strict=True)]
 
 
-def scoring(case: Case) -> list[dict[str, Any]]:
+def scoring(case: Case) -> Iterator[dict[str, Any]]:
     """All probes of a batch with its essence texts: of the unedited model, then under edits of one layer."""
     model, layer, facts = case.model, case.layer, case.typical(case.sizes["facts"])
     requests = [loc_edit.pose(fact, "error_injection", model) for fact in facts]
@@ -105,18 +103,16 @@ def scoring(case: Case) -> list[dict[str, Any]]:
     meter, edits = Meter(model, probes, [layer]), small_edits(case, len(facts), layer)
     what, count = f"{len(facts)} edits of layer {layer}", scoring_count(model, probes, layer + 1)
     whole = scoring_count(model, probes, 0, edited=False)
-    return [
-        case.beside_floor("scoring", what, lambda: meter.measure(edits), count, 1.3),
-        case.beside_floor("scoring", "the unedited model before", lambda: Meter(model, probes, [layer]), whole, None),
-    ]
+    yield case.beside_floor("scoring", what, lambda: meter.measure(edits), count, 1.3)
+    yield case.beside_floor("scoring", "the unedited model before", lambda: Meter(model, probes, [layer]), whole, None)
 
 
-def localizing(case: Case) -> list[dict[str, Any]]:
+def localizing(case: Case) -> Iterator[dict[str, Any]]:
     """Every localizer on a batch of facts, as the grid calls it."""
     model, facts, samples = case.model, case.typical(case.sizes["facts"]), case.sizes["samples"]
     config = SimpleNamespace(site="mlp_out", windows=(5,), noise_samples=samples, seed=0, essence=False)
     setup = SimpleNamespace(model=model, config=config, corruption=case.corruption, references=case.facts)
-    asked, rows = case.asked(facts, samples), []
+    asked = case.asked(facts, samples)
     for name, known in LOCALIZERS.items():
         others = [references(model, fact, case.facts, known.references) for fact in facts] if known.references else ()
         draws = known.options.get("steps", known.options.get("samples", 1))
@@ -125,5 +121,4 @@ def localizing(case: Case) -> list[dict[str, Any]]:
         def run(name: str = name) -> None:
             Batch(setup, facts).traces(name, 5)
 
-        rows.append(case.beside_floor("localizers", f"{name}, {len(facts)} facts", run, count, 1.2))
-    return rows
+        yield case.beside_floor("localizers", f"{name}, {len(facts)} facts", run, count, 1.2)

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,9 @@ def kept_by_a_trace(case: Case, n_layers: int) -> int:
     return cfg.dtype.itemsize * n_layers * (of_noisy + asked.length * cfg.d_model)
 
 
-def memory(case: Case) -> list[dict[str, Any]]:
+def memory(case: Case) -> Iterator[dict[str, Any]]:
     """The model itself; and a large shape, from copies of two and three layers and the line through both."""
-    rows = [_memory_row(case.source, case, peaks(case), case.model.cfg.n_layers)]
+    yield _memory_row(case.source, case, peaks(case), case.model.cfg.n_layers)
     shape = case.args.memory_shape
     for dtype in (torch.float32, torch.bfloat16) if shape else ():
         n_layers, by_layers = SHAPES[shape]["n_layers"], {}
@@ -72,15 +72,12 @@ def memory(case: Case) -> list[dict[str, Any]]:
             copied.model = make_model(shape, case.args.device, dtype, n_layers=n)
             by_layers[n] = peaks(copied)
             if n == 2:
-                rows.append(_memory_row(f"{shape}, 2 layers, {dtype}", copied, by_layers[n], 2))
+                yield _memory_row(f"{shape}, 2 layers, {dtype}", copied, by_layers[n], 2)
         line = {
             name: by_layers[2][name] + (n_layers - 2) * (by_layers[3][name] - by_layers[2][name])
             for name in by_layers[2]
         }
-        rows.append(
-            _memory_row(f"{shape}, {n_layers} layers by the line through 2 and 3, {dtype}", copied, line, n_layers)
-        )
-    return rows
+        yield _memory_row(f"{shape}, {n_layers} layers by the line through 2 and 3, {dtype}", copied, line, n_layers)
 
 
 def _memory_row(what: str, case: Case, beyond: dict[str, int], n_layers: int) -> dict[str, Any]:
@@ -95,7 +92,7 @@ def _memory_row(what: str, case: Case, beyond: dict[str, int], n_layers: int) ->
     return {"part": "memory", "what": what, "weights, MB": weights / MB, "beyond, MB": megabytes, "note": note}
 
 
-def growth(case: Case) -> list[dict[str, Any]]:
+def growth(case: Case) -> Iterator[dict[str, Any]]:
     """Seconds and floors of traces over tokens, facts and windows, and of ROME over layers; and their figure."""
     samples, one = min(2, case.sizes["samples"]), case.typical(1)
     n_layers, quick = case.model.cfg.n_layers, case.args.quick
@@ -122,15 +119,9 @@ def growth(case: Case) -> list[dict[str, Any]]:
     for n in range(1, len(WINDOWS) + 1):
         trace("windows", n, one, list(WINDOWS[:n]))
     _draw(case, series, samples, FEW if quick else 2 * FEW)
-    return [
-        {
-            "part": "growth",
-            "what": f"seconds (floor) over {name}",
-            "series": points,
-            "note": ", ".join(f"{at:g}: {seconds:.2f} ({floor:.2f})" for at, seconds, floor in points),
-        }
-        for name, points in series.items()
-    ]
+    for name, points in series.items():
+        note = ", ".join(f"{at:g}: {seconds:.2f} ({floor:.2f})" for at, seconds, floor in points)
+        yield {"part": "growth", "what": f"seconds (floor) over {name}", "series": points, "note": note}
 
 
 def _draw(case: Case, series: dict[str, list[tuple[float, float, float]]], samples: int, steps: int) -> None:
@@ -161,7 +152,7 @@ def _draw(case: Case, series: dict[str, list[tuple[float, float, float]]], sampl
     plt.close(figure)
 
 
-def halved(case: Case) -> list[dict[str, Any]]:
+def halved(case: Case) -> Iterator[dict[str, Any]]:
     """The filter, a trace and a ROME edit in bfloat16 beside float32, and the largest differences of their numbers."""
     cases = {}
     for name, dtype in (("ours", torch.bfloat16), ("float32", torch.float32)):
@@ -175,7 +166,6 @@ def halved(case: Case) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             return answers(one.model, known, cache=folder)
 
-    rows = []
     runs = {name: edit_runs(one, [fact], one.layer, steps)["ROME"][0] for name, one in cases.items()}
     for what, versions in (
         (f"filter, {len(known)} facts", {name: lambda one=one: filtered(one) for name, one in cases.items()}),
@@ -187,8 +177,7 @@ def halved(case: Case) -> list[dict[str, Any]]:
     ):
         numbers = {name: run() for name, run in versions.items()}
         found = row("bf16", what, case.clock.rounds(versions, case.args.rounds), "float32", 0.6)
-        rows.append(found | _differences(cases, fact, numbers["ours"], numbers["float32"]))
-    return rows
+        yield found | _differences(cases, fact, numbers["ours"], numbers["float32"])
 
 
 def _differences(cases: dict[str, Case], fact: loc_edit.Fact, halved: Any, exact: Any) -> dict[str, Any]:
