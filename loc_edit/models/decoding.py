@@ -35,7 +35,9 @@ def sample_tokens(
         batch_size: the largest number of prompts in a batch.
     """
     result: list[Tensor] = list(prompts)
-    for batch in share_batches(model, [len(prompt) for prompt in prompts], batch_size):
+    continued = [i for i, of_row in enumerate(draws) if len(of_row)]
+    for shared in share_batches(model, [len(prompts[i]) for i in continued], batch_size):
+        batch = [continued[k] for k in shared]
         of_batch = [prompts[i] for i in batch]
         lengths = torch.tensor([len(prompt) for prompt in of_batch], device=model.cfg.device)
         tokens, past = pad_sequence(of_batch, batch_first=True), None

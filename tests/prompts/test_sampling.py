@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import loc_edit
-from loc_edit.models.decoding import sample_tokens
+from loc_edit.models.decoding import sample_tokens, share_batches
 from loc_edit.prompts.encoding import encode, encode_context
 from loc_edit.prompts.randomness import generator
 from loc_edit.prompts.sampling import MEMIT_STARTS, ROME_LENGTHS, _clean_text, sample_contexts, sample_essences
@@ -44,6 +44,31 @@ def test_samples_equal_the_slow_sampler(editable):
     for prompt, draw, found in zip(prompts, draws, sample_tokens(editable, prompts, draws), strict=True):
         torch.testing.assert_close(found, slow_sample(editable, prompt, draw))
         assert len(found) == len(prompt) + len(draw)
+
+
+def test_lengths_share_a_batch_unless_a_hook_could_count_positions(tiny):
+    lengths = [5, 2, 5, 3, 2]
+    assert share_batches(tiny, lengths, 64) == [[1, 4, 3, 0, 2]]
+    assert share_batches(tiny, lengths, 2) == [[1, 4], [3, 0], [2]]
+    with tiny.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda value, hook: None)]):
+        assert share_batches(tiny, lengths, 64) == [[1, 4], [3], [0, 2]]
+
+
+def test_a_hook_that_counts_positions_acts_on_each_text_alike(tiny):
+    prompts = [torch.tensor(ids) for ids in ([3, 7, 9, 4], [4, 5, 11], [6, 2, 8, 5])]
+    draws = [draws_of(6, i) for i in range(3)]
+    plain = sample_tokens(tiny, prompts, draws)
+
+    def push(value, hook):
+        if value.shape[1] > 1:  # the prompt, not a later step with its single position
+            value[:, 2, :5] += 9
+        return value
+
+    with tiny.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", push)]):
+        together = sample_tokens(tiny, prompts, draws)
+        alone = [sample_tokens(tiny, [prompt], [draw])[0] for prompt, draw in zip(prompts, draws, strict=True)]
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(together, plain, strict=True))
 
 
 def test_an_eos_inside_a_text_is_not_padding(favouring):
