@@ -41,7 +41,8 @@ def one_kernel_each(blocks: Iterable[nn.Module]) -> Iterator[None]:
             if type(mlp) is GatedMLP and not mlp.cfg.is_layer_norm_activation():
                 stack.enter_context(_replaced(mlp, "forward", partial(_gated, mlp)))
             if plain(attn):
-                untouched = not any(hooked(module) for module in (attn, *block.ln1.modules()))
+                ln1: Any = block.ln1
+                untouched = not any(hooked(module) for module in (attn, *ln1.modules()))
                 stack.enter_context(_replaced(attn, "forward", fewer_operations(attn, sight, untouched)))
             norms = [getattr(block, name, None) for name in ("ln1", "ln1_post", "ln2", "ln2_post")]
             for norm in (*norms, getattr(attn, "q_norm", None), getattr(attn, "k_norm", None)):
