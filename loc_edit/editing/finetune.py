@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from loc_edit.editing.editor import EditJob, one_or_many
-from loc_edit.editing.grouping import group_by_length
+from loc_edit.prompts.grouping import group_by_length
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.rows import draw_noise
 from loc_edit.editing.settings import FinetuneSettings

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loc_edit.editing.editor import EditJob
-from loc_edit.editing.grouping import group_by_length
+from loc_edit.prompts.grouping import group_by_length
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.rows import Prefix, draw_noise
 from loc_edit.editing.settings import ValueSettings

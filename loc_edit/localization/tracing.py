@@ -1,35 +1,34 @@
 """Causal Tracing of one prompt (`trace`) or of many (`trace_many`), in batches that fit into memory.
 
-This file checks the arguments, forms the batches and averages over noise samples; `sweep` computes a batch.
+This file checks the arguments and computes the clean and the corrupted runs of a group of facts; `groups` forms the
+groups and measures the restored runs; `sweep` computes a batch of them.
 """
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from loc_edit.localization.hooks import check_traceable, site_window, window_layers
+from loc_edit.localization.groups import in_groups, measure_runs, watched, window_runs
+from loc_edit.localization.hooks import check_traceable, site_name, site_window
 from loc_edit.localization.metrics import Scorer
-from loc_edit.localization.sweep import LOCAL, Base, Layers, Step, Units, enter, plan, run_base, sweep
+from loc_edit.localization.sweep import Base, Layers, Patch, Units, run_base
 from loc_edit.localization.targets import TargetedPrompt, targeted_prompt
 from loc_edit.localization.trace import Trace
 from loc_edit.models.memory import Budget
-from loc_edit.models.model import Model, token_texts
+from loc_edit.models.model import Hook, Model, token_texts
 from loc_edit.models.passes import takes_past
-from loc_edit.names import Metric
+from loc_edit.names import TRACING, Metric
 from loc_edit.prompts.batches import make_batch
 from loc_edit.prompts.encoding import Prompt
 
 log = logging.getLogger(__name__)
 
 NOT_A_NUMBER = "fact {}: its trace is not a number, as the model's logits are NaN or infinite"
-
-CACHED = 2**30
-"""Bytes of corrupted activations that are kept at a time."""
 
 
 def trace(
@@ -90,6 +89,7 @@ def trace_many(
     windows: Sequence[int] = (5,),
     metric: Metric = "probability",
     foils: Sequence[str | None] | None = None,
+    severed: Literal["mlp", "attn"] | None = None,
     batch_size: int | None = None,
 ) -> list[list[Trace]]:
     """Causal Tracing of many prompts with many windows: the same traces as from `trace`, with shared work.
@@ -106,6 +106,10 @@ def trace_many(
         windows: the windows to trace with.
         metric: see `trace`.
         foils: one per prompt.
+        severed: the kind of module that is severed, if any: at a restored position, the outputs of these modules in all
+            layers after the restored ones are frozen at their corrupted values, so that the restored state can reach
+            the answer only through the other kind of module (Meng et al. 2022a, section 2.2 and figure 3, where the
+            site is `resid_post`).
         batch_size: about how many token positions (rows times their length) one call of a layer computes; the default
             suits the device.  If memory does not suffice, it is halved, with a warning in the log; the final value
             is kept in `Trace.batch_size`.
@@ -125,16 +129,16 @@ def trace_many(
             f"{len(foils)} foils"
         )
     windows = [site_window(site, window) for window in windows]
-    layers = {window: [window_layers(center, window, n_layers) for center in range(n_layers)] for window in windows}
-    runs = {window: [(restored[0], restored[-1]) for restored in layers[window]] for window in windows}
+    runs = {window: window_runs(window, n_layers) for window in windows}
     check_traceable(model, site)
     questions = zip(prompts, targets, noises, foils, strict=True)
     facts = [targeted_prompt(model, prompt, target, noise, metric, foil) for prompt, target, noise, foil in questions]
     distinct = sorted({run for window in windows for run in runs[window]})
-    job = _Job(model, facts, site, metric, distinct, Budget(model, batch_size))
+    job = _Job(model, facts, site, metric, distinct, Budget(model, batch_size), severed)
+    numbers = in_groups(model, facts, job.budget, job.measure)
     return [
-        [job.trace(fact, window, runs[window], numbers) for window in windows]
-        for fact, numbers in zip(facts, job.results(), strict=True)
+        [job.trace(fact, window, runs[window], numbers_of_fact) for window in windows]
+        for fact, numbers_of_fact in zip(facts, numbers, strict=True)
     ]
 
 
@@ -157,6 +161,7 @@ class _Job:
     metric: Metric
     runs: list[Layers]
     budget: Budget
+    severed: Literal["mlp", "attn"] | None = None
 
     def trace(self, fact: TargetedPrompt, window: int, runs: Sequence[Layers], numbers: _Numbers) -> Trace:
         """The trace of a fact with one window, of which `runs` holds each layer's run."""
@@ -173,102 +178,66 @@ class _Job:
             self.site,
             self.metric,
             token_texts(self.model, prompt.tokens),
+            f"severed_{self.severed}" if self.severed else TRACING,
             batch_size=self.budget.positions,
         )
         if traced.is_nan:
             log.warning(NOT_A_NUMBER.format(prompt.fact_id))
         return traced
 
-    def results(self) -> list[_Numbers]:
-        """The numbers of every fact, in order."""
-        order = sorted(range(len(self.facts)), key=lambda i: len(self.facts[i]))  # similar lengths: little padding
-        positions = max((len(fact) * (len(fact.noise) + 1) for fact in self.facts), default=1)
-        numbers: dict[int, _Numbers] = {}
-
-        def work(part: slice) -> None:
-            numbers.update(zip(order[part], self._measure([self.facts[i] for i in order[part]]), strict=True))
-
-        cfg, most = self.model.cfg, 1
-        if not self._hooked:
-            kept = 4 * cfg.n_layers * cfg.d_model * self.model.W_E.element_size()
-            most = max(1, CACHED // (kept * positions))
-        self.budget.spend(len(order), positions, work, most)
-        return [numbers[i] for i in range(len(order))]
-
-    @cached_property
-    def _hooked(self) -> bool:
-        """Whether hooks observe or change what the model computes."""
-        return any(module._forward_hooks or module._forward_pre_hooks for module in self.model.modules())
-
-    @cached_property
-    def _whole(self) -> bool:
-        """Whether whole rows are computed instead of their tails."""
-        return self._hooked or not takes_past(self.model)
-
-    def _measure(self, facts: Sequence[TargetedPrompt]) -> list[_Numbers]:
+    def measure(self, group: Sequence[int]) -> list[_Numbers]:
         """The numbers of some facts, which share their clean and corrupted runs."""
-        device = self.model.cfg.device
+        facts, device = [self.facts[i] for i in group], self.model.cfg.device
         noisy = [(i, eps) for i, fact in enumerate(facts) for eps in fact.noise]
         rows = [*facts, *(facts[i] for i, _ in noisy)]
         noise = [*(None for _ in facts), *(eps for _, eps in noisy)]
         batch = make_batch(self.model, [row.prompt for row in rows], [row.answer for row in rows], noise)
-        number = torch.tensor([i for i, _ in noisy], device=device)
-        base = run_base(self.model, batch, number, self.site, whole=self._whole)
+        number, n = torch.tensor([i for i, _ in noisy], device=device), len(facts)
+        whole, outputs = watched(self.model) or not takes_past(self.model), _Outputs(self.severed, n)
+        with self.model.hooks(fwd_hooks=outputs.hooks(self.model.cfg.n_layers)):
+            base = run_base(self.model, batch, number, self.site, n_clean=n, whole=whole)
         scorer = Scorer(self.model, facts, self.metric)
-        each = torch.arange(len(facts), device=device)
+        each = torch.arange(n, device=device)
         clean = scorer(base.clean_final, fact=each, start=torch.zeros_like(each)).tolist()
         corrupted = scorer(base.residual[-1], fact=number, start=torch.zeros_like(number)).double()
-        means = [corrupted[number == i].mean().item() for i in range(len(facts))]
-        restored = self._restored(base, scorer, facts)
+        means = [corrupted[number == i].mean().item() for i in range(n)]
+        samples = [len(fact.noise) for fact in facts]
+        restored = measure_runs(_all_units(base, facts, outputs), self.runs, scorer, self.budget, samples)
         return [_Numbers(*numbers) for numbers in zip(clean, means, restored, strict=True)]
 
-    def _restored(self, base: Base, scorer: Scorer, facts: Sequence[TargetedPrompt]) -> list[Float[Tensor, "run pos"]]:
-        """The restored metric of each fact, run and position from the subject on, averaged over noise samples."""
-        units = _all_units(base, facts, whole=self._whole)
-        if self.site in LOCAL and not self._whole:
-            units = replace(units, entered=self._entered(units))
-        steps = plan(self.runs, self.model.cfg.n_layers, entered=bool(units.entered))
-        values = torch.empty(len(self.runs), len(units), device=units.row.device)
-        tails = base.lengths[units.row] - units.start
-        for tail in tails.unique().tolist():
-            alike = (tails == tail).nonzero()[:, 0]
-            alike = alike[units.start[alike].argsort(stable=True)]  # pasts of similar lengths: little padding
-            values[:, alike] = self._swept(units.select(alike, tail), steps, scorer)
-        return [
-            values[:, units.fact == i].double().unflatten(1, (-1, len(fact.noise))).mean(-1).float().cpu()
-            for i, fact in enumerate(facts)
-        ]
 
-    def _entered(self, units: Units) -> dict[int, Float[Tensor, "unit d_model"]]:
-        """By first layer of the runs, what `enter` computes for all units."""
-        firsts = sorted({first for first, _ in self.runs})
-        after = units.base.residual[0].new_empty(len(firsts), len(units), self.model.cfg.d_model)
+@dataclass
+class _Outputs:
+    """The outputs of one kind of module in the corrupted rows, which come after `n_clean` rows; of none, for `None`."""
 
-        def work(part: slice) -> None:
-            after[:, part] = enter(units.select(part), firsts)
+    module: str | None
+    n_clean: int
+    by_layer: list[Float[Tensor, "row pos d_model"]] = field(default_factory=list)
 
-        self.budget.spend(len(units), 1, work)
-        return dict(zip(firsts, after, strict=True))
+    def hooks(self, n_layers: int) -> list[Hook]:
+        """The hooks that collect them."""
+        return [(site_name(f"{self.module}_out", layer), self._keep) for layer in range(n_layers) if self.module]
 
-    def _swept(self, units: Units, steps: Sequence[Step], scorer: Scorer) -> Float[Tensor, "run unit"]:
-        """The metric of every run of units whose tails have one length."""
-        values = torch.empty(len(self.runs), len(units), device=units.row.device)
-
-        def work(part: slice) -> None:
-            batch = units.select(part)
-            final, n = sweep(batch, steps).flatten(0, 1), len(self.runs)
-            values[:, part] = scorer(final, batch.fact.repeat(n), batch.start.repeat(n)).view(n, len(batch))
-
-        most_states = max(len(step.source) for step in steps)
-        self.budget.spend(len(units), most_states * units.tail, work)
-        return values
+    def _keep(self, value: Tensor, hook: Any) -> Tensor:
+        self.by_layer.append(value[self.n_clean :].clone())
+        return value
 
 
-def _all_units(base: Base, facts: Sequence[TargetedPrompt], *, whole: bool) -> Units:
+def _all_units(base: Base, facts: Sequence[TargetedPrompt], outputs: _Outputs) -> Units:
     """Every restored position of every corrupted row: fact by fact, position by position, sample by sample."""
     pairs = []
     for i, fact in enumerate(facts):
         positions = torch.arange(fact.prompt.subject.start, len(fact.prompt), device=base.fact.device)
         pairs.append(torch.cartesian_prod(positions, (base.fact == i).nonzero()[:, 0]))
     pos, row = torch.cat(pairs).T.contiguous()
-    return Units(base, row, pos, start=torch.zeros_like(pos) if whole else pos)
+    n_pos = base.residual[0].shape[1]
+    restored = Patch(base.site, [value.flatten(0, 1) for value in base.clean], base.fact[row] * n_pos + pos)
+    frozen = [value.flatten(0, 1) for value in outputs.by_layer]
+    return Units(
+        base,
+        row,
+        pos,
+        start=torch.zeros_like(pos) if base.whole else pos,
+        restored=restored,
+        frozen=Patch(f"{outputs.module}_out", frozen, row * n_pos + pos) if frozen else None,
+    )
