@@ -1,40 +1,49 @@
-"""The localizers by name, and `localize`, which applies any of them."""
+"""The localizers by name, and `localize` and `localize_many`, which apply any of them."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from loc_edit.facts.fact import Fact
-from loc_edit.localization.ablation import mean_ablation, resample_ablation, severed, zero_ablation
+from loc_edit.localization.ablation import mean_ablation, resample_ablation, zero_ablation
 from loc_edit.localization.direct import direct, random
 from loc_edit.localization.gradients import attribution, integrated_gradients
-from loc_edit.localization.question import ask
+from loc_edit.localization.groups import in_groups
+from loc_edit.localization.question import Grids, Questions
 from loc_edit.localization.references import references
 from loc_edit.localization.targets import targeted_prompt
 from loc_edit.localization.trace import Trace
-from loc_edit.localization.tracing import trace
+from loc_edit.localization.tracing import NOT_A_NUMBER, trace_many
+from loc_edit.models.memory import Budget
 from loc_edit.models.model import Model
 from loc_edit.names import LOCALIZERS, TRACING, Metric, nearest
 from loc_edit.prompts.encoding import Prompt
 
-EFFECTS: dict[str, Callable[..., Float[Tensor, "layer pos"]]] = {
+TRACED: dict[str, Literal["mlp", "attn"] | None] = {TRACING: None, "severed_mlp": "mlp", "severed_attn": "attn"}
+"""The localizers that `trace_many` computes, with the kind of module that each severs."""
+
+
+def one_by_one(effect: Callable[..., Float[Tensor, "layer pos"]]) -> Callable[..., Grids]:
+    """The function for `EFFECTS` of a localizer that takes one `Question` and its options, and runs nothing itself."""
+
+    def effects(questions: Questions, **options: Any) -> Grids:
+        return [[effect(question, **options) for question in same_fact] for same_fact in questions.each()]
+
+    return effects
+
+
+EFFECTS: dict[str, Callable[..., Grids]] = {
     "attribution": attribution,
     "integrated_gradients": integrated_gradients,
     "zero_ablation": zero_ablation,
     "mean_ablation": mean_ablation,
     "resample_ablation": resample_ablation,
-    "severed_mlp": partial(severed, module="mlp"),
-    "severed_attn": partial(severed, module="attn"),
-    "direct": direct,
-    "random": random,
+    "direct": one_by_one(direct),
+    "random": one_by_one(random),
 }
-"""By localizer, the function from a `Question` and options to each cell's effect, in units of the metric.
-
-Causal Tracing has none, as `trace` computes it.
-"""
+"""By localizer, but for those in `TRACED`, the function from `Questions` and options to the effect of each cell."""
 
 
 def localize(
@@ -48,6 +57,7 @@ def localize(
     window: int = 5,
     metric: Metric = "probability",
     foil: str | None = None,
+    reference: Sequence[Prompt] = (),
     **options: Any,
 ) -> Trace:
     """The layer x position grid of one prompt by any localizer.
@@ -62,7 +72,8 @@ def localize(
         window: see `trace`.
         metric: see `trace`.
         foil: see `trace`.
-        options: the localizer's own, such as `reference` (prompts) of mean and resample ablation.
+        reference: other prompts, from which mean and resample ablation take outputs.
+        options: the localizer's own, such as `steps` of integrated gradients.
 
     Returns:
         A `Trace`, whose `effect` is the effect of each cell, and whose `p_restored` is `p_corrupted` plus the effect.
@@ -70,12 +81,75 @@ def localize(
     Raises:
         ValueError: the localizer or option does not exist; see `trace` for more.
     """
-    if localizer == TRACING:
-        return trace(model, prompt, target, noise=noise, site=site, window=window, metric=metric, foil=foil, **options)
-    if localizer not in LOCALIZERS:
+    ((traced,),) = localize_many(
+        model,
+        [prompt],
+        [target],
+        noises=[noise],
+        localizer=localizer,
+        site=site,
+        windows=[window],
+        metric=metric,
+        foils=[foil],
+        references=[reference],
+        **options,
+    )
+    if localizer == TRACING and traced.is_nan:
+        raise ValueError(NOT_A_NUMBER.format(prompt.fact_id))
+    return traced
+
+
+def localize_many(
+    model: Model,
+    prompts: Sequence[Prompt],
+    targets: Sequence[str | Int[Tensor, " _"]],
+    *,
+    noises: Sequence[Float[Tensor, "_ _ d_model"]],
+    localizer: str = TRACING,
+    site: str = "mlp_out",
+    windows: Sequence[int] = (5,),
+    metric: Metric = "probability",
+    foils: Sequence[str | None] | None = None,
+    references: Sequence[Sequence[Prompt]] | None = None,
+    **options: Any,
+) -> list[list[Trace]]:
+    """The grids of many prompts with many windows by any localizer: the same as from `localize`, with shared work.
+
+    Args:
+        model: see `localize`.
+        prompts: from `encode`.
+        targets: one per prompt.
+        noises: one per prompt.
+        localizer: see `localize`.
+        site: see `trace`.
+        windows: see `trace_many`.
+        metric: see `trace`.
+        foils: one per prompt.
+        references: other prompts, some per prompt; see `localize`.
+        options: see `localize`.
+
+    Returns:
+        For each prompt its traces, one per window, in the given order.
+
+    Raises:
+        ValueError: see `localize`; lists of different lengths.
+    """
+    if localizer in TRACED:
+        asked: dict[str, Any] = {"site": site, "windows": windows, "metric": metric, "foils": foils}
+        return trace_many(model, prompts, targets, noises=noises, severed=TRACED[localizer], **asked, **options)
+    if localizer not in EFFECTS:
         raise ValueError(f"localizer {localizer!r}: {nearest(localizer, LOCALIZERS)}")
-    question = ask(model, targeted_prompt(model, prompt, target, noise, metric, foil), site, window, metric)
-    return question.trace(EFFECTS[localizer](question, **options), localizer)
+    foils, references = foils or [None] * len(prompts), references or [()] * len(prompts)
+    facts = [
+        targeted_prompt(model, prompt, target, noise, metric, foil, reference)
+        for prompt, target, noise, foil, reference in zip(prompts, targets, noises, foils, references, strict=True)
+    ]
+
+    def measure(group: list[int]) -> list[list[Trace]]:
+        questions = Questions(model, [facts[i] for i in group], site, windows, metric)
+        return questions.traces(EFFECTS[localizer](questions, **options), localizer)
+
+    return in_groups(model, facts, Budget(model), measure)
 
 
 def grid_options(localizer: str, model: Model, fact: Fact, facts: Sequence[Fact] = (), seed: int = 0) -> dict[str, Any]:

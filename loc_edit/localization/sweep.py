@@ -188,6 +188,10 @@ class Patch:
     values: Sequence[Float[Tensor, "source ..."]]
     source: Int[Tensor, " unit"]
 
+    def select(self, chosen: Int[Tensor, " chosen"] | slice) -> "Patch":
+        """The patch of some of the units."""
+        return replace(self, source=self.source[chosen])
+
 
 @dataclass(frozen=True)
 class Units:
@@ -224,10 +228,16 @@ class Units:
 
     def select(self, chosen: Int[Tensor, " chosen"] | slice, tail: int | None = None) -> "Units":
         """Some of the units; `tail` is the length of their tails if it was not known before."""
-        patches = [patch and replace(patch, source=patch.source[chosen]) for patch in (self.restored, self.frozen)]
-        entered = {first: stream[chosen] for first, stream in self.entered.items()}
-        tail = self.tail if tail is None else tail
-        return Units(self.base, self.row[chosen], self.pos[chosen], self.start[chosen], tail, *patches, entered)
+        return Units(
+            self.base,
+            self.row[chosen],
+            self.pos[chosen],
+            self.start[chosen],
+            self.tail if tail is None else tail,
+            self.restored and self.restored.select(chosen),
+            self.frozen and self.frozen.select(chosen),
+            {first: stream[chosen] for first, stream in self.entered.items()},
+        )
 
     @cached_property
     def _past(self) -> Int[Tensor, "unit past"]:
