@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from loc_edit.localization.groups import measure_runs
 from loc_edit.localization.hooks import site_name
 from loc_edit.localization.question import Grids, Questions
 from loc_edit.localization.sweep import Patch, Units
+from loc_edit.models.model import Hook
 from loc_edit.prompts.batches import make_batch, run
 from loc_edit.prompts.encoding import Prompt
 from loc_edit.prompts.randomness import generator
@@ -32,7 +32,6 @@ def mean_ablation(questions: Questions) -> Grids:
 
     Cost: as `zero_ablation`, and one run per reference prompt.  Source: Wang et al. 2023 (IOI).
     """
-    sources = []
     pairs = [(prompt, pos, i) for i in range(len(questions.facts)) for prompt, pos in _places(questions, i)]
     means = _from_references(questions, pairs, len(questions.facts))
     sources = [torch.full((len(fact.prompt), 1), i) for i, fact in enumerate(questions.facts)]
@@ -102,35 +101,30 @@ def _from_references(
         pairs: a prompt, a position in it, and the number of a mean in which the output there is counted.
         n: the number of means.
     """
-    model, n_layers = questions.model, questions.model.cfg.n_layers
-    by_tokens: dict[tuple[int, ...], list[tuple[int, int]]] = defaultdict(list)
-    prompts: dict[tuple[int, ...], Prompt] = {}
-    tokens = {id(prompt): tuple(prompt.tokens.tolist()) for prompt, _, _ in pairs}
+    places: dict[str, list[tuple[int, int]]] = defaultdict(list)  # facts of one relation share prompts
     for prompt, pos, mean in pairs:
-        by_tokens[tokens[id(prompt)]].append((pos, mean))
-        prompts[tokens[id(prompt)]] = prompt
-    order = sorted(prompts, key=len)
+        places[prompt.text].append((pos, mean))
+    prompts = sorted({prompt.text: prompt for prompt, _, _ in pairs}.values(), key=len)
     means = [output.new_zeros(n, *output.shape[2:]) for output in questions.base.clean]
+    names = [site_name(questions.site, layer) for layer in range(len(means))]
 
     def work(part: slice) -> None:
         outputs: list[Tensor] = []
-        hooks = [
-            (site_name(questions.site, layer), lambda value, hook: outputs.append(value.clone()))
-            for layer in range(n_layers)
-        ]
-        run(model, make_batch(model, [prompts[key] for key in order[part]]), hooks=hooks)
-        places = [(row, pos, mean) for row, key in enumerate(order[part]) for pos, mean in by_tokens[key]]
-        row, pos, mean = torch.tensor(places, device=outputs[0].device).T
+        batch = make_batch(questions.model, prompts[part])
+        triples = [(row, *place) for row, prompt in enumerate(prompts[part]) for place in places[prompt.text]]
+        row, pos, mean = torch.tensor(triples, device=batch.tokens.device).T
+        hooks: list[Hook] = [(name, lambda value, hook: outputs.append(value[row, pos])) for name in names]
+        run(questions.model, batch, hooks=hooks)
         for total, output in zip(means, outputs, strict=True):
-            total.index_add_(0, mean, output[row, pos])
+            total.index_add_(0, mean, output)
 
-    questions.budget.spend(len(order), max(map(len, order)), work)
+    questions.budget.spend(len(prompts), max(map(len, prompts)), work)
     count = torch.tensor([mean for _, _, mean in pairs]).bincount(minlength=n)
     return [total / count.to(total).view(-1, *[1] * (total.ndim - 1)) for total in means]
 
 
 def _ablated(
-    questions: Questions, outputs: Sequence[Float[Tensor, "source ..."]], sources: Sequence[Int[Tensor, "pos draw"]]
+    questions: Questions, outputs: Sequence[Float[Tensor, "source ..."]], sources: Sequence[Int[Tensor, "_ draw"]]
 ) -> Grids:
     """`p_clean - p` when a cell's output is replaced by outputs of its layer, averaged over draws.
 
@@ -142,17 +136,8 @@ def _ablated(
     base, device = questions.base, questions.base.fact.device
     row = torch.cat([torch.full((source.numel(),), i) for i, source in enumerate(sources)]).to(device)
     pos = torch.cat([torch.arange(len(source)).repeat_interleave(source.shape[1]) for source in sources]).to(device)
-    units = Units(
-        base,
-        row,
-        pos,
-        start=torch.zeros_like(pos) if base.whole else pos,
-        restored=Patch(questions.site, outputs, torch.cat([source.flatten() for source in sources]).to(device)),
-    )
-    runs = sorted({run for runs in questions.runs for run in runs})
-    samples = [source.shape[1] for source in sources]
-    metrics = measure_runs(units, runs, questions.scorer, questions.budget, samples)
-    return [
-        [clean.metric.item() - metric[[runs.index(run) for run in runs_of_window]] for runs_of_window in questions.runs]
-        for clean, metric in zip(questions.clean, metrics, strict=True)
-    ]
+    patch = Patch(questions.site, outputs, torch.cat([source.flatten() for source in sources]).to(device))
+    units = Units(base, row, pos, start=torch.zeros_like(pos) if base.whole else pos, restored=patch)
+    metrics = questions.measure(units, [source.shape[1] for source in sources])
+    each = zip(questions.clean, metrics, strict=True)
+    return [[clean.metric.item() - metric for metric in by_window] for clean, by_window in each]

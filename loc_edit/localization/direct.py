@@ -49,7 +49,7 @@ def _direction(question: Question) -> Float[Tensor, " d_model"]:
     """The gradient of the logit difference in the final residual stream, with the scale of the norm held fixed."""
     model = question.model
     assert question.foil is not None
-    last = question.clean.residual[-1][0, len(question.prompt) - 1].double()
+    last = question.clean.final[0, len(question.prompt) - 1].double()
     target, foil = model.unembed.W_U[:, torch.stack([question.answer[0], question.foil])].double().T
     direction = target - foil
     kind = model.cfg.normalization_type

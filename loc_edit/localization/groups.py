@@ -58,7 +58,7 @@ def window_runs(window: int, n_layers: int) -> list[Layers]:
 @torch.inference_mode()
 def measure_runs(
     units: Units, runs: Sequence[Layers], scorer: Scorer, budget: Budget, samples: Sequence[int]
-) -> list[Float[Tensor, "run pos"]]:
+) -> list[Float[Tensor, "run _"]]:
     """The metric of each fact, run and position, averaged over samples.
 
     Args:

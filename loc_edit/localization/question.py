@@ -1,31 +1,37 @@
 """What localizers are asked: some facts together, whose clean and corrupted runs are computed once, when first used."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from loc_edit.localization.groups import watched, window_runs
+from loc_edit.localization.groups import in_groups, measure_runs, watched, window_runs
 from loc_edit.localization.hooks import check_traceable, site_name, site_window
 from loc_edit.localization.metrics import Scorer
-from loc_edit.localization.sweep import Base, Layers, Units, run_base
-from loc_edit.localization.targets import TargetedPrompt
+from loc_edit.localization.sweep import Base, Units, run_base
+from loc_edit.localization.targets import TargetedPrompt, targeted_prompt
 from loc_edit.localization.trace import Trace
 from loc_edit.models.memory import Budget
 from loc_edit.models.model import Hook, Model, token_texts
 from loc_edit.models.passes import takes_past
 from loc_edit.names import Metric
 from loc_edit.prompts.batches import make_batch, run
+from loc_edit.prompts.encoding import Prompt
 from loc_edit.prompts.grouping import group_by_length
+
+log = logging.getLogger(__name__)
+
+NOT_A_NUMBER = "fact {}: its trace is not a number, as the model's logits are NaN or infinite"
 
 CALL = 30
 """What one call of a layer costs, in positions: for short tails as much as about so many of them."""
 
-Grids = list[list[Float[Tensor, "layer pos"]]]
+Grids = list[list[Float[Tensor, "layer _"]]]
 """For each fact and window, the effect of every cell, in units of the metric."""
 
 
@@ -36,14 +42,14 @@ class Observed:
     Attributes:
         start: the position.  Before it, a corrupted run is the clean run.
         metric: the metric of each run.
-        residual: the residual stream before each layer, and after the last.
+        final: the residual stream after the last layer.
         site: the site's output in each layer.
         gradients: the gradient of each run's metric in these outputs; empty if nobody asked for it.
     """
 
     start: int
     metric: Float[Tensor, " row"]
-    residual: Sequence[Float[Tensor, "row pos d_model"]]
+    final: Float[Tensor, "row pos d_model"]
     site: Sequence[Float[Tensor, "row pos ..."]]
     gradients: Sequence[Float[Tensor, "row pos ..."]] = ()
 
@@ -56,35 +62,42 @@ class Questions:
         facts: the prompts, targets and noises.
         site: the hook point whose output makes up the cells.
         windows: the numbers of layers that are taken together, each of which makes a question of its own.
+        runs: for each window and layer, the first and the last layer of the window around the layer.
         scorer: measures the targets in a final residual stream.
         budget: limits the positions of one call of a layer.
     """
 
     def __init__(
-        self, model: Model, facts: Sequence[TargetedPrompt], site: str, windows: Sequence[int], metric: Metric
+        self,
+        model: Model,
+        facts: Sequence[TargetedPrompt],
+        site: str,
+        windows: Sequence[int],
+        metric: Metric,
+        budget: Budget | None = None,
     ) -> None:
         check_traceable(model, site)
         self.model, self.facts, self.site = model, facts, site
         self.windows = [site_window(site, window) for window in windows]
-        self.scorer, self.budget, self._backward = (
-            Scorer(model, facts, metric),
-            Budget(model),
-            Budget(model, backward=True),
-        )
+        self.runs = [window_runs(window, model.cfg.n_layers) for window in self.windows]
+        self.scorer, self.budget = Scorer(model, facts, metric), budget or Budget(model)
+        self._backward = Budget(model, backward=True)
         self._whole = watched(model) or not takes_past(model)
+        self._clean_base: Base | None = None
         self._corrupted: list[Observed] = []
 
     def each(self) -> list[list["Question"]]:
         """For each fact and window, its question."""
+        model, site, metric = self.model, self.site, self.scorer.metric
         return [
-            [Question(**vars(fact), questions=self, number=i, window=window) for window in self.windows]
-            for i, fact in enumerate(self.facts)
+            [
+                Question(
+                    **vars(fact), model=model, site=site, window=w, metric=metric, clean=clean, corrupted=corrupted
+                )
+                for w in self.windows
+            ]
+            for fact, clean, corrupted in zip(self.facts, self.clean, self.corrupted(), strict=True)
         ]
-
-    @property
-    def runs(self) -> list[list[Layers]]:
-        """For each window and layer, the first and the last layer of the window around the layer."""
-        return [window_runs(window, self.model.cfg.n_layers) for window in self.windows]
 
     @cached_property
     @torch.no_grad()
@@ -92,22 +105,34 @@ class Questions:
         """The clean run of every fact."""
         batch = make_batch(self.model, [fact.prompt for fact in self.facts], [fact.answer for fact in self.facts])
         n = len(self.facts)
-        return run_base(self.model, batch, torch.arange(n), self.site, n_clean=n, whole=self._whole)
+        self._clean_base = run_base(self.model, batch, torch.arange(n), self.site, n_clean=n, whole=self._whole)
+        return self._clean_base
+
+    @torch.inference_mode()
+    def corrupted_base(self, hooks: Sequence[Hook] = ()) -> Base:
+        """The corrupted runs of every fact, with the clean ones in the first rows of the same batch."""
+        facts, n = self.facts, len(self.facts)
+        noisy = [(i, eps) for i, fact in enumerate(facts) for eps in fact.noise]
+        rows = [*facts, *(facts[i] for i, _ in noisy)]
+        noise = [*(None for _ in facts), *(eps for _, eps in noisy)]
+        batch = make_batch(self.model, [row.prompt for row in rows], [row.answer for row in rows], noise)
+        number = torch.tensor([i for i, _ in noisy], device=batch.tokens.device)
+        with self.model.hooks(fwd_hooks=list(hooks)):
+            base = run_base(self.model, batch, number, self.site, n_clean=n, whole=self._whole)
+        metric = self.scorer(base.residual[-1], fact=number, start=torch.zeros_like(number))
+        self._clean_base = base
+        self._corrupted = [Observed(0, metric[number == i], base.residual[-1][number == i], ()) for i in range(n)]
+        return base
 
     @cached_property
     def clean(self) -> list[Observed]:
         """The clean run of each fact: one row."""
-        base, lengths = self.base, self.base.lengths.tolist()
-        metric = self._score(base.clean_final, base.fact, torch.zeros_like(base.fact))
-        return [
-            Observed(
-                0,
-                metric[i : i + 1],
-                [stream[i : i + 1, :length] for stream in base.residual],
-                [output[i : i + 1, :length] for output in base.clean],
-            )
-            for i, length in enumerate(lengths)
-        ]
+        base = self._clean_base or self.base
+        each = torch.arange(len(self.facts), device=base.fact.device)
+        metric = self.scorer(base.clean_final, fact=each, start=torch.zeros_like(each))
+        runs = zip(metric.split(1), *(values.split(1) for values in (base.clean_final, *base.clean)), strict=True)
+        cut = zip(runs, map(len, self.facts), strict=True)
+        return [Observed(0, own, final[:, :n], [output[:, :n] for output in site]) for (own, final, *site), n in cut]
 
     def corrupted(self, *, gradients: bool = False) -> list[Observed]:
         """The corrupted runs of each fact: one row per noise sample."""
@@ -127,29 +152,30 @@ class Questions:
         for group in group_by_length(tails, max(len(fact.noise) for fact in self.facts), CALL):
             rows = [(i, share * eps) for i in group for eps in self.facts[i].noise]
             tail, parts = max(tails[i] for i in group), list[list[Tensor]]()
-
-            def work(part: slice, rows: list[tuple[int, Tensor]] = rows, tail: int = tail) -> None:
-                parts.append(self._run_tails(rows[part], tail, gradients))
-
+            work = partial(self._run_tails, parts, rows, tail, gradients)
             (self._backward if gradients else self.budget).spend(len(rows), tail, work)
             samples = [len(self.facts[i].noise) for i in group]
             by_fact = zip(*(torch.cat(some).split(samples) for some in zip(*parts, strict=True)), strict=True)
             for i, (metric, *activations) in zip(group, by_fact, strict=True):
-                length, n_layers = len(self.facts[i]), self.model.cfg.n_layers
-                start = max(0, length - tail)
-                real = [values[:, : length - start] for values in activations]
-                observed[i] = Observed(start, metric, real[: n_layers + 1], *_halves(real[n_layers + 1 :], n_layers))
+                start, n = max(0, len(self.facts[i]) - tail), self.model.cfg.n_layers
+                final, *real = (values[:, : len(self.facts[i]) - start] for values in activations)
+                observed[i] = Observed(start, metric, final, real[:n], real[n:])
         return [observed[i] for i in range(len(self.facts))]
 
     @torch.no_grad()
-    def _run_tails(self, rows: Sequence[tuple[int, Tensor]], tail: int, gradients: bool) -> list[Tensor]:
-        """The metric of some rows, their tails' residual streams and outputs of the site, and if asked the gradients.
+    def _run_tails(
+        self, parts: list[list[Tensor]], rows: Sequence[tuple[int, Tensor]], tail: int, gradients: bool, part: slice
+    ) -> None:
+        """Append the metric of some rows, their tails' final residual stream and outputs of the site, and gradients.
 
         Args:
+            parts: what is appended to.
             rows: for each row, the number of its fact, and its noise.
             tail: the number of positions that are computed; they end where the row ends, if it is as long.
             gradients: whether gradients are needed.
+            part: the rows to run.
         """
+        rows = rows[part]
         facts = [self.facts[i] for i, _ in rows]
         batch = make_batch(
             self.model, [fact.prompt for fact in facts], [fact.answer for fact in facts], [noise for _, noise in rows]
@@ -157,7 +183,7 @@ class Questions:
         row, start = torch.tensor([i for i, _ in rows], device=batch.tokens.device), (batch.lengths - tail).clamp(min=0)
         columns = (start[:, None] + torch.arange(tail, device=start.device)).clamp(max=batch.tokens.shape[1] - 1)
         stream = run(self.model, batch, stop_at_layer=0)[torch.arange(len(rows), device=start.device)[:, None], columns]
-        units, residual, outputs = Units(self.base, row, start, start, tail), [stream], list[Tensor]()
+        units, outputs = Units(self.base, row, start, start, tail), list[Tensor]()
 
         def keep(value: Tensor, hook: Any) -> Tensor:
             # The first output needs no gradient from what is below it, so the graph begins there.
@@ -169,26 +195,22 @@ class Questions:
         hooks: list[Hook] = [(site_name(self.site, layer), keep) for layer in range(self.model.cfg.n_layers)]
         with self.model.hooks(fwd_hooks=hooks), torch.set_grad_enabled(gradients):
             for layer in range(self.model.cfg.n_layers):
-                residual.append(units.block(residual[-1][None], layer)[0])
-            metric = self._score(residual[-1], row, start)
+                stream = units.block(stream[None], layer)[0]
+            metric = self.scorer(stream, fact=row, start=start)
             slopes = torch.autograd.grad(metric.sum(), outputs) if gradients else ()
         # Keys and values have the past in front of the tail.
         tails = [values[:, values.shape[1] - tail :] for values in (*outputs, *slopes)]
-        return [values.detach() for values in (metric, *residual, *tails)]
+        parts.append([values.detach() for values in (metric, stream, *tails)])
 
-    def _score(self, final: Tensor, fact: Tensor, start: Tensor) -> Float[Tensor, " row"]:
-        return self.scorer(final, fact=fact, start=start)
+    def measure(self, units: Units, samples: Sequence[int]) -> Grids:
+        """For each fact and window, the metric of the runs that patch a window; see `measure_runs`."""
+        runs = sorted({run for runs in self.runs for run in runs})
+        metrics = measure_runs(units, runs, self.scorer, self.budget, samples)
+        return [[metric[[runs.index(run) for run in of_window]] for of_window in self.runs] for metric in metrics]
 
     def by_window(self, alone: Float[Tensor, "layer pos"]) -> list[Float[Tensor, "layer pos"]]:
         """For each window, the sums over the layers of the windows, of effects that add up."""
         return [torch.stack([alone[first : last + 1].sum(0) for first, last in runs]) for runs in self.runs]
-
-    def traces(self, grids: Grids, localizer: str) -> list[list[Trace]]:
-        """For each fact and window, the trace of a localizer that measured these effects."""
-        return [
-            [question.trace(effect, localizer) for question, effect in zip(questions, effects, strict=True)]
-            for questions, effects in zip(self.each(), grids, strict=True)
-        ]
 
 
 @dataclass(frozen=True)
@@ -198,29 +220,20 @@ class Question(TargetedPrompt):
     A cell is a layer and a position.  The prompt, its target and its noise are the attributes of `TargetedPrompt`.
 
     Attributes:
-        questions: the questions about this fact and others, whose runs are computed together.
-        number: the number of the fact among these.
+        model: the unedited model.
+        site: the hook point whose output makes up the cells.
         window: the number of layers that are taken together, centered on the cell's layer and clipped at the edges.
+        metric: what is measured of the target.
+        clean: the clean run: one row.
+        corrupted: the corrupted runs, from the subject or an earlier position on: one row per noise sample.
     """
 
-    questions: Questions
-    number: int
+    model: Model
+    site: str
     window: int
-
-    @property
-    def model(self) -> Model:
-        """The unedited model."""
-        return self.questions.model
-
-    @property
-    def site(self) -> str:
-        """The hook point whose output makes up the cells."""
-        return self.questions.site
-
-    @property
-    def metric(self) -> Metric:
-        """What is measured of the target."""
-        return self.questions.scorer.metric
+    metric: Metric
+    clean: Observed
+    corrupted: Observed
 
     @property
     def tokens(self) -> Int[Tensor, " pos"]:
@@ -231,16 +244,6 @@ class Question(TargetedPrompt):
     def windows(self) -> list[range]:
         """For each layer, the layers of the window around it."""
         return [range(first, last + 1) for first, last in window_runs(self.window, self.model.cfg.n_layers)]
-
-    @property
-    def clean(self) -> Observed:
-        """The clean run: one row."""
-        return self.questions.clean[self.number]
-
-    @property
-    def corrupted(self) -> Observed:
-        """The corrupted runs, from the subject or an earlier position on: one row per noise sample."""
-        return self.questions.corrupted()[self.number]
 
     @property
     def p_clean(self) -> float:
@@ -255,15 +258,16 @@ class Question(TargetedPrompt):
     @property
     def differences(self) -> list[Float[Tensor, "sample pos ..."]]:
         """The site's clean output minus its corrupted output, by layer; 0 before the corrupted runs' first position."""
-        start, pairs = self.corrupted.start, zip(self.clean.site, self.corrupted.site, strict=True)
-        return [
-            torch.cat([noisy.new_zeros(len(noisy), start, *noisy.shape[2:]), clean[:, start:] - noisy], 1)
-            for clean, noisy in pairs
-        ]
+        start, changes = self.corrupted.start, []
+        for clean, noisy in zip(self.clean.site, self.corrupted.site, strict=True):
+            changes.append(clean.repeat(len(noisy), *[1] * (clean.ndim - 1)))
+            changes[-1][:, :start] = 0
+            changes[-1][:, start:] -= noisy
+        return changes
 
-    def trace(self, effect: Float[Tensor, "layer pos"], localizer: str) -> Trace:
-        """The trace of a localizer that measured this effect, in units of the metric."""
-        return Trace(
+    def trace(self, effect: Float[Tensor, "layer pos"], localizer: str, batch_size: int = 0) -> Trace:
+        """The trace of a localizer that measured this effect, in units of the metric; if it is NaN, the log says so."""
+        traced = Trace(
             self.prompt,
             self.target,
             self.p_clean,
@@ -274,8 +278,48 @@ class Question(TargetedPrompt):
             self.metric,
             token_texts(self.model, self.prompt.tokens),
             localizer,
+            batch_size,
         )
+        if traced.is_nan:
+            log.warning(NOT_A_NUMBER.format(self.prompt.fact_id))
+        return traced
 
 
-def _halves(values: list[Tensor], n: int) -> tuple[list[Tensor], list[Tensor]]:
-    return values[:n], values[n:]
+def localize_by(
+    effects: Callable[..., Grids],
+    localizer: str,
+    model: Model,
+    prompts: Sequence[Prompt],
+    targets: Sequence[str | Int[Tensor, " _"]],
+    noises: Sequence[Float[Tensor, "_ _ d_model"]],
+    *,
+    site: str,
+    windows: Sequence[int],
+    metric: Metric,
+    foils: Sequence[str | None] | None,
+    references: Sequence[Sequence[Prompt]] | None = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> list[list[Trace]]:
+    """The traces of `effects`, the function of a localizer from `Questions` and its options; see `localize_many`."""
+    n = len(prompts)
+    foils, references = foils or [None] * n, references or [()] * n
+    if not n == len(targets) == len(noises) == len(foils) == len(references):
+        raise ValueError(
+            f"expected lists of one length, got {n} prompts, {len(targets)} targets, {len(noises)} noises, "
+            f"{len(foils)} foils and {len(references)} lists of references"
+        )
+    check_traceable(model, site)
+    facts = [
+        targeted_prompt(model, prompt, target, noise, metric, foil, reference)
+        for prompt, target, noise, foil, reference in zip(prompts, targets, noises, foils, references, strict=True)
+    ]
+    budget = Budget(model, batch_size)
+
+    def work(group: list[int]) -> list[list[Trace]]:
+        questions = Questions(model, [facts[i] for i in group], site, windows, metric, budget)
+        grids = effects(questions, **options)
+        pairs = [zip(*rows, strict=True) for rows in zip(questions.each(), grids, strict=True)]
+        return [[question.trace(effect, localizer, budget.positions) for question, effect in rows] for rows in pairs]
+
+    return in_groups(model, facts, budget, work)

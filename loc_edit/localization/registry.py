@@ -1,7 +1,8 @@
 """The localizers by name, and `localize` and `localize_many`, which apply any of them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -10,19 +11,13 @@ from loc_edit.facts.fact import Fact
 from loc_edit.localization.ablation import mean_ablation, resample_ablation, zero_ablation
 from loc_edit.localization.direct import direct, random
 from loc_edit.localization.gradients import attribution, integrated_gradients
-from loc_edit.localization.groups import in_groups
-from loc_edit.localization.question import Grids, Questions
+from loc_edit.localization.question import NOT_A_NUMBER, Grids, Questions, localize_by
 from loc_edit.localization.references import references
-from loc_edit.localization.targets import targeted_prompt
 from loc_edit.localization.trace import Trace
-from loc_edit.localization.tracing import NOT_A_NUMBER, trace_many
-from loc_edit.models.memory import Budget
+from loc_edit.localization.tracing import restored
 from loc_edit.models.model import Model
 from loc_edit.names import LOCALIZERS, TRACING, Metric, nearest
 from loc_edit.prompts.encoding import Prompt
-
-TRACED: dict[str, Literal["mlp", "attn"] | None] = {TRACING: None, "severed_mlp": "mlp", "severed_attn": "attn"}
-"""The localizers that `trace_many` computes, with the kind of module that each severs."""
 
 
 def one_by_one(effect: Callable[..., Float[Tensor, "layer pos"]]) -> Callable[..., Grids]:
@@ -35,15 +30,18 @@ def one_by_one(effect: Callable[..., Float[Tensor, "layer pos"]]) -> Callable[..
 
 
 EFFECTS: dict[str, Callable[..., Grids]] = {
+    TRACING: restored,
     "attribution": attribution,
     "integrated_gradients": integrated_gradients,
     "zero_ablation": zero_ablation,
     "mean_ablation": mean_ablation,
     "resample_ablation": resample_ablation,
+    "severed_mlp": partial(restored, severed="mlp"),
+    "severed_attn": partial(restored, severed="attn"),
     "direct": one_by_one(direct),
     "random": one_by_one(random),
 }
-"""By localizer, but for those in `TRACED`, the function from `Questions` and options to the effect of each cell."""
+"""By localizer, the function from `Questions` and options to the effect of each cell, in units of the metric."""
 
 
 def localize(
@@ -113,43 +111,15 @@ def localize_many(
     references: Sequence[Sequence[Prompt]] | None = None,
     **options: Any,
 ) -> list[list[Trace]]:
-    """The grids of many prompts with many windows by any localizer: the same as from `localize`, with shared work.
+    """The grids of many prompts with many windows: the same as from `localize`, which has the rest, with shared work.
 
-    Args:
-        model: see `localize`.
-        prompts: from `encode`.
-        targets: one per prompt.
-        noises: one per prompt.
-        localizer: see `localize`.
-        site: see `trace`.
-        windows: see `trace_many`.
-        metric: see `trace`.
-        foils: one per prompt.
-        references: other prompts, some per prompt; see `localize`.
-        options: see `localize`.
-
-    Returns:
-        For each prompt its traces, one per window, in the given order.
-
-    Raises:
-        ValueError: see `localize`; lists of different lengths.
+    Targets, noises, foils and references (some prompts) are one per prompt; so are the traces that are returned, and
+    each has one trace per window.
     """
-    if localizer in TRACED:
-        asked: dict[str, Any] = {"site": site, "windows": windows, "metric": metric, "foils": foils}
-        return trace_many(model, prompts, targets, noises=noises, severed=TRACED[localizer], **asked, **options)
     if localizer not in EFFECTS:
         raise ValueError(f"localizer {localizer!r}: {nearest(localizer, LOCALIZERS)}")
-    foils, references = foils or [None] * len(prompts), references or [()] * len(prompts)
-    facts = [
-        targeted_prompt(model, prompt, target, noise, metric, foil, reference)
-        for prompt, target, noise, foil, reference in zip(prompts, targets, noises, foils, references, strict=True)
-    ]
-
-    def measure(group: list[int]) -> list[list[Trace]]:
-        questions = Questions(model, [facts[i] for i in group], site, windows, metric)
-        return questions.traces(EFFECTS[localizer](questions, **options), localizer)
-
-    return in_groups(model, facts, Budget(model), measure)
+    asked: dict[str, Any] = {"site": site, "windows": windows, "metric": metric, "foils": foils, **options}
+    return localize_by(EFFECTS[localizer], localizer, model, prompts, targets, noises, references=references, **asked)
 
 
 def grid_options(localizer: str, model: Model, fact: Fact, facts: Sequence[Fact] = (), seed: int = 0) -> dict[str, Any]:

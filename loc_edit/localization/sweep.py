@@ -188,10 +188,6 @@ class Patch:
     values: Sequence[Float[Tensor, "source ..."]]
     source: Int[Tensor, " unit"]
 
-    def select(self, chosen: Int[Tensor, " chosen"] | slice) -> "Patch":
-        """The patch of some of the units."""
-        return replace(self, source=self.source[chosen])
-
 
 @dataclass(frozen=True)
 class Units:
@@ -228,16 +224,10 @@ class Units:
 
     def select(self, chosen: Int[Tensor, " chosen"] | slice, tail: int | None = None) -> "Units":
         """Some of the units; `tail` is the length of their tails if it was not known before."""
-        return Units(
-            self.base,
-            self.row[chosen],
-            self.pos[chosen],
-            self.start[chosen],
-            self.tail if tail is None else tail,
-            self.restored and self.restored.select(chosen),
-            self.frozen and self.frozen.select(chosen),
-            {first: stream[chosen] for first, stream in self.entered.items()},
-        )
+        entered = {first: stream[chosen] for first, stream in self.entered.items()}
+        restored, frozen = (p and replace(p, source=p.source[chosen]) for p in (self.restored, self.frozen))
+        row, pos, start = self.row[chosen], self.pos[chosen], self.start[chosen]
+        return Units(self.base, row, pos, start, self.tail if tail is None else tail, restored, frozen, entered)
 
     @cached_property
     def _past(self) -> Int[Tensor, "unit past"]:
@@ -286,15 +276,13 @@ class Units:
 
             return hook_fn
 
-        return [
-            (site_name(patch.site, step.layer), overwrite(patch, step.layer, states))
-            for step in steps
-            for patch, states in (
-                (self.restored, range(step.n_restored)),
-                (self.frozen, range(step.n_restored, len(step.source))),
-            )
-            if patch and states
-        ]
+        hooks: list[Hook] = []
+        for step in steps:
+            n, n_states = step.n_restored, len(step.source)
+            for patch, states in ((self.restored, range(n)), (self.frozen, range(n, n_states))):
+                if patch and states:
+                    hooks.append((site_name(patch.site, step.layer), overwrite(patch, step.layer, states)))
+        return hooks
 
 
 class _SharedPast:
