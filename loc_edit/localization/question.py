@@ -100,31 +100,33 @@ class Questions:
         ]
 
     @cached_property
-    @torch.no_grad()
     def base(self) -> Base:
         """The clean run of every fact."""
-        batch = make_batch(self.model, [fact.prompt for fact in self.facts], [fact.answer for fact in self.facts])
-        n = len(self.facts)
-        self._clean_base = run_base(self.model, batch, torch.arange(n), self.site, n_clean=n, whole=self._whole)
-        return self._clean_base
+        return self._run_whole([], list(range(len(self.facts))))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def corrupted_base(self, hooks: Sequence[Hook] = ()) -> Base:
         """The corrupted runs of every fact, with the clean ones in the first rows of the same batch."""
-        facts, n = self.facts, len(self.facts)
-        noisy = [(i, eps) for i, fact in enumerate(facts) for eps in fact.noise]
-        rows = [*facts, *(facts[i] for i, _ in noisy)]
-        noise = [*(None for _ in facts), *(eps for _, eps in noisy)]
-        batch = make_batch(self.model, [row.prompt for row in rows], [row.answer for row in rows], noise)
-        number = torch.tensor([i for i, _ in noisy], device=batch.tokens.device)
+        noisy = [(i, eps) for i, fact in enumerate(self.facts) for eps in fact.noise]
         with self.model.hooks(fwd_hooks=list(hooks)):
-            base = run_base(self.model, batch, number, self.site, n_clean=n, whole=self._whole)
-        metric = self.scorer(base.residual[-1], fact=number, start=torch.zeros_like(number))
-        self._clean_base = base
-        self._corrupted = [Observed(0, metric[number == i], base.residual[-1][number == i], ()) for i in range(n)]
+            base = self._run_whole(noisy, [i for i, _ in noisy])
+        final, fact = base.residual[-1], base.fact
+        metric = self.scorer(final, fact=fact, start=torch.zeros_like(fact))
+        self._corrupted = [Observed(0, metric[fact == i], final[fact == i], ()) for i in range(len(self.facts))]
         return base
 
+    @torch.no_grad()
+    def _run_whole(self, noisy: Sequence[tuple[int, Tensor]], fact: list[int]) -> Base:
+        """The base of the clean rows and some noisy ones; `fact` has the number of each row's fact in the base."""
+        rows, n = [*self.facts, *(self.facts[i] for i, _ in noisy)], len(self.facts)
+        noise = [*(None for _ in self.facts), *(eps for _, eps in noisy)]
+        batch = make_batch(self.model, [row.prompt for row in rows], [row.answer for row in rows], noise)
+        number = torch.tensor(fact, device=batch.tokens.device)
+        self._clean_base = run_base(self.model, batch, number, self.site, n_clean=n, whole=self._whole)
+        return self._clean_base
+
     @cached_property
+    @torch.no_grad()
     def clean(self) -> list[Observed]:
         """The clean run of each fact: one row."""
         base = self._clean_base or self.base
