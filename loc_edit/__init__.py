@@ -63,7 +63,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOMES` reads the same line
         restoration_hooks as restoration_hooks,
         window_layers as window_layers,
     )
-    from loc_edit.localization.registry import localize as localize
+    from loc_edit.localization.registry import localize as localize, localize_many as localize_many
     from loc_edit.localization.trace import Trace as Trace
     from loc_edit.localization.tracing import trace as trace, trace_many as trace_many
     from loc_edit.models.checks import BadModel as BadModel

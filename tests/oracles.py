@@ -327,3 +327,36 @@ def finetune(model, request, layers, settings, noised_copies=None):
                 p.copy_(p0)
     width = len(names)
     return {layer: tuple(changes[i * width : (i + 1) * width]) for i, layer in enumerate(layers)}
+
+
+def gradient_effects(model, tokens, subject, answer, noise, site, shares):
+    """(clean - corrupted output) . gradient of the log-probability, [layer, pos]: one whole row at a time.
+
+    The gradients are those at rows with these shares of the noise; their mean over shares and samples is taken.
+    """
+    row, n_pos, n_layers = torch.cat([tokens, answer[:-1]])[None], len(tokens), model.cfg.n_layers
+    names = [f"blocks.{layer}.{SITES.get(site, site)}" for layer in range(n_layers)]
+
+    def outputs_of(noise):
+        outputs = []
+
+        def keep(value, hook):
+            outputs.append(value if value.requires_grad else value.detach().requires_grad_())
+            return outputs[-1]
+
+        with torch.enable_grad():
+            logits = model.run_with_hooks(
+                row, fwd_hooks=[*add_noise(noise, subject), *((name, keep) for name in names)]
+            )
+        return outputs, sequence_log_prob(logits[0], n_pos, answer)
+
+    clean, _ = outputs_of(None)
+    grid = torch.zeros(n_layers, n_pos, dtype=torch.float64)
+    for sample in noise:
+        corrupted, _ = outputs_of(sample)
+        for share in shares:
+            outputs, log_p = outputs_of(share * sample)
+            slopes = torch.autograd.grad(log_p, outputs)
+            for layer, (own, noisy, slope) in enumerate(zip(clean, corrupted, slopes, strict=True)):
+                grid[layer] += ((own - noisy) * slope)[0, :n_pos].detach().double().flatten(1).sum(1)
+    return grid / len(noise) / len(shares)

@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from loc_edit.editing.editor import EditJob, one_or_many
-from loc_edit.editing.grouping import call_cost, group_by_length
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.rows import draw_noise
 from loc_edit.editing.settings import FinetuneSettings
@@ -22,6 +21,7 @@ from loc_edit.models.model import Hook, Model, W_out, has_output_bias
 from loc_edit.models.norms import output_change
 from loc_edit.models.passes import answers_alone, run_answers
 from loc_edit.prompts.batches import embed_noise, make_batch, run, target_log_probs
+from loc_edit.prompts.grouping import call_cost, group_by_length
 from loc_edit.prompts.randomness import generator
 
 SMALL_LOSS = 1e-2

@@ -21,7 +21,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loc_edit.editing.editor import EditJob
-from loc_edit.editing.grouping import call_cost, group_by_length
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.rows import Prefix, draw_noise
 from loc_edit.editing.settings import ValueSettings
@@ -31,6 +30,7 @@ from loc_edit.models.model import Hook, logits_at
 from loc_edit.models.norms import output_change, output_norm
 from loc_edit.models.passes import answers_alone, run_answers, run_layers
 from loc_edit.prompts.batches import NO_TARGET, embed_noise, run
+from loc_edit.prompts.grouping import call_cost, group_by_length
 from loc_edit.prompts.randomness import generator
 
 CALL = 128

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -12,10 +11,9 @@ from torch import Tensor
 from loc_edit.editing.problems import EditRequest
 from loc_edit.experiment.setup import Setup
 from loc_edit.facts.fact import Fact
-from loc_edit.localization.registry import grid_options, localize
+from loc_edit.localization.registry import grid_options, localize_many
 from loc_edit.localization.trace import Trace, empty_trace
-from loc_edit.localization.tracing import trace_many
-from loc_edit.names import LOCALIZERS, PROBLEMS, TRACING
+from loc_edit.names import LOCALIZERS, PROBLEMS, windows_of
 from loc_edit.prompts.encoding import Prompt, encode
 from loc_edit.prompts.sampling import sample_essences
 from loc_edit.scoring.measuring import Meter
@@ -52,6 +50,7 @@ class Batch:
         self.contents = {fact.fact_id: fact.content for fact in facts}
         self.noiseless: dict[int, str] = {}
         self._posed: dict[str, Posed] = {}
+        self._traces: dict[str, dict[tuple[int, int], Trace]] = {}
 
     @cached_property
     def prompts(self) -> list[Prompt]:
@@ -82,35 +81,50 @@ class Batch:
 
     def traces(self, localizer: str, window: int) -> list[Trace]:
         """Each fact's trace; one of NaN if the fact has no noise, or no false object where the localizer needs it."""
-        setup, site = self.setup, self.setup.config.site
-        metric = LOCALIZERS[localizer].metric
-        traces = []
-        for fact, prompt, noise in zip(self.facts, self.prompts, self.noise, strict=True):
-            place: dict[str, Any] = {"localizer": localizer, "site": site, "window": window}
-            if noise is None or (metric == "logit_difference" and fact.target_new is None):
-                traces.append(empty_trace(setup.model, prompt, fact.target_true, metric=metric, **place))
-            elif localizer == TRACING:
-                traces.append(self._causal_traces[prompt.fact_id, window])
-            else:
-                options = grid_options(localizer, setup.model, fact, setup.references, setup.config.seed) | place
-                traces.append(localize(setup.model, prompt, fact.target_true, noise=noise, **options))
-        return traces
-
-    @cached_property
-    def _causal_traces(self) -> dict[tuple[int, int], Trace]:
-        """Causal Tracing by fact and window; all facts and windows share the clean and the corrupted runs."""
-        config = self.setup.config
-        able = [
-            (prompt, fact.target_true, noise)
-            for prompt, fact, noise in zip(self.prompts, self.facts, self.noise, strict=True)
-            if noise is not None
+        if localizer not in self._traces:
+            self._traces[localizer] = self._localize(localizer)
+        return [
+            self._traces[localizer].get((fact.fact_id, window))
+            or empty_trace(
+                self.setup.model,
+                prompt,
+                fact.target_true,
+                localizer=localizer,
+                window=window,
+                site=self.setup.config.site,
+                metric=LOCALIZERS[localizer].metric,
+            )
+            for fact, prompt in zip(self.facts, self.prompts, strict=True)
         ]
-        prompts, targets, noises = zip(*able, strict=True)
-        traces = trace_many(self.setup.model, prompts, targets, noises=noises, site=config.site, windows=config.windows)
+
+    def _localize(self, localizer: str) -> dict[tuple[int, int], Trace]:
+        """Traces by fact and window; all facts and windows share work."""
+        setup, config = self.setup, self.setup.config
+        able = [
+            (prompt, fact.target_true, noise, grid_options(localizer, setup.model, fact, setup.references, config.seed))
+            for prompt, fact, noise in zip(self.prompts, self.facts, self.noise, strict=True)
+            if noise is not None and (LOCALIZERS[localizer].metric != "logit_difference" or fact.target_new is not None)
+        ]
+        if not able:
+            return {}
+        prompts, targets, noises, options = zip(*able, strict=True)
+        windows = windows_of(localizer, config.windows, config.localizer_windows)
+        traces = localize_many(
+            setup.model,
+            prompts,
+            targets,
+            noises=noises,
+            localizer=localizer,
+            site=config.site,
+            windows=windows,
+            foils=[own.pop("foil", None) for own in options],
+            references=[own.pop("reference", ()) for own in options],
+            **options[0],
+        )
         return {
             (prompt.fact_id, window): trace
             for prompt, traces_of_prompt in zip(prompts, traces, strict=True)
-            for window, trace in zip(config.windows, traces_of_prompt, strict=True)
+            for window, trace in zip(windows, traces_of_prompt, strict=True)
         }
 
     def posed(self, problem: str) -> Posed:

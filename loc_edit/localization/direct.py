@@ -20,9 +20,9 @@ def direct(question: Question) -> Float[Tensor, "layer pos"]:
 
     Cost: the clean and the corrupted run.  Source: Elhage et al. 2021; nostalgebraist 2020.
     """
-    if question.scorer.metric != "logit_difference":
+    if question.metric != "logit_difference":
         raise ValueError(
-            f"metric {question.scorer.metric!r}: direct logit attribution needs metric='logit_difference' and a foil"
+            f"metric {question.metric!r}: direct logit attribution needs metric='logit_difference' and a foil"
         )
     if question.site not in ("mlp_out", "attn_out"):
         raise ValueError(f"site {question.site!r}: direct logit attribution needs mlp_out or attn_out")
@@ -49,9 +49,9 @@ def _direction(question: Question) -> Float[Tensor, " d_model"]:
     """The gradient of the logit difference in the final residual stream, with the scale of the norm held fixed."""
     model = question.model
     assert question.foil is not None
-    last = question.clean.residual[-1][0, len(question.prompt) - 1].double()
-    unembed = model.unembed.W_U.double()
-    direction = unembed[:, question.answer[0]] - unembed[:, question.foil]
+    last = question.clean.final[0, len(question.prompt) - 1].double()
+    target, foil = model.unembed.W_U[:, torch.stack([question.answer[0], question.foil])].double().T
+    direction = target - foil
     kind = model.cfg.normalization_type
     if kind is None:
         return direction

@@ -1,18 +1,14 @@
 """Localizers that estimate every cell's restoration effect to first order, from a few forward and backward passes."""
 
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
-from einops import einsum
-from jaxtyping import Float
-from torch import Tensor
+from torch.nn.functional import pad
 
-from loc_edit.localization.question import Question
-from loc_edit.models.model import Hook
-from loc_edit.prompts.batches import resume
+from loc_edit.localization.question import Grids, Observed, Questions
 
 
-def attribution(question: Question) -> Float[Tensor, "layer pos"]:
+def attribution(questions: Questions) -> Grids:
     """Attribution patching: (clean - corrupted activation) . gradient of the metric in the corrupted run.
 
     This is the first-order estimate of the effect that `trace` measures at window 1, for all cells at once; it is
@@ -21,10 +17,10 @@ def attribution(question: Question) -> Float[Tensor, "layer pos"]:
 
     Cost: one forward and one backward pass of the K samples.  Source: Nanda 2023; Syed et al. 2023.
     """
-    return _first_order(question, [1.0])
+    return _first_order(questions, [questions.corrupted(gradients=True)])
 
 
-def integrated_gradients(question: Question, steps: int = 8) -> Float[Tensor, "layer pos"]:
+def integrated_gradients(questions: Questions, steps: int = 8) -> Grids:
     """Attribution patching with the gradient averaged along the way from the corrupted to the clean prompt.
 
     The embeddings go from the corrupted to the clean ones through `steps` midpoints, and the gradient is taken at
@@ -35,36 +31,20 @@ def integrated_gradients(question: Question, steps: int = 8) -> Float[Tensor, "l
     """
     if steps < 1:
         raise ValueError(f"integrated gradients in {steps} steps: expected at least 1")
-    return _first_order(question, [(step + 0.5) / steps for step in range(steps)])
+    points = (questions.at_share((step + 0.5) / steps, gradients=True) for step in range(steps))
+    return _first_order(questions, points)
 
 
-def _first_order(question: Question, shares: list[float]) -> Float[Tensor, "layer pos"]:
-    """(clean - corrupted) . gradient, averaged over samples and over points with these shares of the noise."""
-    points = [question.corrupted if share == 1.0 else question.at_share(share) for share in shares]
-    alone = torch.stack([_products(question, point.residual[0]) for point in points]).mean(0)
-    return torch.stack([alone[list(layers)].sum(0) for layers in question.windows])
-
-
-def _products(question: Question, start: Float[Tensor, "sample token d_model"]) -> Float[Tensor, "layer pos"]:
-    """(clean - corrupted output) . gradient of each layer alone, averaged over samples.
-
-    Args:
-        question: the prompt and target.
-        start: the residual stream before the first layer, of the rows in which gradients are taken.
-    """
-    outputs: list[Tensor] = []
-
-    def keep(value: Tensor, hook: Any) -> Tensor:
-        # The first output needs no gradient from what is below it, so the graph begins there.
-        outputs.append(value if value.requires_grad else value.detach().requires_grad_())
-        return outputs[-1]
-
-    hooks: list[Hook] = [(name, keep) for name in question.hook_names()]
-    with torch.enable_grad():
-        final = resume(question.model, start.detach(), 0, hooks)
-        gradients = torch.autograd.grad(question.metric(final).sum(), outputs)
-    rows = []
-    for difference, gradient in zip(question.differences, gradients, strict=True):
-        change, slope = difference.flatten(2).double(), gradient.flatten(2).double()
-        rows.append(einsum(change, slope, "sample pos width, sample pos width -> pos") / len(change))
-    return torch.stack(rows)[:, : len(question.prompt)].cpu()
+def _first_order(questions: Questions, points: Iterable[Sequence[Observed]]) -> Grids:
+    """(clean - corrupted) . gradient, averaged over samples and over points at which the gradients are taken."""
+    each, products = list(zip(questions.facts, questions.clean, questions.corrupted(), strict=True)), []
+    for point in points:
+        for (fact, clean, corrupted), there in zip(each, point, strict=True):
+            start, stop = corrupted.start, len(fact.prompt)
+            rows = [
+                ((own[:, start:] - noisy) * gradient).flatten(2).sum(2, dtype=torch.float64).mean(0)
+                for own, noisy, gradient in zip(clean.site, corrupted.site, there.gradients, strict=True)
+            ]
+            products.append(pad(torch.stack(rows), (start, 0))[:, :stop].cpu())
+    n = len(each)
+    return [questions.by_window(torch.stack(products[i::n]).mean(0)) for i in range(n)]

@@ -1,40 +1,47 @@
-"""The localizers by name, and `localize`, which applies any of them."""
+"""The localizers by name, and `localize` and `localize_many`, which apply any of them."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from loc_edit.facts.fact import Fact
-from loc_edit.localization.ablation import mean_ablation, resample_ablation, severed, zero_ablation
+from loc_edit.localization.ablation import mean_ablation, resample_ablation, zero_ablation
 from loc_edit.localization.direct import direct, random
 from loc_edit.localization.gradients import attribution, integrated_gradients
-from loc_edit.localization.question import ask
+from loc_edit.localization.question import NOT_A_NUMBER, Grids, Questions, localize_by
 from loc_edit.localization.references import references
-from loc_edit.localization.targets import targeted_prompt
 from loc_edit.localization.trace import Trace
-from loc_edit.localization.tracing import trace
+from loc_edit.localization.tracing import restored
 from loc_edit.models.model import Model
 from loc_edit.names import LOCALIZERS, TRACING, Metric, nearest
 from loc_edit.prompts.encoding import Prompt
 
-EFFECTS: dict[str, Callable[..., Float[Tensor, "layer pos"]]] = {
+
+def one_by_one(effect: Callable[..., Float[Tensor, "layer pos"]]) -> Callable[..., Grids]:
+    """The function for `EFFECTS` of a localizer that takes one `Question` and its options, and runs nothing itself."""
+
+    def effects(questions: Questions, **options: Any) -> Grids:
+        return [[effect(question, **options) for question in same_fact] for same_fact in questions.each()]
+
+    return effects
+
+
+EFFECTS: dict[str, Callable[..., Grids]] = {
+    TRACING: restored,
     "attribution": attribution,
     "integrated_gradients": integrated_gradients,
     "zero_ablation": zero_ablation,
     "mean_ablation": mean_ablation,
     "resample_ablation": resample_ablation,
-    "severed_mlp": partial(severed, module="mlp"),
-    "severed_attn": partial(severed, module="attn"),
-    "direct": direct,
-    "random": random,
+    "severed_mlp": partial(restored, severed="mlp"),
+    "severed_attn": partial(restored, severed="attn"),
+    "direct": one_by_one(direct),
+    "random": one_by_one(random),
 }
-"""By localizer, the function from a `Question` and options to each cell's effect, in units of the metric.
-
-Causal Tracing has none, as `trace` computes it.
-"""
+"""By localizer, the function from `Questions` and options to the effect of each cell, in units of the metric."""
 
 
 def localize(
@@ -48,6 +55,7 @@ def localize(
     window: int = 5,
     metric: Metric = "probability",
     foil: str | None = None,
+    reference: Sequence[Prompt] = (),
     **options: Any,
 ) -> Trace:
     """The layer x position grid of one prompt by any localizer.
@@ -62,7 +70,8 @@ def localize(
         window: see `trace`.
         metric: see `trace`.
         foil: see `trace`.
-        options: the localizer's own, such as `reference` (prompts) of mean and resample ablation.
+        reference: other prompts, from which mean and resample ablation take outputs.
+        options: the localizer's own, such as `steps` of integrated gradients.
 
     Returns:
         A `Trace`, whose `effect` is the effect of each cell, and whose `p_restored` is `p_corrupted` plus the effect.
@@ -70,12 +79,47 @@ def localize(
     Raises:
         ValueError: the localizer or option does not exist; see `trace` for more.
     """
-    if localizer == TRACING:
-        return trace(model, prompt, target, noise=noise, site=site, window=window, metric=metric, foil=foil, **options)
-    if localizer not in LOCALIZERS:
+    ((traced,),) = localize_many(
+        model,
+        [prompt],
+        [target],
+        noises=[noise],
+        localizer=localizer,
+        site=site,
+        windows=[window],
+        metric=metric,
+        foils=[foil],
+        references=[reference],
+        **options,
+    )
+    if localizer == TRACING and traced.is_nan:
+        raise ValueError(NOT_A_NUMBER.format(prompt.fact_id))
+    return traced
+
+
+def localize_many(
+    model: Model,
+    prompts: Sequence[Prompt],
+    targets: Sequence[str | Int[Tensor, " _"]],
+    *,
+    noises: Sequence[Float[Tensor, "_ _ d_model"]],
+    localizer: str = TRACING,
+    site: str = "mlp_out",
+    windows: Sequence[int] = (5,),
+    metric: Metric = "probability",
+    foils: Sequence[str | None] | None = None,
+    references: Sequence[Sequence[Prompt]] | None = None,
+    **options: Any,
+) -> list[list[Trace]]:
+    """The grids of many prompts with many windows: the same as from `localize`, which has the rest, with shared work.
+
+    Targets, noises, foils and references (some prompts) are one per prompt; so are the traces that are returned, and
+    each has one trace per window.
+    """
+    if localizer not in EFFECTS:
         raise ValueError(f"localizer {localizer!r}: {nearest(localizer, LOCALIZERS)}")
-    question = ask(model, targeted_prompt(model, prompt, target, noise, metric, foil), site, window, metric)
-    return question.trace(EFFECTS[localizer](question, **options), localizer)
+    asked: dict[str, Any] = {"site": site, "windows": windows, "metric": metric, "foils": foils, **options}
+    return localize_by(EFFECTS[localizer], localizer, model, prompts, targets, noises, references=references, **asked)
 
 
 def grid_options(localizer: str, model: Model, fact: Fact, facts: Sequence[Fact] = (), seed: int = 0) -> dict[str, Any]:

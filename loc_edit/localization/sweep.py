@@ -1,4 +1,4 @@
-"""The fast path of Causal Tracing: all restored runs of many facts in one pass over the layers.
+"""The fast path of Causal Tracing and of ablation: all patched runs of many facts in one pass over the layers.
 
 Causal Tracing asks for one run of the model per layer, position, noise sample and window.  Done literally, that is
 thousands of forward passes over the whole prompt for a single fact.  Nearly all of that work is repeated, because of
@@ -11,7 +11,8 @@ two properties of a causal transformer:
   to layer 2, and up to layer 5 it is the same computation as a run that restores layers 3 to 7.
 
 So each distinct piece of work is done once, and the result is the one that separate runs give: nothing is
-approximated, and only the rounding may differ, as with any other size of a batch.
+approximated, and only the rounding may differ, as with any other size of a batch.  The same is true of ablation, whose
+runs are the clean run with an output replaced; read "clean" for "corrupted" and "replaced" for "restored" below.
 
 1. **Base** (`run_base`).  The clean and the corrupted rows of some facts run once, in one batch.  Kept are the clean
    output of the site, and for every layer the corrupted residual stream before it and its attention keys and values.
@@ -94,13 +95,13 @@ def plan(runs: Collection[Layers], n_layers: int, *, entered: bool) -> list[Step
 
 @dataclass(frozen=True)
 class Base:
-    """The corrupted rows of some facts before every layer, and the site's clean output in every layer.
+    """The rows of some facts whose runs are patched, before every layer, and the site's clean output in every layer.
 
     Attributes:
         model: the model.
-        site: the hook point that is restored.
-        fact: the number of each corrupted row's fact.
-        lengths: the number of real positions of each corrupted row.
+        site: the hook point that is patched.
+        fact: the number of each row's fact.
+        lengths: the number of real positions of each row.
         residual: by layer, the residual stream before it; and after the last layer.
         past: by layer, the attention's keys and values; empty if tails are whole rows.
         clean: by layer, the site's clean output, one row per fact.
@@ -116,21 +117,28 @@ class Base:
     clean: list[Float[Tensor, "fact pos ..."]]
     clean_final: Float[Tensor, "fact pos d_model"]
 
+    @property
+    def whole(self) -> bool:
+        """Whether tails are whole rows."""
+        return not self.past
 
-def run_base(model: Model, batch: Batch, fact: Int[Tensor, " row"], site: str, *, whole: bool) -> Base:
-    """The base of a batch that holds one clean row per fact, and then the corrupted rows of the facts `fact`.
+
+def run_base(model: Model, batch: Batch, fact: Int[Tensor, " row"], site: str, *, n_clean: int, whole: bool) -> Base:
+    """The base of a batch that holds one clean row per fact, and then the corrupted rows, if any.
 
     Args:
         model: the model.
         batch: the rows.
-        fact: the number of each corrupted row's fact.
-        site: the hook point that is restored.
+        fact: the number of the fact of each row that is patched, which are the batch's last rows: the corrupted ones,
+            or all of them if there are no others than the clean ones.
+        site: the hook point that is patched.
+        n_clean: the number of clean rows.
         whole: whether tails are whole rows, so that no keys and values are kept.
 
     Raises:
         ValueError: the site does not fire, or the first axes of its activations are not batch and position.
     """
-    n_clean, n_layers = len(batch) - len(fact), model.cfg.n_layers
+    first, n_layers = len(batch) - len(fact), model.cfg.n_layers
     clean: dict[int, Tensor] = {}
 
     def keep(value: Tensor, hook: Any, layer: int) -> Tensor:
@@ -138,12 +146,12 @@ def run_base(model: Model, batch: Batch, fact: Int[Tensor, " row"], site: str, *
         return value
 
     stream = run(model, batch, stop_at_layer=0)
-    residual, past = [stream[n_clean:]], [] if whole else new_past(model)
+    residual, past = [stream[first:]], [] if whole else new_past(model)
     hooks: list[Hook] = [(site_name(site, layer), partial(keep, layer=layer)) for layer in range(n_layers)]
     with model.hooks(fwd_hooks=hooks):
         for layer in range(n_layers):
             stream = _block(model, stream, layer, past[layer] if past else None)
-            residual.append(stream[n_clean:])
+            residual.append(stream[first:])
             if layer not in clean:
                 raise ValueError(
                     f"site {site!r}: hook point {site_name(site, layer)} does not fire in this model's configuration"
@@ -153,12 +161,12 @@ def run_base(model: Model, batch: Batch, fact: Int[Tensor, " row"], site: str, *
                     f"site {site!r}: expected activations of shape [batch, pos, ...], got {list(clean[layer].shape)}"
                 )
     for entry in past:
-        entry.select(slice(n_clean, None))
+        entry.select(slice(first, None))
     return Base(
         model,
         site,
         fact,
-        batch.lengths[n_clean:],
+        batch.lengths[first:],
         residual,
         past,
         [clean[layer] for layer in range(n_layers)],
@@ -167,15 +175,32 @@ def run_base(model: Model, batch: Batch, fact: Int[Tensor, " row"], site: str, *
 
 
 @dataclass(frozen=True)
+class Patch:
+    """What the output of a hook point is replaced by at the units' positions.
+
+    Attributes:
+        site: the hook point.
+        values: by layer, some outputs of the hook point.
+        source: for each unit, which of these outputs it takes.
+    """
+
+    site: str
+    values: Sequence[Float[Tensor, "source ..."]]
+    source: Int[Tensor, " unit"]
+
+
+@dataclass(frozen=True)
 class Units:
-    """Corrupted rows of a base, each with one position to restore; their tails are computed in one batch.
+    """Rows of a base, each with one position to patch; their tails are computed in one batch.
 
     Attributes:
         base: holds the rows.
         row: the row of the base.
-        pos: the position that is restored.
+        pos: the position that is patched.
         start: the first position of the tail, which ends where the row ends.
         tail: the length of all the tails; 0 if they differ, so that the units still have to be sorted by it.
+        restored: the patch in the layers that a run restores; `None` if no runs are restored.
+        frozen: the patch in all layers after these, if any.
         entered: by first restored layer, the residual stream after it at the restored position, from `enter`; empty if
             runs enter before their first layer.
     """
@@ -185,6 +210,8 @@ class Units:
     pos: Int[Tensor, " unit"]
     start: Int[Tensor, " unit"]
     tail: int = 0
+    restored: Patch | None = None
+    frozen: Patch | None = None
     entered: Mapping[int, Float[Tensor, "unit d_model"]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -198,8 +225,9 @@ class Units:
     def select(self, chosen: Int[Tensor, " chosen"] | slice, tail: int | None = None) -> "Units":
         """Some of the units; `tail` is the length of their tails if it was not known before."""
         entered = {first: stream[chosen] for first, stream in self.entered.items()}
-        tail = self.tail if tail is None else tail
-        return Units(self.base, self.row[chosen], self.pos[chosen], self.start[chosen], tail, entered)
+        restored, frozen = (p and replace(p, source=p.source[chosen]) for p in (self.restored, self.frozen))
+        row, pos, start = self.row[chosen], self.pos[chosen], self.start[chosen]
+        return Units(self.base, row, pos, start, self.tail if tail is None else tail, restored, frozen, entered)
 
     @cached_property
     def _past(self) -> Int[Tensor, "unit past"]:
@@ -212,8 +240,8 @@ class Units:
         """Whether the tails start at different positions, so that some pasts are padded."""
         return bool((self._past < 0).any())
 
-    def corrupted(self, layer: int) -> Float[Tensor, "unit tail d_model"]:
-        """The corrupted residual stream of the tails before the layer."""
+    def residual(self, layer: int) -> Float[Tensor, "unit tail d_model"]:
+        """The residual stream of the tails before the layer, where nothing is patched."""
         tail = self.start[:, None] + torch.arange(self.tail, device=self.start.device)
         return self.base.residual[layer][self.row[:, None], tail]
 
@@ -232,21 +260,27 @@ class Units:
         return rearrange(after, "(state unit) tail d -> state unit tail d", state=len(states))
 
     def patches(self, steps: Sequence[Step]) -> list[Hook]:
-        """The hooks that overwrite the units' positions in the states that are restored, one hook per layer."""
+        """The hooks that patch the units' positions: in states that are restored, and in those that were restored."""
 
-        def restore(step: Step) -> Callable[..., Tensor]:
+        def overwrite(patch: Patch, layer: int, states: range) -> Callable[..., Tensor]:
             def hook_fn(value: Tensor, hook: Any) -> Tensor:
                 value = value.clone()
                 # The columns count from the right, because keys and values have the past in front of the tail.
                 column = self.pos - self.start + value.shape[1] - self.tail
-                rows = torch.arange(step.n_restored * len(self), device=value.device)
-                clean = self.base.clean[step.layer][self.fact, self.pos].to(value)
-                value[rows, column.repeat(step.n_restored)] = clean.repeat(step.n_restored, *[1] * (clean.ndim - 1))
+                rows = torch.arange(states.start * len(self), states.stop * len(self), device=value.device)
+                new = patch.values[layer][patch.source].to(value)
+                value[rows, column.repeat(len(states))] = new.repeat(len(states), *[1] * (new.ndim - 1))
                 return value
 
             return hook_fn
 
-        return [(site_name(self.base.site, step.layer), restore(step)) for step in steps if step.n_restored]
+        hooks: list[Hook] = []
+        for step in steps:
+            n, n_states = step.n_restored, len(step.source)
+            for patch, states in ((self.restored, range(n)), (self.frozen, range(n, n_states))):
+                if patch and states:
+                    hooks.append((site_name(patch.site, step.layer), overwrite(patch, step.layer, states)))
+        return hooks
 
 
 def enter(units: Units, layers: Sequence[int]) -> Float[Tensor, "layer unit d_model"]:
@@ -256,7 +290,7 @@ def enter(units: Units, layers: Sequence[int]) -> Float[Tensor, "layer unit d_mo
     """
     alone = replace(units, start=units.pos, tail=1)
     with units.base.model.hooks(fwd_hooks=alone.patches([Step(layer, (0,), 1) for layer in layers])):
-        return torch.stack([alone.block(alone.corrupted(layer)[None], layer)[0, :, 0] for layer in layers])
+        return torch.stack([alone.block(alone.residual(layer)[None], layer)[0, :, 0] for layer in layers])
 
 
 def sweep(units: Units, steps: Sequence[Step]) -> Float[Tensor, "run unit tail d_model"]:
@@ -267,11 +301,11 @@ def sweep(units: Units, steps: Sequence[Step]) -> Float[Tensor, "run unit tail d
         steps: from `plan`; runs enter after their first layer if `units.entered` holds the result.
     """
     n_layers = units.base.model.cfg.n_layers
-    states = units.corrupted(0)[:0, None]
+    states = units.residual(0)[:0, None]
     with units.base.model.hooks(fwd_hooks=units.patches(steps[:n_layers])):
         for step in steps:
             if len(states) in step.source:
-                new = units.corrupted(step.layer)
+                new = units.residual(step.layer)
                 if units.entered:
                     new[:, 0] = units.entered[step.layer - 1]
                 states = torch.cat([states, new[None]]) if len(states) else new[None]

@@ -1,6 +1,7 @@
 """A prompt together with its target and its noise, checked before anything is computed."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import get_args
 
 from jaxtyping import Float, Int
@@ -22,6 +23,7 @@ class TargetedPrompt:
         answer: the target's tokens.
         noise: added to the subject's embeddings in the corrupted run, one row per sample.
         foil: the first token of the other answer, for the metric `logit_difference`; else `None`.
+        reference: other prompts, from which mean and resample ablation take outputs.
     """
 
     prompt: Prompt
@@ -29,6 +31,7 @@ class TargetedPrompt:
     answer: Int[Tensor, " target"]
     noise: Float[Tensor, "sample subject d_model"]
     foil: Int[Tensor, ""] | None
+    reference: Sequence[Prompt] = field(default=(), kw_only=True)
 
     def __len__(self) -> int:
         """The number of positions that are computed: the prompt and its target, without the target's last token."""
@@ -42,6 +45,7 @@ def targeted_prompt(
     noise: Float[Tensor, "sample subject d_model"],
     metric: str,
     foil: str | None,
+    reference: Sequence[Prompt] = (),
 ) -> TargetedPrompt:
     """A prompt with its target, which may be text or tokens; the errors name the fact.
 
@@ -62,7 +66,7 @@ def targeted_prompt(
     else:
         answer = target.to(model.cfg.device)
         target = "".join(token_texts(model, answer)).strip()
-    targeted = TargetedPrompt(prompt, target, answer, noise, other)
+    targeted = TargetedPrompt(prompt, target, answer, noise, other, reference=reference)
     if len(targeted) > model.cfg.n_ctx:
         raise BadPrompt(
             f"fact {prompt.fact_id}: {prompt.text!r} and its target exceed the context: {len(targeted)} tokens, "

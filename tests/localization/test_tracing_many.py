@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, strategies as st
 
 import loc_edit
-from loc_edit.localization import sweep as sweep_room, tracing as runs_room
+from loc_edit.localization import groups as groups_room, sweep as sweep_room
 from loc_edit.localization.sweep import LOCAL, plan
 from loc_edit.localization.tracing import trace, trace_many
 from loc_edit.models.memory import Budget
@@ -92,7 +92,7 @@ def paddings(monkeypatch):
         seen.append(units.padded)
         return sweep_room.sweep(units, steps)
 
-    monkeypatch.setattr(runs_room, "sweep", watched)
+    monkeypatch.setattr(groups_room, "sweep", watched)
     return seen
 
 
@@ -140,7 +140,7 @@ def test_each_trace_is_what_it_is_alone(deep, cases):
 def test_a_local_site_may_enter_above_its_first_layer(deep, cases, monkeypatch, site):
     prompts, targets, noises = cases(deep)
     fast = trace_many(deep, prompts, targets, noises=noises, site=site, windows=[1, 3], **LOG)
-    monkeypatch.setattr(runs_room, "LOCAL", ())
+    monkeypatch.setattr(groups_room, "LOCAL", ())
     whole = trace_many(deep, prompts, targets, noises=noises, site=site, windows=[1, 3], **LOG)
     assert_equal(fast, whole, atol=5e-5)
 
