@@ -200,6 +200,7 @@ class Questions:
                 stream = units.block(stream[None], layer)[0]
             metric = self.scorer(stream, fact=row, start=start)
             slopes = torch.autograd.grad(metric.sum(), outputs) if gradients else ()
+        # Rotated keys may have the past in front of the tail.
         tails = [values[:, values.shape[1] - tail :] for values in (*outputs, *slopes)]
         parts.append([values.detach() for values in (metric, stream, *tails)])
 
