@@ -103,7 +103,7 @@ def test_hooks_of_the_user_see_whole_rows_of_one_fact(deep, localized, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "memory"), [("attribution", 40), ("resample_ablation", 120), ("severed_mlp", 100), ("random", 40)]
+    ("name", "memory"), [("attribution", 40), ("resample_ablation", 200), ("severed_mlp", 100), ("random", 40)]
 )
 def test_out_of_memory_halves_the_batch_and_goes_on(deep, localized, monkeypatch, caplog, name, memory):
     want, refused, block = localized(deep, name), [], sweep_room._block
