@@ -67,7 +67,7 @@ def test_the_examples_of_a_localizer_and_a_method_work(monkeypatch):
     for block in python_blocks(DOCS / "extending.md"):
         exec(block, examples)
     monkeypatch.setitem(names.LOCALIZERS, "output_change", Localizer("how far the noise moves an output", "K + 1"))
-    monkeypatch.setitem(registry.EFFECTS, "output_change", examples["output_change"])
+    monkeypatch.setitem(registry.EFFECTS, "output_change", registry.one_by_one(examples["output_change"]))
     monkeypatch.setitem(names.METHODS, "logit_push", Method("Push", "the target's logit direction", one_layer=True))
     model, facts = loc_edit.load_model("builtin"), loc_edit.load_facts("builtin")[:30]
     fact, layer = facts[1], 2
