@@ -43,8 +43,8 @@ class PastEntry:
 
     @property
     def past_keys(self) -> Float[Tensor, "row pos kv_head d_head"]:
-        """The keys, by the name that TransformerLens' attention reads."""
-        return self.parts[0]  # type: ignore[misc]
+        """The keys, by the name under which TransformerLens' attention asks how many there are."""
+        return self.parts[0] if self.parts else torch.empty(0, 0, 0, 0)
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values of all positions; unless frozen, the entry then holds them.
