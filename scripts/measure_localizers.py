@@ -2,13 +2,13 @@
 
     python scripts/measure_localizers.py                       # the built-in model, 20 facts, window 5
     python scripts/measure_localizers.py --model smollm2 --facts 8 --rounds 1 --json localizers.json
+    python scripts/measure_localizers.py --model smollm2 --facts 8 --localizers attribution direct   # without tracing
 
-All facts are localized at once by one localizer after another, and by Causal Tracing before and after each, in one
-process: "times tracing" is the ratio to the mean of these two, so that whatever else the machine does meanwhile falls
-on both.  "over products" is the ratio to the weight products that cannot be avoided (`work` counts them), at the best
-throughput of `torch.mm` over 16 to 4,096 rows on a layer's own matrices and on the unembedding.  Seconds are of the
-processor on a CPU, which a busy machine does not change much, and of the clock on a GPU.  The agreement is Spearman's
-correlation over the layers of a fact, its median and quartiles over facts.
+All facts are localized at once, by one localizer after another in one process.  "times tracing" is the ratio to Causal
+Tracing, which comes first.  "over products" is the ratio to the weight products that cannot be avoided (`work` counts
+them), at the best throughput of `torch.mm` over 16 to 4,096 rows on a layer's own matrices and on the unembedding.
+Seconds are of the processor on a CPU, which a busy machine does not change much, and of the clock on a GPU.  The
+agreement is Spearman's correlation over the layers of a fact, its median and quartiles over facts.
 """
 
 import argparse
@@ -71,27 +71,23 @@ def measure(model: Any, facts: Sequence[Any], data: list[Any], args: argparse.Na
         shared = {"noises": noises, "windows": [args.window], "site": args.site, "localizer": name}
         return lambda: loc_edit.localize_many(model, prompts, targets, **shared, **options), options["references"]
 
-    rows, (traced, _) = [], run(TRACING)
-    before, reference = fastest(traced, args.rounds)
+    rows, reference = [], None
     for name in args.localizers:
         asked, references = run(name)
         layer, unembedding = products(model)
-        seconds, found = (before, reference) if name == TRACING else fastest(asked, args.rounds)
-        after = before if name == TRACING else fastest(traced, args.rounds)[0]
+        seconds, found = fastest(asked, args.rounds)
         positions, unembedded = work(name, model, prompts, targets, references, args)
-        floor = positions * layer + unembedded * unembedding
-        r = [
-            correlation(a.by_layer().numpy(), b.by_layer().numpy()) for (a,), (b,) in zip(found, reference, strict=True)
-        ]
-        low, middle, high = np.nanquantile(r, [0.25, 0.5, 0.75])
-        row = {
-            "localizer": name,
-            "ms": 1000 * seconds / len(facts),
-            "times tracing": seconds / (0.5 * (before + after)),
-        }
-        row |= {"over products": seconds / floor, "r": middle, "r from": low, "r to": high}
-        rows.append({**row, "facts with r": int(np.isfinite(r).sum())})
-        before = after
+        row = {"localizer": name, "ms": 1000 * seconds / len(facts)}
+        row["over products"] = seconds / (positions * layer + unembedded * unembedding)
+        if name == TRACING:
+            traced, reference = seconds, found
+        if reference is not None:
+            pairs = zip(found, reference, strict=True)
+            r = [correlation(one.by_layer().numpy(), other.by_layer().numpy()) for (one,), (other,) in pairs]
+            low, middle, high = np.nanquantile(r, [0.25, 0.5, 0.75])
+            row |= {"times tracing": seconds / traced, "r": middle, "r from": low, "r to": high}
+            row["facts with r"] = int(np.isfinite(r).sum())
+        rows.append(row)
     return rows
 
 
