@@ -110,7 +110,9 @@ def scoring(case: Case) -> Iterator[dict[str, Any]]:
 def localizing(case: Case) -> Iterator[dict[str, Any]]:
     """Every localizer on a batch of facts, as the grid calls it."""
     model, facts, samples = case.model, case.typical(case.sizes["facts"]), case.sizes["samples"]
-    config = SimpleNamespace(site="mlp_out", windows=(5,), noise_samples=samples, seed=0, essence=False)
+    config = SimpleNamespace(
+        site="mlp_out", windows=(5,), localizer_windows=(5,), noise_samples=samples, seed=0, essence=False
+    )
     setup = SimpleNamespace(model=model, config=config, corruption=case.corruption, references=case.facts)
     asked = case.asked(facts, samples)
     for name, known in LOCALIZERS.items():
