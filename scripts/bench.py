@@ -25,17 +25,13 @@ import argparse
 import itertools
 import json
 import os
-import platform
-from pathlib import Path
 from typing import Any
 
 import torch
 from benching.parts import editing, growth, tracing
 from benching.setup import SHAPES, make_cases, make_model
-from benching.timing import CLOCKS, Clock, processor
+from benching.timing import Clock, add_options, machine
 from benching.totals import precision, study
-
-from loc_edit.models.identity import versions
 
 PARTS = ("tracing", "editing", "growth", "study", "precision")
 BY_DEFAULT = {"builtin": (12, 8), "tiny": (2, 2), "tiny-llama": (2, 2), "gpt2": (2, 2), "smollm2-135m": (2, 2)}
@@ -51,13 +47,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--plain", type=int, help="facts for the plain code, scaled up; 0: none; default: all, else 1")
     made.add_argument("--samples", type=int, default=10, help="noise samples")
     made.add_argument("--window", type=int, default=5)
-    made.add_argument("--rounds", type=int, default=3)
-    made.add_argument("--threads", type=int, nargs="+", default=[1], help="several: everything with each number")
-    made.add_argument("--device", default="cpu")
-    made.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    made.add_argument("--tf32", action="store_true", help="matrix products of float32 in TF32, on GPUs that have it")
-    made.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, on a busy machine")
-    made.add_argument("--out", type=Path, default=Path("bench.json"))
+    add_options(made, "bench.json")
     return made
 
 
@@ -65,13 +55,7 @@ def main() -> None:
     args = parser().parse_args()
     torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
     result: dict[str, Any] = {
-        "machine": {
-            **versions(),
-            "processor": processor(args.device),
-            "cores": os.cpu_count(),
-            "platform": platform.platform(),
-            "load before": os.getloadavg(),
-        },
+        "machine": machine(args.device),
         "arguments": {name: str(value) for name, value in vars(args).items()},
         "shapes": {},
     }

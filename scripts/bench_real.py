@@ -27,7 +27,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -37,9 +36,7 @@ from benching.real_cases import Case
 from benching.real_decoding import filtering, keys, loading, sampling
 from benching.real_floors import editing, localizing, scoring, tracing
 from benching.real_more import growth, halved, memory
-from benching.timing import CLOCKS, Clock, processor
-
-from loc_edit.models.identity import versions
+from benching.timing import Clock, add_options, machine
 
 PARTS = {
     "filter": filtering,
@@ -60,19 +57,13 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--models", nargs="+", default=["smollm2"])
     made.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    made.add_argument("--threads", type=int, nargs="+", default=[1], help="several: everything with each number")
-    made.add_argument("--rounds", type=int, default=3)
     made.add_argument("--facts", type=int, help="of trace_many, edits, scoring and localizers; default: 20, then 8")
     made.add_argument("--data", help="facts; default: CounterFact beside the project, if it is there, else builtin")
-    made.add_argument("--device", default="cpu")
-    made.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    made.add_argument("--tf32", action="store_true", help="matrix products of float32 in TF32, on GPUs that have it")
-    made.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, on a busy machine")
     made.add_argument("--flops", action="store_true", help="also count the products computed, beside the floor's")
     made.add_argument("--quick", action="store_true", help="two facts instead of 20 and 8, fewer tokens")
     made.add_argument("--memory-shape", default="gptj", help="the large shape whose memory is extrapolated; '': none")
     made.add_argument("--plot", type=Path, default=Path("bench_real_growth.png"), help="the figure of `growth`")
-    made.add_argument("--out", type=Path, default=Path("bench_real.json"))
+    add_options(made, "bench_real.json")
     return made
 
 
@@ -80,13 +71,7 @@ def main() -> None:
     args = parser().parse_args()
     torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
     result: dict[str, Any] = {
-        "machine": {
-            **versions(),
-            "processor": processor(args.device),
-            "cores": os.cpu_count(),
-            "platform": platform.platform(),
-            "load before": os.getloadavg(),
-        },
+        "machine": machine(args.device),
         "arguments": {name: str(value) for name, value in vars(args).items()},
         "models": {},
     }

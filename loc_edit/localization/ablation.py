@@ -28,7 +28,7 @@ def zero_ablation(questions: Questions) -> Grids:
 def mean_ablation(questions: Questions) -> Grids:
     """How much the clean run loses when a cell's output is the mean output over the tokens of other prompts.
 
-    The prompts are each fact's `reference`, without those of the fact itself.
+    The prompts are the `reference` of each fact, which never includes the fact's own prompt.
 
     Cost: as `zero_ablation`, and one run per reference prompt.  Source: Wang et al. 2023 (IOI).
     """

@@ -12,6 +12,7 @@ from loc_edit.localization.hooks import window_layers
 from loc_edit.localization.metrics import Scorer
 from loc_edit.localization.sweep import LOCAL, Layers, Step, Units, enter, plan, sweep
 from loc_edit.localization.targets import TargetedPrompt
+from loc_edit.models.attention import watched
 from loc_edit.models.memory import Budget
 from loc_edit.models.model import Model
 
@@ -21,11 +22,6 @@ CACHED = 2**30
 """Bytes of activations that are kept at a time."""
 
 
-def watched(model: Model) -> bool:
-    """Whether hooks observe or change what the model computes."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-
-
 def in_groups(
     model: Model, facts: Sequence[TargetedPrompt], budget: Budget, work: Callable[[list[int]], Sequence[T]]
 ) -> list[T]:
@@ -33,7 +29,7 @@ def in_groups(
 
     Args:
         model: the model.
-        facts: the facts.  Those of similar length share a group; with hooks on the model, each is computed by itself.
+        facts: the facts.  Facts of similar length share a group; while a hook is on the model, each has its own.
         budget: limits the positions of a group's clean and corrupted rows.
         work: computes the results of a group, given the numbers of its facts.
     """

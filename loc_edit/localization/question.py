@@ -10,26 +10,27 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from loc_edit.localization.groups import in_groups, measure_runs, watched, window_runs
+from loc_edit.localization.groups import in_groups, measure_runs, window_runs
 from loc_edit.localization.hooks import check_traceable, site_name, site_window
 from loc_edit.localization.metrics import Scorer
 from loc_edit.localization.sweep import Base, Units, run_base
 from loc_edit.localization.targets import TargetedPrompt, targeted_prompt
 from loc_edit.localization.trace import Trace
+from loc_edit.models.attention import watched
 from loc_edit.models.memory import Budget
 from loc_edit.models.model import Hook, Model, token_texts
 from loc_edit.models.passes import takes_past
 from loc_edit.names import Metric
 from loc_edit.prompts.batches import make_batch, run
 from loc_edit.prompts.encoding import Prompt
-from loc_edit.prompts.grouping import group_by_length
+from loc_edit.prompts.grouping import call_cost, group_by_length
 
 log = logging.getLogger(__name__)
 
 NOT_A_NUMBER = "fact {}: its trace is not a number, as the model's logits are NaN or infinite"
 
 CALL = 30
-"""What one call of a layer costs, in positions: for short tails as much as about so many of them."""
+"""What calling a layer once costs; measured with the built-in model, see `call_cost`."""
 
 Grids = list[list[Float[Tensor, "layer _"]]]
 """For each fact and window, the effect of every cell, in units of the metric."""
@@ -151,7 +152,8 @@ class Questions:
         """
         tails = [len(fact) - (0 if self._whole else fact.prompt.subject.start) for fact in self.facts]
         observed: dict[int, Observed] = {}
-        for group in group_by_length(tails, max(len(fact.noise) for fact in self.facts), CALL):
+        call = call_cost(self.model, CALL)
+        for group in group_by_length(tails, max(len(fact.noise) for fact in self.facts), call):
             rows = [(i, share * eps) for i in group for eps in self.facts[i].noise]
             tail, parts = max(tails[i] for i in group), list[list[Tensor]]()
             work = partial(self._run_tails, parts, rows, tail, gradients)

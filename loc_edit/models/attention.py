@@ -22,6 +22,11 @@ def hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
+def watched(module: nn.Module) -> bool:
+    """Whether a hook is on this module or on any of its parts."""
+    return any(hooked(part) for part in module.modules())
+
+
 def plain(attn: Any) -> bool:
     """Whether attention only projects its input, rotates and normalizes queries and keys, and masks positions."""
     if type(attn) not in (Attention, GroupedQueryAttention):
@@ -36,8 +41,8 @@ def plain(attn: Any) -> bool:
     )
 
 
-class Sight:
-    """Where positions are and which keys each query sees, in one forward pass: computed once for all layers alike."""
+class Positions:
+    """Rotary angles of the positions of one forward pass, and which keys each query sees: one for all layers."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[object, ...], Tensor] = {}
@@ -57,9 +62,9 @@ class Sight:
         if key not in self._seen:
             columns = torch.arange(n_keys, device=attn.W_Q.device)
             seen = (columns <= columns[n_keys - n_queries :, None])[None]
-            positions = columns[None] if mask is None else mask.cumsum(1)
+            counted = columns[None] if mask is None else mask.cumsum(1)
             if window:
-                seen = seen & (positions[:, None] > positions[:, n_keys - n_queries :, None] - window)
+                seen = seen & (counted[:, None] > counted[:, n_keys - n_queries :, None] - window)
             if mask is not None:
                 seen = seen & mask[:, None].bool()
                 seen = seen | ~seen.any(-1, keepdim=True)
@@ -97,15 +102,17 @@ def keys_and_values(
     bias_k, bias_v = _biases(attn)[1:]
     k = _heads(linear(x, side_by_side([weight_k]).T, bias_k.flatten()), attn.cfg.d_head)
     v = _heads(linear(x, side_by_side([weight_v]).T, bias_v.flatten()), attn.cfg.d_head)
-    return _rotate(attn, _normalize(attn, k, attn.k_norm), n_before, mask, Sight()), v
+    return _rotate(attn, _normalize(attn, k, attn.k_norm), n_before, mask, Positions()), v
 
 
-def fewer_operations(attn: Attention | GroupedQueryAttention, sight: Sight, untouched: bool) -> Callable[..., Tensor]:
+def fewer_operations(
+    attn: Attention | GroupedQueryAttention, positions: Positions, untouched: bool
+) -> Callable[..., Tensor]:
     """The forward function of `plain` attention.
 
     Args:
         attn: the layer's attention.
-        sight: of the forward pass.
+        positions: the positions of this forward pass.
         untouched: whether no hook can make its three inputs differ; TransformerLens gives it equal copies of one.
     """
 
@@ -122,11 +129,11 @@ def fewer_operations(attn: Attention | GroupedQueryAttention, sight: Sight, unto
         q, k = _normalize(attn, q, attn.q_norm), _normalize(attn, k, attn.k_norm)
         if attn.cfg.positional_embedding_type == "rotary":
             n_before = past_kv_cache_entry.length if past_kv_cache_entry else 0
-            q = attn.hook_rot_q(_rotate(attn, q, n_before, attention_mask, sight))
-            k = attn.hook_rot_k(_rotate(attn, k, n_before, attention_mask, sight))
+            q = attn.hook_rot_q(_rotate(attn, q, n_before, attention_mask, positions))
+            k = attn.hook_rot_k(_rotate(attn, k, n_before, attention_mask, positions))
         if past_kv_cache_entry is not None:
             k, v = past_kv_cache_entry.append(k, v)
-        z = attn.hook_z(_mix(attn, q, k, v, attention_mask, sight))
+        z = attn.hook_z(_mix(attn, q, k, v, attention_mask, positions))
         return linear(z.flatten(2), attn.W_O.flatten(0, 1).T, attn.b_O)
 
     return forward
@@ -168,13 +175,13 @@ def _rotate(
     x: Float[Tensor, "row pos head d_head"],
     n_before: int,
     mask: Int[Tensor, "row all_pos"] | None,
-    sight: Sight,
+    positions: Positions,
 ) -> Float[Tensor, "row pos head d_head"]:
     """Rotary embeddings of the positions after `n_before`, if the model has them."""
     cfg = attn.cfg
     if cfg.positional_embedding_type != "rotary":
         return x
-    cos, sin = sight.rotation(attn, n_before, n_before + x.shape[1], mask)
+    cos, sin = positions.rotation(attn, n_before, n_before + x.shape[1], mask)
     n, half = cfg.rotary_dim, cfg.rotary_dim // 2
     first, second = (slice(0, n, 2), slice(1, n, 2)) if cfg.rotary_adjacent_pairs else (slice(half), slice(half, n))
     rotated = x[..., :n] * cos
@@ -189,7 +196,7 @@ def _mix(
     k: Float[Tensor, "row key kv_head d_head"],
     v: Float[Tensor, "row key kv_head d_head"],
     mask: Int[Tensor, "row key"] | None,
-    sight: Sight,
+    positions: Positions,
 ) -> Float[Tensor, "row query head d_head"]:
     """Values mixed by attention.  The queries that share a key head stand one after another, so no key is repeated."""
     (rows, n_queries, heads, d_head), kv_heads = q.shape, k.shape[2]
@@ -198,10 +205,10 @@ def _mix(
     k, v = k.transpose(1, 2), v.transpose(1, 2)
     cap = attn.cfg.attn_scores_soft_cap
     if not (cap > 0 or hooked(attn.hook_attn_scores) or hooked(attn.hook_pattern)):
-        bias = sight.bias(attn, n_queries, k.shape[2], mask, group, grouped)
+        bias = positions.bias(attn, n_queries, k.shape[2], mask, group, grouped)
         z = scaled_dot_product_attention(grouped, k, v, bias, scale=scale)
     else:
-        seen = sight.seen(attn, n_queries, k.shape[2], mask)
+        seen = positions.seen(attn, n_queries, k.shape[2], mask)
         scores = (grouped * scale @ k.mT).view(rows, heads, n_queries, -1)
         scores = cap * torch.tanh(scores / cap) if cap > 0 else scores
         pattern = attn.hook_attn_scores(scores.masked_fill(~seen, -torch.inf)).softmax(-1)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from loc_edit.models.attention import hooked
+from loc_edit.models.attention import watched
 from loc_edit.models.model import Model, logits_at
 from loc_edit.models.passes import run_layers, takes_past
 from loc_edit.models.past import PastEntry, new_past
@@ -57,7 +57,7 @@ def share_batches(model: Model, lengths: Sequence[int], batch_size: int) -> list
     A hook that a user put on the model may count positions, so while there are any, rows of one length share a batch.
     """
     groups: dict[int, list[int]] = defaultdict(list)
-    by_length = any(hooked(module) for module in model.modules())
+    by_length = watched(model)
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         groups[lengths[i] if by_length else 0].append(i)
     return [group[k : k + batch_size] for group in groups.values() for k in range(0, len(group), batch_size)]

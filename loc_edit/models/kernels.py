@@ -11,7 +11,7 @@ from torch.nn.functional import gelu, layer_norm, linear, rms_norm
 from transformer_lens.components import GatedMLP, LayerNorm, RMSNorm
 from transformer_lens.utilities.activation_functions import gelu_fast, gelu_new
 
-from loc_edit.models.attention import Sight, fewer_operations, hooked, plain
+from loc_edit.models.attention import Positions, fewer_operations, hooked, plain, watched
 from loc_edit.models.weights import side_by_side
 
 ONE_PASS = (torch.float32, torch.float64)
@@ -31,7 +31,7 @@ def one_kernel_each(blocks: Iterable[nn.Module]) -> Iterator[None]:
     Adam would follow in fine-tuning.  In inference mode nothing is trained, and the kernel runs.
     """
     last_norm: list[Any] = []  # the norm that ran last, its input and output: no layer's activations outlive it
-    inference, sight = torch.is_inference_mode_enabled(), Sight()
+    inference, positions = torch.is_inference_mode_enabled(), Positions()
     with ExitStack() as stack:
         for block in blocks:
             mlp: Any = getattr(block, "mlp", None)
@@ -42,8 +42,8 @@ def one_kernel_each(blocks: Iterable[nn.Module]) -> Iterator[None]:
                 stack.enter_context(_replaced(mlp, "forward", partial(_gated, mlp)))
             if plain(attn):
                 ln1: Any = block.ln1
-                untouched = not any(hooked(module) for module in (attn, *ln1.modules()))
-                stack.enter_context(_replaced(attn, "forward", fewer_operations(attn, sight, untouched)))
+                untouched = not (hooked(attn) or watched(ln1))
+                stack.enter_context(_replaced(attn, "forward", fewer_operations(attn, positions, untouched)))
             norms = [getattr(block, name, None) for name in ("ln1", "ln1_post", "ln2", "ln2_post")]
             for norm in (*norms, getattr(attn, "q_norm", None), getattr(attn, "k_norm", None)):
                 kernel = KERNELS.get(type(norm))

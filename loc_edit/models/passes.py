@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
-from loc_edit.models.attention import hooked, keys_and_values, plain
+from loc_edit.models.attention import keys_and_values, plain, watched
 from loc_edit.models.kernels import one_kernel_each
 from loc_edit.models.model import Model
 from loc_edit.models.past import Past, PastEntry
@@ -73,7 +73,7 @@ def answers_alone(model: Model) -> bool:
     layer, because they may depend on positions.  Ask before adding hooks that do not depend on positions.
     """
     last = model.blocks[-1]
-    return takes_past(model) and plain(last.attn) and not any(hooked(module) for module in last.modules())
+    return takes_past(model) and plain(last.attn) and not watched(last)
 
 
 def run_answers(

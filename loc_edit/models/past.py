@@ -52,9 +52,10 @@ class PastEntry:
         A frozen entry may have fewer rows: then the new rows are several states of each of its rows, state by state.
         """
         if self.frozen:
-            if self._kept is None:
+            if not self.parts:
                 return keys, values
-            return _join(self._kept[0], keys), _join(self._kept[1], values)
+            earlier_keys, earlier_values = self.parts
+            return _join(earlier_keys, keys), _join(earlier_values, values)
         old, end = self.length, self.length + keys.shape[1]
         if self._kept is None or self._kept[0].shape[1] < end:
             room = max(self.room, end)

@@ -27,7 +27,7 @@ def attention_weights(attn: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def arrange(model: Model) -> None:
-    """Put every layer's W_Q, W_K and W_V side by side, its W_gate and W_in likewise, and W_U by token."""
+    """Put every layer's W_Q, W_K and W_V side by side, its W_gate and W_in likewise, and W_U column by column."""
     for block in model.blocks:
         attn, mlp = block.attn, getattr(block, "mlp", None)
         if type(attn) in (Attention, GroupedQueryAttention):
@@ -42,10 +42,11 @@ def arrange(model: Model) -> None:
 def _arrange(parts: Sequence[Tensor]) -> None:
     if _joint(parts) is not None:
         return
-    joint = torch.cat([_columns(part) for part in parts], 1)
-    for part, columns in zip(parts, joint.split([_columns(part).shape[1] for part in parts], 1), strict=True):
-        heads = {"head": part.shape[0]} if part.ndim == 3 else {}
-        part.data = rearrange(columns, "d (head d_head) -> head d d_head", **heads) if heads else columns
+    matrices = [_columns(part) for part in parts]
+    joint = torch.cat(matrices, 1).split([matrix.shape[1] for matrix in matrices], 1)
+    for part, columns in zip(parts, joint, strict=True):
+        by_head = part.ndim == 3
+        part.data = rearrange(columns, "d (head d_head) -> head d d_head", head=len(part)) if by_head else columns
 
 
 def side_by_side(parts: Sequence[Tensor]) -> Float[Tensor, "d_model all_columns"]:

@@ -1,13 +1,18 @@
 """Seconds of a call, rounds in which all versions take their turn, and ratios of each round."""
 
+import argparse
+import os
 import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from loc_edit.models.identity import versions
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 Times = dict[str, float]
@@ -61,3 +66,25 @@ def processor(device: str) -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor())
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What a file of results says about where they were measured."""
+    return {
+        **versions(),
+        "processor": processor(device),
+        "cores": os.cpu_count(),
+        "platform": platform.platform(),
+        "load before": os.getloadavg(),
+    }
+
+
+def add_options(parser: argparse.ArgumentParser, out: str) -> None:
+    """The options that all benchmarks share; `out` is where results are written by default."""
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="several: everything with each number")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--tf32", action="store_true", help="matrix products of float32 in TF32, on GPUs that have it")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, on a busy machine")
+    parser.add_argument("--out", type=Path, default=Path(out))
