@@ -57,10 +57,12 @@ def plan(experiment: Options, config: str = "default", accept_terms: AcceptTerms
         note = f"edits and {plan.traces_missing:,} traces; the others are in {experiment.out}"
         lines.append(("missing", f"{plan.edits_missing:,}", note))
     processes = "1 process" if plan.processes == 1 else f"{plan.processes} processes, {duration(plan.work)} of work"
+    if plan.statistics:
+        processes += f", and {duration(plan.statistics)} for the key statistics"
     lines.append(("time", duration(plan.seconds), f"({processes}; estimated from 4 facts on this machine)"))
     lines.append(("disk", size(plan.disk), "(rows, measured on these facts)"))
     if plan.stats_disk:
-        note = "(key statistics; `loc-edit stats --plan` says what computing them takes)"
+        note = "(key statistics; `loc-edit stats --plan` says more about them)"
         lines.append(("cache", size(plan.stats_disk), note))
     statistics = f" and key statistics of {size(plan.stats_memory)}" if plan.stats_memory else ""
     note = f"({plan.processes} x a model of {size(plan.model)}{statistics}, without Python and batches)"

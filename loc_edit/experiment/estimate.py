@@ -2,8 +2,10 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import pandas as pd
 
@@ -12,9 +14,14 @@ from loc_edit.experiment.cell import Cell
 from loc_edit.experiment.setup import Setup
 from loc_edit.experiment.study import EditCell, TraceCell
 from loc_edit.facts.fact import Fact
+from loc_edit.keys.compute import are_cached
+from loc_edit.keys.corpora import IDENTITY
 from loc_edit.keys.moments import KeyStats
+from loc_edit.keys.planning import plan_stats
 from loc_edit.store.rows import Kind
 from loc_edit.store.shards import shard_size
+
+T = TypeVar("T")
 
 PROBED_FACTS = 4
 """Facts that are computed to estimate the rest."""
@@ -32,7 +39,9 @@ class Plan:
         layers: layers to edit.
         traces_missing: how many traces are not in the run's folder yet.
         edits_missing: how many edits are not in the run's folder yet.
-        work: seconds that one process needs for what is missing; from a few facts, the edits at the middle layer.
+        work: seconds that one process needs for what is missing; from a few facts, the edits at the middle layer.  With
+            the essence texts and the scores of the unedited model; without key statistics.
+        statistics: seconds that computing the key statistics takes; 0 if they are in the cache, or none are needed.
         disk: the rows of traces, edits and controls.  Measured on the rows of those few facts: bytes per shard, and
             bytes per row in it, which are fewer in fuller shards, as they compress better.
         stats_disk: the key statistics in the cache, d_mlp^2 x 4 bytes x layers of the model; 0 if no method
@@ -51,6 +60,7 @@ class Plan:
     traces_missing: int
     edits_missing: int
     work: float
+    statistics: float
     disk: int
     stats_disk: int
     model: int
@@ -59,8 +69,8 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """The work divided by the processes; if these share cores, it takes longer."""
-        return self.work / self.processes
+        """The key statistics, and the work divided by the processes; if these share cores, it takes longer."""
+        return self.statistics + self.work / self.processes
 
     @property
     def memory(self) -> int:
@@ -90,13 +100,15 @@ def make_plan(
     traces = [cell for cell in cells if isinstance(cell, TraceCell)]
     edits = [cell for cell in cells if isinstance(cell, EditCell)]
 
-    def missing(some_cells: Sequence[Cell]) -> int:
-        return sum(len(facts) - n_on_disk.get(cell.name(setup), 0) for cell in some_cells)
+    def missing_facts(some_cells: Sequence[Cell]) -> list[int]:
+        return [len(facts) - n_on_disk.get(cell.name(setup), 0) for cell in some_cells]
 
+    missing_edits = missing_facts(edits)
     work, disk = 0.0, 0.0
     share, n_chunks = len(facts) / min(PROBED_FACTS, len(facts)), math.ceil(len(facts) / setup.config.chunk)
     for probed in _probe(setup, facts[:PROBED_FACTS], traces, edits):
-        work += probed.seconds * missing(probed.stands_for) / probed.n_cells
+        of_each_cell = missing_facts(probed.stands_for)
+        work += probed.seconds * sum(of_each_cell) / probed.n_cells + probed.once * max(of_each_cell)
         n_cells = len(probed.stands_for)
         if probed.kind == "edits":
             n_cells += len(cells) - len(traces) - len(edits) + len(copied_cells)  # controls have the same columns
@@ -109,15 +121,25 @@ def make_plan(
         edits=len(facts) * len(edits),
         combinations=len({(cell.problem, cell.method, cell.window) for cell in edits}),
         layers=len({cell.layer for cell in edits}),
-        traces_missing=missing(traces),
-        edits_missing=missing(edits),
+        traces_missing=sum(missing_facts(traces)),
+        edits_missing=sum(missing_edits),
         work=work,
+        statistics=_seconds_of_statistics(setup) if any(missing_edits) else 0.0,
         disk=round(disk),
         stats_disk=4 * moments,
         model=sum(p.nbytes for p in setup.model.parameters()),
         stats_memory=8 * moments,
         processes=processes,
     )
+
+
+def _seconds_of_statistics(setup: Setup) -> float:
+    config, layers = setup.config, setup.layers_of_stats
+    if not layers or config.corpus == IDENTITY:
+        return 0.0
+    if are_cached(setup.model, layers, config.corpus, tokens=config.corpus_tokens):
+        return 0.0
+    return plan_stats(setup.model, layers, config.corpus, tokens=config.corpus_tokens).seconds
 
 
 @dataclass(frozen=True)
@@ -128,6 +150,7 @@ class _Probed:
         kind: of rows.
         shards: the rows, one frame per cell that was computed.
         seconds: what these took together for one fact.
+        once: what was computed besides, once for all cells of a fact.
         stands_for: the cells that take as long and as much.
     """
 
@@ -135,6 +158,7 @@ class _Probed:
     shards: Sequence[pd.DataFrame]
     seconds: float
     stands_for: Sequence[Cell]
+    once: float = 0.0
 
     @property
     def n_cells(self) -> int:
@@ -166,17 +190,23 @@ def _probe(
     batch = Batch(setup, facts)
     for localizer in dict.fromkeys(cell.localizer for cell in traces):
         windows = [cell for cell in traces if cell.localizer == localizer]
-        yield _Probed("traces", *_timed(windows, batch), windows)
-    _ = batch.essences
-    for problem in setup.config.problems:
-        batch.posed(problem)
+        yield _Probed("traces", *_timed(batch, partial(_rows, windows, batch)), windows)
     layers = list(dict.fromkeys(cell.layer for cell in edits))
-    middle = [cell for cell in edits if cell.layer == layers[len(layers) // 2]]
-    yield _Probed("edits", *_timed(middle, batch), edits)
+    shards, seconds, once = list[pd.DataFrame](), 0.0, 0.0
+    for problem in setup.config.problems:
+        middle = [cell for cell in edits if cell.problem == problem and cell.layer == layers[len(layers) // 2]]
+        once += _timed(batch, partial(batch.posed, problem))[1]  # with the essence texts, the first time
+        of_problem, seconds_of_problem = _timed(batch, partial(_rows, middle, batch))
+        shards, seconds = shards + of_problem, seconds + seconds_of_problem
+    yield _Probed("edits", shards, seconds, edits, once)
 
 
-def _timed(cells: Sequence[Cell], batch: Batch) -> tuple[list[pd.DataFrame], float]:
-    """The rows of each cell, and the seconds that they took together for one fact."""
+def _rows(cells: Sequence[Cell], batch: Batch) -> list[pd.DataFrame]:
+    """The rows of each cell."""
+    return [cell.rows(batch) for cell in cells]
+
+
+def _timed(batch: Batch, work: Callable[[], T]) -> tuple[T, float]:
+    """What the work returns, and the seconds that it took for one fact of the batch."""
     start = time.perf_counter()
-    shards = [cell.rows(batch) for cell in cells]
-    return shards, (time.perf_counter() - start) / len(batch.facts)
+    return work(), (time.perf_counter() - start) / len(batch.facts)

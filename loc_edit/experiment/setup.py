@@ -121,9 +121,15 @@ class Setup:
     def stats(self) -> KeyStats:
         """Second moments of the keys at every layer at which an editor needs them."""
         config = self.config
-        methods = [name for name in config.methods if METHODS[parse_method(name)[0]].contexts]
-        layers = sorted({layer for window in self._edited_windows(methods) for layer in window})
-        return key_stats(self.model, layers, config.corpus, tokens=config.corpus_tokens, ridge=config.ridge)
+        return key_stats(
+            self.model, self.layers_of_stats, config.corpus, tokens=config.corpus_tokens, ridge=config.ridge
+        )
+
+    @property
+    def layers_of_stats(self) -> list[int]:
+        """The layers at which an editor needs key statistics."""
+        methods = [name for name in self.config.methods if METHODS[parse_method(name)[0]].contexts]
+        return sorted({layer for window in self._edited_windows(methods) for layer in window})
 
     def pose(self, fact: Fact, problem: str, noise: Float[Tensor, "sample subject d_model"] | None) -> EditRequest:
         """The request that a problem makes of a fact, with this experiment's noise and seed."""

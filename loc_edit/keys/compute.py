@@ -69,8 +69,8 @@ def key_stats(
         if identity is None:  # only the documents tell; the digest is of the tokens that are used
             rows = write_tokens(model, source.documents(), tokens, folder)
             identity = rows.digest
-        provenance = _provenance(model, tokens, dtype) | {"corpus": identity[:16]}
-        name = short_hash(repr(sorted(provenance.items())))
+        provenance = _provenance(model, tokens, dtype, identity)
+        name = _name(provenance)
         stats = _cached(folder / name, model, layers)
         if stats is None:
             rows = rows or write_tokens(model, source.documents(), tokens, folder)
@@ -83,6 +83,13 @@ def key_stats(
             if folder == cache_folder("key_stats", cache):
                 stats = _keep(model, stats, folder / name)
     return stats.with_ridge(ridge)
+
+
+def are_cached(model: Model, layers: Sequence[int], corpus: str | Path, *, tokens: int) -> bool:
+    """Whether `key_stats` finds its result in the cache, as far as one can tell without reading the corpus."""
+    identity = open_corpus(corpus).identity()
+    name = _name(_provenance(model, tokens, torch.float32, identity or ""))
+    return identity is not None and _cached(cache_folder("key_stats", None) / name, model, sorted(layers)) is not None
 
 
 def _check(model: Model, layers: list[int], tokens: int, dtype: torch.dtype, batch: int | None) -> None:
@@ -98,8 +105,13 @@ def _check(model: Model, layers: list[int], tokens: int, dtype: torch.dtype, bat
         raise BadKeyStats(f"model {model.cfg.model_name}: there are no keys in a model without MLPs")
 
 
-def _provenance(model: Model, tokens: int, dtype: torch.dtype) -> dict[str, str]:
-    """Returns what the statistics depend on, beside the corpus."""
+def _name(provenance: dict[str, str]) -> str:
+    """Returns the name of the statistics in the cache."""
+    return short_hash(repr(sorted(provenance.items())))
+
+
+def _provenance(model: Model, tokens: int, dtype: torch.dtype, corpus: str) -> dict[str, str]:
+    """Returns what the statistics depend on; `corpus` is its identity."""
     return {
         "model": fingerprint(model),
         "tokenizer": tokenizer_fingerprint(model),
@@ -107,6 +119,7 @@ def _provenance(model: Model, tokens: int, dtype: torch.dtype) -> dict[str, str]
         "row": str(row_length(model)),
         "dtype": str(model.cfg.dtype),
         "moments": str(dtype),
+        "corpus": corpus[:16],
     }
 
 

@@ -406,3 +406,18 @@ def test_a_plan_counts_key_statistics_where_they_are_needed(lab):
     assert plan.stats_memory == 2 * 24 * 24 * 8
     assert plan.processes == 3
     assert plan.memory == 3 * (plan.model + plan.stats_memory)
+
+
+def test_a_plan_counts_the_time_for_key_statistics_unless_they_are_in_the_cache(lab, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOC_EDIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "corpus.txt").write_text("the tower stands in the city\n" * 40, encoding="utf-8")
+    corpus = {"corpus": str(tmp_path / "corpus.txt"), "corpus_tokens": 100}
+    options = {"methods": ("rome",), "problems": ("error_injection",), "settings": {"rome": {"steps": 1}}, **corpus}
+    plan = lab(**options).plan()
+    assert plan.statistics > 0
+    assert plan.seconds == plan.statistics + plan.work / plan.processes
+    loc_edit.key_stats(tiny, [0, 1], corpus["corpus"], tokens=100)
+    assert lab(**options).plan().statistics == 0
+    assert lab(**{**options, "corpus_tokens": 99}).plan().statistics > 0
+    assert lab(**{**options, "corpus": "identity"}).plan().statistics == 0
+    assert lab(**{**options, "methods": ("finetune-1",)}).plan().statistics == 0
