@@ -26,7 +26,7 @@ FINGERPRINT = "model_fingerprint"
 
 WHICH_ROWS = (
     "chunk", "data_limit", "facts", "known", "layers", "localizers", "methods", "min_probability", "problems",
-    "localizer_windows", "site", "windows",
+    "localizer_windows", "site", "skip_facts", "windows",
 )  # fmt: skip
 """Settings that decide which rows a run has, not their values: runs that differ only in these belong together."""
 

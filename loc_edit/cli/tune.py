@@ -25,7 +25,10 @@ def tune(
     source: FactSource,
     methods: Annotated[tuple[str, ...], like_config("methods")] = ("rome", "memit", "finetune-1", "finetune-5"),
     problems: Annotated[tuple[str, ...], like_config("problems")] = ("error_injection",),
+    known: Annotated[bool, like_config("known")] = False,
+    min_probability: Annotated[float, like_config("min_probability")] = 0.0,
     facts: Annotated[int | None, like_config("facts")] = 20,
+    skip_facts: Annotated[int, like_config("skip_facts")] = 0,
     layer: int | None = None,
     floor: float = 0.7,
     grid: str = "auto",
@@ -47,7 +50,8 @@ def tune(
     """
     from loc_edit.experiment.tuning import Tuning, write
 
-    chosen = {"methods": methods, "problems": problems, "facts": facts, "layers": None if layer is None else [layer]}
+    of_facts = {"known": known, "min_probability": min_probability, "facts": facts, "skip_facts": skip_facts}
+    chosen = {**of_facts, "methods": methods, "problems": problems, "layers": None if layer is None else [layer]}
     fixed = {"preset": preset, "workers": workers, "out": str(folder), "essence": False, "chunk": 10}
     config = ExperimentConfig.from_values({**asdict(source), **chosen, **fixed}, "options")
     fetch(source.model, accept_terms)

@@ -38,6 +38,8 @@ class ExperimentConfig(BaseModel):
     """The lowest p(o_true) of the facts that are kept."""
     facts: int | None = 100
     """How many facts, spread evenly over the relations; all if None (in TOML: "all")."""
+    skip_facts: int = 0
+    """How many facts are left out at the beginning of this choice, such as those that settings were tuned on."""
     layers: tuple[int, ...] | None = None
     """Layers to edit, 0-based; all if None.  (Tracing covers every layer.)"""
     methods: tuple[str, ...] = ("rome",)
@@ -109,6 +111,13 @@ class ExperimentConfig(BaseModel):
     def _at_least_one(cls, value: int | None) -> int | None:
         if value is not None and value < 1:
             raise ValueError(f"expected at least 1, got {value}")
+        return value
+
+    @field_validator("skip_facts")
+    @classmethod
+    def _at_least_none(cls, value: int) -> int:
+        if value < 0:
+            raise ValueError(f"expected at least 0, got {value}")
         return value
 
     @field_validator("windows", "localizer_windows")

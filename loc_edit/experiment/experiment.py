@@ -73,7 +73,7 @@ class Experiment:
         """The chosen facts in the order of computing; each fits the model's context together with its object.
 
         Raises:
-            BadFact: the model knows none of the facts, or two facts share an id.
+            BadFact: the model knows none of the facts, all of them are skipped, or two facts share an id.
             BadPrompt, SubjectNotFound: a fact cannot be encoded; it is named.
         """
         pool, config = self.setup.data, self.config
@@ -81,7 +81,9 @@ class Experiment:
             pool = known_facts(self.model, pool, known=config.known, min_probability=config.min_probability)
             if not pool:
                 raise BadFact(f"{config.data}: the model knows none of the {len(self.setup.data)} facts")
-        facts = sample_by_relation(pool, config.facts)
+        facts = sample_by_relation(pool)[config.skip_facts :][: config.facts]
+        if config.skip_facts and not facts:
+            raise BadFact(f"{config.data}: skip_facts {config.skip_facts} leaves none of {len(pool)} facts")
         counts = Counter(fact.fact_id for fact in facts)
         if repeated := sorted(fact_id for fact_id, n in counts.items() if n > 1):
             raise BadFact(f"{config.data}: several facts have the ids {repeated}; expected one fact per id")

@@ -1,5 +1,7 @@
 """Effects by hand, joined rows, summaries, and the paper's tables in three file formats."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,6 +22,8 @@ from loc_edit.analysis.tables.summaries import (
     mean_scores,
 )
 from loc_edit.names import SCORES
+
+PAPER_TABLES = Path(__file__).parents[2] / ".." / "shared" / "data" / "paper_tables.csv"
 
 
 def one_fact(**changes):
@@ -249,16 +253,39 @@ def test_our_numbers_stand_beside_the_studys():
     assert (row["r2_layer"].round(6), row["r2_layer_paper"], row["r2_both_paper"]) == (0.8, 0.947, 0.948)
     with pytest.raises(RowsMissing, match="none of these fits"):
         beside_paper(fitted.assign(method="emmet"))
+    assert (row["r2_added_paper"], row["p_paper"]) == (0.001, "<1e-4")
+
+
+def test_the_studys_numbers_are_complete_and_add_up():
     known = paper_numbers()
-    assert not known.duplicated(["problem", "method", "window", "layer", "outcome", "quantity"]).any()
-    assert known["source"].notna().all()
-    of_gpt_j = known[known["quantity"].isin(["r2_layer", "r2_both"])].groupby(["outcome", "quantity"]).size()
-    assert of_gpt_j.unstack().T.to_dict("list") == {  # Table 5's last row is not at hand
-        "rewrite": [20, 20],
-        "paraphrase": [20, 20],
-        "neighborhood": [19, 19],
-        "overall": [20, 20],
+    rows = known.groupby(["table", "outcome", "facts"]).size().to_dict()
+    assert rows == {
+        ("Table 2", "rewrite", "concentrated"): 1,
+        ("Table 3", "rewrite", "all"): 20,
+        ("Table 4", "paraphrase", "all"): 20,
+        ("Table 5", "neighborhood", "all"): 20,
+        ("Table 6", "overall", "all"): 20,
     }
+    assert not known.duplicated(["problem", "method", "window", "outcome", "facts"]).any()
+    np.testing.assert_allclose(known["r2_both"] - known["r2_layer"], known["r2_added"], atol=1.001e-3)
+    assert known.drop(columns="p").notna().all(axis=None)
+    printed = known.loc[known["facts"] == "all", "p"]  # Table 2 prints none
+    assert (printed.str.removeprefix("<").astype(float) <= 1).all()
+
+
+def test_the_studys_numbers_are_those_of_the_paper():
+    if not PAPER_TABLES.is_file():
+        pytest.skip("no ../shared/data beside the project: the paper's tables are not there to compare with")
+    printed = pd.read_csv(PAPER_TABLES)
+    key = ["table", "problem", "method", "window"]
+    both = paper_numbers().merge(printed, on=key, suffixes=("", "_printed"), how="left")
+    assert len(both) == len(printed) - 1  # Table 1 repeats a row of Table 3
+    for name in ("r2_layer", "r2_trace", "r2_both"):
+        np.testing.assert_array_equal(both[name], both[f"{name}_printed"])
+    of_all = both[both["facts"] == "all"]
+    np.testing.assert_array_equal(of_all["r2_added"], of_all["diff"])
+    np.testing.assert_array_equal(of_all["p"].str.removeprefix("<").astype(float), of_all["p_value"])
+    np.testing.assert_array_equal(of_all["p"].str.startswith("<"), of_all["p_relation"] == "<")
 
 
 @pytest.mark.slow

@@ -50,6 +50,7 @@ def test_every_field_survives_toml(file):
         skip_invalid=True,
         known=True,
         min_probability=0.25,
+        skip_facts=2,
         facts=3,
         layers=(2, 0),
         methods=("memit-3", "finetune-5"),

@@ -422,6 +422,17 @@ def test_facts_may_be_the_first_few_those_known_or_those_likely(lab, tiny, facts
         _ = lab(min_probability=1.0).facts
 
 
+def test_facts_that_settings_were_tuned_on_can_be_left_out(lab):
+    chosen = lab(facts=None).facts
+    tuned_on, studied = lab(facts=1).facts, lab(facts=2, skip_facts=1).facts
+    assert [*tuned_on, *studied] == chosen[:3]
+    assert lab(facts=None, skip_facts=1).facts == chosen[1:]
+    with pytest.raises(loc_edit.BadFact, match="skip_facts 4 leaves none of 4 facts"):
+        _ = lab(skip_facts=4).facts
+    with pytest.raises(ValueError, match="expected at least 0, got -1"):
+        lab(skip_facts=-1)
+
+
 def test_malformed_records_are_refused_or_left_out(lab, tmp_path, facts):
     save_facts(facts[:2], tmp_path / "some.jsonl")
     with open(tmp_path / "some.jsonl", "a") as file:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import pandas as pd
 
 from loc_edit.analysis.tables.rows import RowsMissing, StudyRows, in_paper_order, method_labels
@@ -15,7 +14,7 @@ from loc_edit.names import SCORES, problem_label
 
 log = logging.getLogger(__name__)
 
-QUANTITIES = ["r2_layer", "r2_trace", "r2_both"]
+QUANTITIES = ("r2_layer", "r2_trace", "r2_both", "r2_added", "p")
 
 
 @dataclass(frozen=True)
@@ -90,37 +89,36 @@ def table_1(fits: pd.DataFrame) -> pd.DataFrame:
 
 
 def paper_numbers() -> pd.DataFrame:
-    """Numbers printed in the study: source, model, problem, method, window, layer, outcome, quantity, value.
+    """The study's Tables 2 to 6 (Hase et al. 2023, arXiv 2301.04213; GPT-J): one row per table, problem and method.
 
-    A quantity that ends in `_concentrated` is about the facts with concentrated tracing effects (Table 2).
+    Table 1 repeats a row of Table 3.
+
+    Returns:
+        table, problem, method, window, outcome, facts (`all`, or `concentrated` in Table 2), r2_layer, r2_trace,
+        r2_both, r2_added, and p as it is printed: `0.199`, or a bound such as `<1e-4`.
     """
-    return pd.read_csv(DATA / "paper_numbers.csv")
+    return pd.read_csv(DATA / "paper_numbers.csv", dtype={"p": str})
 
 
 def beside_paper(fits: pd.DataFrame, concentrated: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Our R^2 beside the study's, where the study's is known.
+    """Our R^2 and p-values beside the study's, for the problems and methods of both.
 
     Args:
         fits: the regressions of one outcome or several stacked, see `fits`.
         concentrated: the regressions of the facts with a concentrated tracing effect, for Table 2.
 
     Returns:
-        problem, method, window, outcome, facts (`all`, `concentrated`), r2_layer, r2_trace, r2_both, r2_added, with
-        `_paper` beside each (NaN where the study's number is not at hand).
+        problem, method, window, outcome, facts (`all`, `concentrated`), r2_layer, r2_trace, r2_both, r2_added, p,
+        with `_paper` beside each.
     """
     key = ["problem", "method", "window", "outcome", "facts"]
-    known = paper_numbers()
-    known["facts"] = np.where(known["quantity"].str.endswith("_concentrated"), "concentrated", "all")
-    known["quantity"] = known["quantity"].str.removesuffix("_concentrated")
-    theirs = known[known["quantity"].isin(QUANTITIES)].pivot(index=key, columns="quantity", values="value")
-    theirs["r2_added"] = theirs["r2_both"] - theirs["r2_layer"]
-    theirs = theirs.add_suffix("_paper").reset_index()
+    theirs = paper_numbers().drop(columns="table").rename(columns={name: f"{name}_paper" for name in QUANTITIES})
     ours = [("all", fits), ("concentrated", concentrated)]
     pairs = [part.assign(facts=facts).merge(theirs, on=key) for facts, part in ours if part is not None]
     both = pd.concat(pairs, ignore_index=True)
     if both.empty:
         raise RowsMissing("none of these fits has a number in the study to compare with")
-    columns = [f"{name}{end}" for name in (*QUANTITIES, "r2_added") for end in ("", "_paper")]
+    columns = [f"{name}{end}" for name in QUANTITIES for end in ("", "_paper")]
     ordered = in_paper_order(both[[*key, *columns]])
     return ordered.sort_values("outcome", key=lambda c: c.map(list(SCORES).index), kind="stable", ignore_index=True)
 
