@@ -77,8 +77,8 @@ class ExperimentConfig(BaseModel):
     chunk: int = 25
     """Facts that are computed together, and lost together when a run is stopped."""
     workers: int | None = None
-    """Processes that compute side by side, each with its own copy of the model.  None: from the command line,
-    one per core for a small model on the CPU; else 1."""
+    """Processes that compute side by side, each with its own copy of the model.  None: from the command line, on the
+    CPU one for each core, or as many as fit into half of the free memory; else 1."""
     engine: Literal["local", "ray"] = "local"
     """Where rows are computed: on this machine, or on a Ray cluster (`pip install 'loc-edit[ray]'`)."""
     address: str | None = None

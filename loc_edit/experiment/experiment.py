@@ -30,6 +30,7 @@ from loc_edit.experiment.worker import Computed, Worker
 from loc_edit.facts.fact import BadFact, Fact
 from loc_edit.facts.sampling import sample_by_relation
 from loc_edit.keys.corpora import IDENTITY, check_corpus, corpus_content
+from loc_edit.keys.moments import free_memory
 from loc_edit.localization.hooks import check_site
 from loc_edit.models.identity import fingerprint, versions
 from loc_edit.models.model import Model
@@ -41,8 +42,10 @@ from loc_edit.store.mirror import Mirror
 from loc_edit.store.run import RunFolder
 from loc_edit.store.settings import cell_key
 
-SMALL = 50_000_000
-"""Parameters up to which a copy of the model per core is no burden."""
+COPIES = 4
+"""A process takes about this many times its model's size: weights, key statistics, and what a batch keeps."""
+WITHOUT_MODEL = 2**29
+"""Bytes that a process takes besides."""
 
 WHERE = ("workers", "engine", "address", "gpus", "mirror")
 """Options that say where rows are computed and kept, not what they are."""
@@ -190,14 +193,17 @@ class Experiment:
         return compute_tasks(streams, partial(_open_worker, here.setup, self.facts), engine)
 
     def default_workers(self) -> int | None:
-        """One worker per core for a small model on the CPU, as small products do not fill several threads; else 1.
+        """On the CPU one worker for each core, or as many as fit into half of the free memory; on a GPU 1.
 
-        Of a Ray cluster nobody knows before it is there: `None`.
+        Two processes with one thread each do more work than one process with two threads.  How many a Ray cluster has
+        room for is not known before it is there: `None`.
         """
         if self.config.engine == "ray":
             return self.config.workers
-        small = sum(p.numel() for p in self.model.parameters()) <= SMALL and self.model.W_E.device.type == "cpu"
-        return self.config.workers or (cores() if small else 1)
+        if self.config.workers or self.model.W_E.device.type != "cpu":
+            return self.config.workers or 1
+        process = WITHOUT_MODEL + COPIES * sum(p.nbytes for p in self.model.parameters())
+        return max(1, min(cores(), free_memory("cpu") // (2 * process)))
 
     def frame(self) -> pd.DataFrame:
         """The edit rows of the run's folder, each with its tracing effect."""

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -84,13 +84,10 @@ class Factors:
 
 
 def free_memory(device: torch.device | str) -> int:
-    """Returns the number of free bytes of memory on a device."""
+    """Returns how many bytes of memory a device has to give, cached files counted as free."""
     if torch.device(device).type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        return int(os.sysconf("SC_AVPHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError, AttributeError):  # this system does not report its free memory
-        return 8 << 30
+    return int(psutil.virtual_memory().available)
 
 
 @dataclass(frozen=True)

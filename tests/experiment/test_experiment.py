@@ -20,6 +20,7 @@ from loc_edit import names
 from loc_edit.editing.registry import EDITORS
 from loc_edit.editing.value import EditFailed
 from loc_edit.events import listening
+from loc_edit.experiment import experiment
 from loc_edit.experiment.experiment import Experiment
 from loc_edit.experiment.setup import Setup
 from loc_edit.experiment.study import EditCell, TraceCell
@@ -510,3 +511,14 @@ def test_facts_are_spread_over_the_relations(lab, facts):
     assert len(chosen) == 2
     assert len({fact.relation for fact in chosen}) == 2
     assert lab(facts=None).facts == lab(facts=99).facts == facts
+
+
+def test_there_are_as_many_workers_as_cores_and_memory_allow(lab, monkeypatch):
+    monkeypatch.setattr(experiment, "cores", lambda: 4)
+    size = sum(p.nbytes for p in lab().model.parameters())
+    process = experiment.WITHOUT_MODEL + experiment.COPIES * size
+    for free, workers in ((100 * process, 4), (6 * process, 3), (process, 1), (0, 1)):
+        monkeypatch.setattr(experiment, "free_memory", lambda device, free=free: free)
+        assert lab().default_workers() == workers
+    assert lab(workers=7).default_workers() == 7
+    assert lab(engine="ray").default_workers() is None
