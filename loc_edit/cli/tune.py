@@ -12,6 +12,7 @@ from rich.table import Table
 from loc_edit.cli.models import fetch
 from loc_edit.cli.options import AcceptTerms, FactSource, like_config
 from loc_edit.cli.show import out, progress
+from loc_edit.editing.settings import named_after
 from loc_edit.experiment.config import BadConfig, ExperimentConfig
 from loc_edit.names import method_label, parse_method, problem_label
 
@@ -45,7 +46,8 @@ def tune(
     Args:
         layer: The layer to edit.  By default a third of the way up.
         floor: The lowest neighborhood score that is good enough.
-        grid: A TOML file (`[rome]`, then `clamp = [4.0, 8.0]`); builtin, paper, or auto.
+        grid: A TOML file (`[rome]`, then `clamp = [4.0, 8.0]`); builtin, smollm2, paper, or auto (by the model's
+            name, else paper).
         folder: The folder for the files.  The same command continues from there.
     """
     from loc_edit.experiment.tuning import Tuning, write
@@ -81,7 +83,7 @@ def _grid(name: str, model: str) -> "Grid":
 
     shipped = grids()
     if name == "auto":
-        name = "builtin" if model == "builtin" else "paper"
+        name = named_after(model, shipped) or "paper"
     if name in shipped:
         return shipped[name]
     path = Path(name)

@@ -2,8 +2,10 @@
 
 import math
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from loc_edit.files import DATA
@@ -155,6 +157,12 @@ def resolve_settings(name: str, problem: str, *tables: dict[str, Any]) -> Settin
         elif type(value) is not types[key]:
             raise ValueError(f"settings of {name}: expected {types[key].__name__} for {key}, got {value!r}")
     return record(**values)
+
+
+def named_after(model: str, names: Iterable[str]) -> str | None:
+    """The name that the last part of a model's name or path begins with, with or without its hyphens."""
+    last = Path(model).name.lower()
+    return next((name for name in names if last.startswith((name, name.replace("-", "")))), None)
 
 
 @cache

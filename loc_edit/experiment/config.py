@@ -8,7 +8,7 @@ import tomli_w
 import tyro
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from loc_edit.editing.settings import Settings, presets, resolve_settings
+from loc_edit.editing.settings import Settings, named_after, presets, resolve_settings
 from loc_edit.names import LOCALIZERS, PROBLEMS, TRACING, nearest, parse_method
 
 
@@ -205,8 +205,7 @@ class ExperimentConfig(BaseModel):
         """The resolved settings of a method for a problem: defaults, preset, this configuration's, then `more`."""
         name = self.preset
         if name == "auto":
-            model = Path(self.model).name.lower()
-            name = next((preset for preset in presets() if model.startswith((preset, preset.replace("-", "")))), "none")
+            name = named_after(self.model, presets()) or "none"
         return resolve_settings(method, problem, presets().get(name, {}), self.settings, {method: more or {}})
 
 

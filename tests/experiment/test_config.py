@@ -155,6 +155,8 @@ def test_an_absent_file_is_refused_with_the_named_ones(tmp_path):
         ("gpt-j-6B", "gpt-j"),
         ("/models/GPTJ-6b", "gpt-j"),
         ("openai-community/gpt2-xl", "gpt2-xl"),
+        ("smollm2", "smollm2"),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2"),
         ("gpt2", None),
         ("gpt2-medium", None),
         ("/gpt-j/llama", None),
