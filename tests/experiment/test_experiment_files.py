@@ -22,7 +22,8 @@ def config(name):
 
 
 def test_there_are_files_and_no_other_than_these():
-    names = ["builtin_full", "builtin_localizers", "builtin_small", "paper_gpt2xl", "paper_gptj", "smoke"]
+    of_the_paper, of_the_builtin_model = ["paper_gpt2xl", "paper_gptj"], ["full", "localizers", "small"]
+    names = [*(f"builtin_{name}" for name in of_the_builtin_model), "gemma3", *of_the_paper, "smoke", "smollm2"]
     assert [path.stem for path in FILES] == names
 
 
@@ -97,3 +98,14 @@ def test_the_study_on_gpt2_xl():
     for problem in found.problems:
         assert found.settings_of("rome", problem) == RomeSettings()
         assert found.settings_of("memit", problem) == MemitSettings(steps=20, moment_weight=20000.0)
+
+
+@pytest.mark.parametrize(("name", "n_layers", "facts"), [("smollm2", 30, 60), ("gemma3", 18, 30)])
+def test_real_models_are_studied_on_known_facts_that_nothing_was_tuned_on(name, n_layers, facts):
+    found = config(name)
+    assert (found.facts, found.skip_facts, found.min_probability) == (facts, 20, 0.1)
+    assert found.problems == ("error_injection", "fact_forcing")
+    assert found.windows == (1, 5, 10)
+    assert found.layers is not None
+    assert found.layers[0] == 0
+    assert n_layers - 4 < found.layers[-1] < n_layers
