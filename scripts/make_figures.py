@@ -1,58 +1,56 @@
-"""Make `figures/`: the whole grid on the built-in model with all localizers, its tables and figures copied flat.
+"""Make `figures/MODEL/`: the study on a model, its rows, tables and figures; then the pages that speak of them.
 
-python scripts/make_figures.py            # runs what is missing in runs/figures, an hour on two cores, then draws
-python scripts/make_figures.py --facts 8  # quick look
+python scripts/make_figures.py                      # built-in model: an hour or two on two cores
+python scripts/make_figures.py smollm2              # a dozen hours; stop it at any time, and it continues from there
+python scripts/make_figures.py smollm2 --no-run     # from the rows that are there
 
+The rows of a real model stay in `figures/MODEL/run`, compacted, so that a reader can check every table.
 """
 
 import argparse
 import shutil
 from pathlib import Path
 
+import make_pages
+
 from loc_edit.analysis.analyze import analyze
 from loc_edit.analysis.run import load_run
+from loc_edit.cli.status import compact
 from loc_edit.events import ProgressLines, listening
 from loc_edit.experiment.config import ExperimentConfig
 from loc_edit.experiment.experiment import Experiment
-from loc_edit.names import LOCALIZERS
 
-HERE = Path(__file__).parent
-FULL = HERE / "experiments" / "builtin_full.toml"
-KINDS = (
-    "figure_*",
-    "layer_choice*",
-    "table_*",
-    "statistics*",
-    "verdict.*",
-    "sensitivity.*",
-    "layer_correlations.*",
-    "localizer_*",
-    "compare_paper.*",
-)
+EXPERIMENTS = Path(__file__).parent / "experiments"
+CONFIGURATIONS = {"builtin": "builtin_localizers", "smollm2": "smollm2", "gemma3-270m": "gemma3"}
+"""By model, the configuration of its study."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--facts", type=int, default=200)
-    parser.add_argument("--run", type=Path, default=Path("runs/figures"), help="the run's folder, kept for next time")
-    parser.add_argument("--out", type=Path, default=HERE.parent / "figures")
-    parser.add_argument("--no-run", action="store_true", help="draw what is there")
+    parser.add_argument("model", nargs="?", choices=CONFIGURATIONS, default="builtin")
+    parser.add_argument("--run", type=Path, help="the run's folder; default: figures/MODEL/run, builtin: runs/figures")
+    parser.add_argument("--workers", type=int, help="processes; default: as many as cores and memory allow")
+    parser.add_argument("--no-run", action="store_true", help="compute nothing, draw what is there")
     args = parser.parse_args()
+    folder = make_pages.FIGURES / args.model
+    run = args.run or (Path("runs/figures") if args.model == "builtin" else folder / "run")
+    config = ExperimentConfig.from_toml(EXPERIMENTS / f"{CONFIGURATIONS[args.model]}.toml")
     if not args.no_run:
-        more = {"facts": args.facts, "localizers": tuple(LOCALIZERS), "localizer_windows": (5,)}
-        experiment = Experiment(ExperimentConfig.from_toml(FULL).model_copy(update=more))
+        experiment = Experiment(config.model_copy(update={"workers": args.workers}))
         with listening(ProgressLines()):
-            experiment.run(args.run, workers=experiment.default_workers())
-    found = analyze(load_run(args.run), compare_paper=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    for old in (path for kind in KINDS for path in args.out.glob(kind)):
+            experiment.run(run, workers=experiment.default_workers())
+    compact(run)
+    found = analyze(load_run(run), folder / "new", compare_paper=True)
+    for old in (path for path in folder.iterdir() if path.suffix in (".csv", ".md", ".pdf", ".png", ".tex")):
         old.unlink()
     for paths in found.written.values():
         for path in paths:
-            shutil.copyfile(path, args.out / path.name)
-    print(f"{args.out}: {', '.join(sorted(found.written))}")
+            shutil.copyfile(path, folder / path.name)
+    shutil.rmtree(folder / "new")
+    print(f"{folder}: {', '.join(sorted(found.written))}")
     for name, reason in sorted(found.missing.items()):
         print(f"not made: {name}: {reason}")
+    make_pages.write()
 
 
 if __name__ == "__main__":

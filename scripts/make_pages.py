@@ -3,9 +3,9 @@
 python scripts/make_pages.py          # writes figures/README.md and the answer in README.md
 python scripts/make_pages.py --check  # fails if a page does not say what the files say
 
-A page is a Jinja template beside its result (`figures/README.md.jinja`).  In it, `t("table_3")` is the frame of
-`figures/table_3.csv`, `value("statistics", "r_fact", method="rome", ...)` is one number, and `claim(condition)` stops
-the build if the sentence after it is no longer true.
+A page is a Jinja template beside its result (`figures/README.md.jinja`).  In it, `t("builtin/table_3")` is the frame of
+`figures/builtin/table_3.csv`, `value("builtin/statistics", "r_fact", method="rome", ...)` is one number, and
+`claim(condition)` stops the build if the sentence after it is no longer true.
 """
 
 import argparse
@@ -102,16 +102,22 @@ def pages() -> dict[Path, str]:
     return {readme: text, FIGURES / "README.md": made.get_template("README.md.jinja").render()}
 
 
+def write() -> None:
+    """Write the pages that have changed."""
+    for path, text in pages().items():
+        if path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            print(f"{path.relative_to(ROOT)} has new numbers")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is out of date")
     args = parser.parse_args()
+    if not args.check:
+        return write()
     old = [path for path, text in pages().items() if path.read_text(encoding="utf-8") != text]
-    if args.check:
-        sys.exit("\n".join(f"{path.relative_to(ROOT)} does not say what the files say" for path in old) or 0)
-    for path, text in pages().items():
-        path.write_text(text, encoding="utf-8")
-    print(f"changed: {', '.join(str(path.relative_to(ROOT)) for path in old) or 'nothing'}")
+    sys.exit("\n".join(f"{path.relative_to(ROOT)} does not say what the files say" for path in old) or 0)
 
 
 if __name__ == "__main__":

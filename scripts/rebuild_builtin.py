@@ -59,7 +59,7 @@ STEPS = {
     "model": lambda args: script("train_builtin_model.py"),
     "card": lambda args: script("measure_builtin_model.py"),
     "presets": presets,
-    "figures": lambda args: script("make_figures.py", "--run", str(args.runs / "figures")),
+    "figures": lambda args: script("make_figures.py", "builtin", "--run", str(args.runs / "figures")),
     "picture": lambda args: script("picture_report.py", str(args.runs / "figures")),
 }
 

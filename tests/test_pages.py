@@ -26,7 +26,7 @@ def test_a_page_changes_with_its_files(monkeypatch):
     def doubled(name):
         tables.append(name)
         frame = read(name)
-        return frame.assign(r2_added=2 * frame["r2_added"]) if name == "verdict" else frame
+        return frame.assign(r2_added=2 * frame["r2_added"]) if name == "builtin/verdict" else frame
 
     monkeypatch.setattr(make_pages, "table", doubled)
     answer = make_pages.environment().get_template("answer.md.jinja").render()
@@ -37,7 +37,7 @@ def test_a_page_changes_with_its_files(monkeypatch):
 def test_a_page_is_not_built_when_its_claims_fail(monkeypatch):
     read = make_pages.table
     won = {"difference_low": 0.01, "difference_high": 0.02}
-    changed = {"localizer_choices": won, "layer_choices": won}
+    changed = {"builtin/localizer_choices": won, "builtin/layer_choices": won}
     monkeypatch.setattr(make_pages, "table", lambda name: read(name).assign(**changed.get(name, {})))
     with pytest.raises(make_pages.NotTrue):
         make_pages.pages()
@@ -45,7 +45,7 @@ def test_a_page_is_not_built_when_its_claims_fail(monkeypatch):
 
 def test_numbers_that_are_not_there_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="has 0 rows where"):
-        make_pages.value("verdict", "r2_added", problem="none")
+        make_pages.value("builtin/verdict", "r2_added", problem="none")
     template = make_pages.environment().from_string("{{ value_of_nothing }}")
     with pytest.raises(jinja2.UndefinedError):
         template.render()
@@ -60,4 +60,4 @@ def test_numbers_below_one_have_no_leading_zero(number, shown):
     assert make_pages.decimals(number) == shown
     assert make_pages.points(0.0371) == "3.7"
     assert make_pages.percent(0.838) == "84"
-    assert isinstance(make_pages.rows("verdict", method="rome"), pd.DataFrame)
+    assert isinstance(make_pages.rows("builtin/verdict", method="rome"), pd.DataFrame)
