@@ -63,7 +63,7 @@ class EditJob(Generic[S]):
         contexts: texts with one `{}` at their end, the bare `"{}"` first; none for fine-tuning.
 
     Raises:
-        BadModel, ValueError: the model or a layer cannot be edited.
+        BadModel, ValueError: the model or a layer cannot be edited, or there is no request.
     """
 
     method: str
@@ -74,6 +74,8 @@ class EditJob(Generic[S]):
     contexts: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        if not self.requests:
+            raise ValueError(f"{self.method}: expected at least one request, got none")
         check_editable(self.model)
         check_layers(self.model, self.layers)
 

@@ -147,6 +147,8 @@ class Edit:
             shape, expected = tuple(update.delta.shape), tuple(W_out(model, update.layer).shape)
             if shape != expected:
                 raise EditMismatch(f"edit of layer {update.layer}: expected shape {expected} of W_out, got {shape}")
+            if update.bias is not None and (shape := tuple(update.bias.shape)) != (wide := expected[1:]):
+                raise EditMismatch(f"edit of layer {update.layer}: expected shape {wide} of b_out, got {shape}")
 
     def to_state_dict(self, model: Model) -> dict[str, Tensor]:
         """The edited tensors under the names and in the orientation of the model's Hugging Face checkpoint.

@@ -26,13 +26,20 @@ ESSENCE_LENGTH = 100
 def sample_contexts(model: Model, style: Literal["rome", "memit"] = "rome", *, seed: int = 0) -> tuple[str, ...]:
     """Contexts for the editors: the bare `"{}"`, then sampled texts that end with `". {}"`, the prompt's place.
 
-    `rome`: 10 texts of 5 tokens and 10 texts of 10 tokens, from EOS.  `memit`: 5 texts of 10 tokens, from five start
-    words.  Lengths include the start (token or word).  Tokens are sampled among the 5 likeliest.
+    `rome`: 10 texts of 5 tokens and 10 texts of 10 tokens, from EOS, or from BOS if the tokenizer has no EOS.  `memit`: 5
+    texts of 10 tokens, from five start words.  Lengths include the start (token or word).  Tokens are sampled among the 5 likeliest.
 
     Source: spec section 2.
+
+    Raises:
+        ValueError: the tokenizer has neither token, so contexts must be given.
     """
     if style == "rome":
-        start = torch.tensor([tokenizer(model).eos_token_id], device=model.cfg.device)
+        known = tokenizer(model)
+        first = known.bos_token_id if known.eos_token_id is None else known.eos_token_id
+        if first is None:
+            raise ValueError("the tokenizer has no EOS and no BOS token for texts to start from: give contexts")
+        start = torch.tensor([first], device=model.cfg.device)
         jobs = [(start, length - 1) for count, length in ROME_LENGTHS for _ in range(count)]
     elif style == "memit":
         jobs = [(tokenize(model, word), MEMIT_LENGTH - 1) for word in MEMIT_STARTS]

@@ -103,6 +103,12 @@ def test_joint_of_one_is_single(editable, facts, stats_of, contexts):
         assert relative(joint.delta(layer), single.delta(layer)) < 1e-4
 
 
+@pytest.mark.parametrize(("joint", "place"), [(loc_edit.memit_joint, [0, 1]), (loc_edit.emmet_joint, 0)])
+def test_nobody_writes_no_facts_into_one_edit(deep, stats_of, contexts, joint, place):
+    with pytest.raises(ValueError, match="expected at least one request, got none"):
+        joint(deep, [], place, stats=stats_of(deep), contexts=contexts)
+
+
 def test_joint_layers_follow_the_least_squares_on_the_partly_edited_model(deep, facts, stats_of, moments, contexts):
     requests, layers = [ask(deep, f) for f in facts[:3]], [1, 2]
     edit = loc_edit.memit_joint(

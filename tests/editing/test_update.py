@@ -289,6 +289,10 @@ def test_another_model_is_refused_with_both_names(tiny, deep, make_model, tmp_pa
     ):
         pass
     assert same_bits(wider, before)
+    longer = random_edit(tiny)  # a file may hold what the constructor refuses in tests
+    object.__setattr__(longer.updates[0], "bias", torch.zeros(17))
+    with pytest.raises(EditMismatch, match=r"layer 0: expected shape \(16,\) of b_out, got \(17,\)"):
+        longer.write(tiny)
     before = weights(tiny)
     with pytest.raises(ValueError, match=r"layers \[3\].*0 to 1"), random_edit(deep, (0, 3)).applied(tiny):
         pass

@@ -1,10 +1,13 @@
 """Sampled texts against a slow sampler that runs the whole text again for every token."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import loc_edit
 from loc_edit.models.decoding import sample_tokens, share_batches
+from loc_edit.prompts import sampling
 from loc_edit.prompts.encoding import encode, encode_context
 from loc_edit.prompts.randomness import generator
 from loc_edit.prompts.sampling import MEMIT_STARTS, ROME_LENGTHS, _clean_text, sample_contexts, sample_essences
@@ -193,6 +196,25 @@ def test_special_tokens_and_line_breaks_are_left_out_of_contexts(tiny):
     ids = tiny.tokenizer("<|endoftext|>The\n\n old\tbridge <|endoftext|>", add_special_tokens=False)["input_ids"]
     assert tiny.tokenizer.eos_token_id in ids
     assert _clean_text(tiny, torch.tensor(ids)) == "The old bridge"
+
+
+def test_contexts_start_from_bos_where_there_is_no_eos(tiny, monkeypatch):
+    starts = []
+
+    def sampled(model, prompts, draws):
+        starts.extend(prompt.tolist() for prompt in prompts)
+        return list(prompts)
+
+    monkeypatch.setattr(sampling, "sample_tokens", sampled)
+    eos = tiny.tokenizer.eos_token_id
+    for known, expected in (({"eos_token_id": None, "bos_token_id": 3}, 3), ({"eos_token_id": eos}, eos)):
+        tokenizer = SimpleNamespace(decode=lambda *_, **__: "text", **{"bos_token_id": None, **known})
+        monkeypatch.setattr(sampling, "tokenizer", lambda model, tokenizer=tokenizer: tokenizer)
+        sample_contexts(tiny, "rome")
+        assert starts.pop() == [expected]
+    monkeypatch.setattr(sampling, "tokenizer", lambda model: SimpleNamespace(eos_token_id=None, bos_token_id=None))
+    with pytest.raises(ValueError, match="no EOS and no BOS token"):
+        sample_contexts(tiny, "rome")
 
 
 # Essence texts
