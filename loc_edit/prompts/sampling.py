@@ -26,8 +26,9 @@ ESSENCE_LENGTH = 100
 def sample_contexts(model: Model, style: Literal["rome", "memit"] = "rome", *, seed: int = 0) -> tuple[str, ...]:
     """Contexts for the editors: the bare `"{}"`, then sampled texts that end with `". {}"`, the prompt's place.
 
-    `rome`: 10 texts of 5 tokens and 10 texts of 10 tokens, from EOS, or from BOS if the tokenizer has no EOS.  `memit`: 5
-    texts of 10 tokens, from five start words.  Lengths include the start (token or word).  Tokens are sampled among the 5 likeliest.
+    `rome`: 10 texts of 5 tokens and 10 texts of 10 tokens, from EOS, or from BOS if the tokenizer has no EOS.
+    `memit`: 5 texts of 10 tokens, from five start words.  Lengths include the start (token or word).  Tokens are
+    sampled among the 5 likeliest.
 
     Source: spec section 2.
 
