@@ -187,6 +187,13 @@ def test_a_good_localizer_gains_and_one_unit_is_a_relation():
     assert wide.high - wide.low > 1.15 * (narrow.high - narrow.low)
 
 
+def test_the_folds_of_the_one_layer_follow_the_seed():
+    rng = np.random.default_rng(0)
+    frame = dependent_rows(30, 4, rng=rng).assign(rewrite=rng.normal(size=120))  # no layer is best for all folds
+    gains = [gain_at_peak(Profiles.of(frame), Resampling(10, seed=seed)).middle for seed in (0, 1, 0)]
+    assert gains[0] == gains[2] != gains[1]
+
+
 def test_few_relations_are_not_resampled_and_facts_without_one_are_alone():
     frame = dependent_rows(30, 3, rng=0)
     few = Profiles.of(frame.assign(relation=frame["fact_id"] % 5))

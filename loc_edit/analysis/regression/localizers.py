@@ -23,7 +23,6 @@ CONTROL = "random"
 """The localizer that knows nothing: what it adds, any localizer must beat."""
 SHARES = ["added_corrected", "added_low", "added_high", "partial", "partial_low", "partial_high"]
 BEYOND = ["beyond_controls", "beyond_controls_low", "beyond_controls_high"]
-P = ["p_permutation", "p_beyond_controls"]
 
 Frames = Mapping[str, pd.DataFrame]
 """By localizer, the rows of the regression with its effect, see `Run.frame`."""
@@ -54,8 +53,8 @@ def localizer_matrix(
         A row per localizer x problem x method x window: r2_layer, r2_trace, r2_both, r2_added; added_corrected and
         partial with _low and _high (see `effect_sizes`); beyond_controls with _low and _high: the partial R^2 when
         prompt length, and the effect of the `random` localizer where the run has it, are covariates at each layer;
-        p_permutation and p_beyond_controls, each also with Holm's correction over the whole matrix; n, n_facts and,
-        where a number is missing, the reason.
+        p_permutation, and p_permutation_holm over the whole matrix; n, n_facts and, where a number is missing, the
+        reason.  A localizer beats the control where beyond_controls_low lies above 0.
 
     Raises:
         RowsMissing: the run has no traces, or a finished edit has no trace of a localizer.
@@ -72,18 +71,17 @@ def localizer_matrix(
         numbers |= of_rest.columns("partial")
         numbers["p_permutation"] = permutation_p(profiles, shuffling)
         beyond = profiles.without(_controls(profiles, rows, control))
-        return numbers | shares(beyond, level)[1].columns(BEYOND[0]) | {P[1]: permutation_p(beyond, shuffling)}
+        return numbers | shares(beyond, level)[1].columns(BEYOND[0])
 
     parts = []
     for name, frame in frames.items():
         compute = partial(added, control=frames.get(CONTROL) if name != CONTROL else None)
         parts.append(fits_beside(frame, outcome, "trace", compute).assign(localizer=name))
     matrix = pd.concat(parts, ignore_index=True)
-    matrix.loc[matrix["r2_added"].isna(), [*SHARES, *BEYOND, *P]] = NAN  # with one layer only, for example
+    matrix.loc[matrix["r2_added"].isna(), [*SHARES, *BEYOND, "p_permutation"]] = NAN  # with one layer only, for example
     columns = ["r2_layer", "r2_trace", "r2_both", "r2_added", *SHARES, *BEYOND]
-    holms = [name for p in P for name in (p, f"{p}_holm")]
     identity = ["localizer", "problem", "method", "window", "outcome"]
-    return with_holm(matrix)[[*identity, *columns, *holms, "n", "n_facts", "reason"]]
+    return with_holm(matrix)[[*identity, *columns, "p_permutation", "p_permutation_holm", "n", "n_facts", "reason"]]
 
 
 def _controls(profiles: Profiles, rows: pd.DataFrame, control: pd.DataFrame | None) -> list[NDArray[np.float64]]:

@@ -51,7 +51,7 @@ QUESTIONS = {
         "p_permutation_holm",
         0.05,
         "a correlation of .22, between small (.1) and medium (.3) by Cohen's convention; with less, a prediction's "
-        "typical error shrinks by under 2.5 %.  It is a share of what the layer leaves, so it does not shrink where "
+        "typical error shrinks by under 2.6 %.  It is a share of what the layer leaves, so it does not shrink where "
         "the layer explains nearly all",
     ),
     "within_fact": Question(
