@@ -21,10 +21,8 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOMES` reads the same line
         localizer_matrix as localizer_matrix,
     )
     from loc_edit.analysis.regression.ols import Fit as Fit, fit as fit, fits as fits
-    from loc_edit.analysis.regression.statistics import (
-        localization_informs_editing as localization_informs_editing,
-        statistics as statistics,
-    )
+    from loc_edit.analysis.regression.statistics import statistics as statistics
+    from loc_edit.analysis.regression.verdict import localization_informs_editing as localization_informs_editing
     from loc_edit.analysis.run import Run as Run, load_run as load_run
     from loc_edit.analysis.tables.summaries import layer_correlations as layer_correlations
     from loc_edit.editing.alphaedit import alphaedit as alphaedit

@@ -8,8 +8,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from loc_edit.analysis.figures.choices import plot_layer_choices
 from loc_edit.analysis.figures.localizers import plot_localizer_choices, plot_localizer_matrix
 from loc_edit.analysis.figures.paper import draw_all
+from loc_edit.analysis.regression.choices import layer_choices
 from loc_edit.analysis.regression.localizers import localizer_choices, localizer_matrix
 from loc_edit.analysis.regression.ols import fits
 from loc_edit.analysis.regression.paper import write_tables
@@ -54,6 +56,7 @@ def analyze(
     *,
     window: int | None = None,
     draws: int = 2000,
+    seed: int = 0,
     compare_paper: bool = False,
     second: Run | None = None,
 ) -> Analysis:
@@ -64,6 +67,7 @@ def analyze(
         out: where `tables/` and `figures/` go; the run's folder by default.
         window: the restoration window of the main tables and figures; by default the only one, or 5.
         draws: resamples and permutations of the statistics; 0 leaves them out.
+        seed: of the resampling.
         compare_paper: also a table with the study's numbers beside ours.
         second: a run of another model, for Figure 13.
 
@@ -81,9 +85,9 @@ def analyze(
     other = None if second is None else gather([second])
     folder = Path(out) if out else runs[0].path
     rows = StudyRows.of(traces, edits, window)
-    written, missing = write_tables(rows, folder / "tables", draws=draws, compare_paper=compare_paper)
+    written, missing = write_tables(rows, folder / "tables", draws=draws, seed=seed, compare_paper=compare_paper)
     drawn, not_drawn = draw_all(rows, folder / "figures", second=other)
-    compared, not_compared = _write_comparisons(rows, folder, draws)
+    compared, not_compared = _write_comparisons(rows, folder, draws, seed)
     missing |= not_drawn | not_compared
     try:
         fitted = fits(rows.joined())
@@ -95,58 +99,69 @@ def analyze(
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison of localizers: a table, and the figure of it.
+    """A comparison of layers or localizers: a table, and the figure of it.
 
     Attributes:
         title: what it shows.
         table: the table's name.
         figure: the figure's name.
-        data: the rows of both.
+        compute: the rows of both; raises `RowsMissing`.
         draw: draws them.
     """
 
     title: str
     table: str
     figure: str
-    data: pd.DataFrame
+    compute: Callable[[], pd.DataFrame]
     draw: Callable[[pd.DataFrame], Figure]
 
 
-def compare_localizers(rows: StudyRows, draws: int = 2000) -> list[Comparison]:
-    """What each localizer of a run adds to the layer, and what editing at its peak is worth.
+def comparisons(rows: StudyRows, draws: int = 2000, seed: int = 0) -> list[Comparison]:
+    """What each way to choose the layer is worth; and of each localizer, what it adds to the layer, and its peak.
 
     Args:
         rows: of a run.
         draws: resamples and permutations.
-
-    Raises:
-        RowsMissing: the run has no localizer but Causal Tracing, or there are no draws.
+        seed: of the resampling.
     """
-    frames = rows.joined_by_localizer()
-    if not draws:
-        raise RowsMissing("the comparison of localizers was left out (no draws)")
-    matrix, choices = localizer_matrix(frames, draws=draws), localizer_choices(frames, draws=draws)
+
+    def matrix() -> pd.DataFrame:
+        frames = rows.joined_by_localizer()
+        if not draws:
+            raise RowsMissing("the comparison of localizers was left out (no draws)")
+        return localizer_matrix(frames, draws=draws, seed=seed)
+
+    def peaks() -> pd.DataFrame:
+        return localizer_choices(rows.joined_by_localizer(), draws=draws, seed=seed)
+
+    def choices() -> pd.DataFrame:
+        return layer_choices(rows.joined(), draws=draws, seed=seed)
+
     title = "what each localizer adds to the R^2 of the layer"
     return [
+        Comparison("where to edit", "layer_choices", "layer_choice", choices, plot_layer_choices),
         Comparison(title, "localizer_matrix", "localizer_matrix", matrix, plot_localizer_matrix),
         Comparison(
-            "where to edit, by each localizer", "localizer_choices", "localizer_choice", choices, plot_localizer_choices
+            "where to edit, by each localizer", "localizer_choices", "localizer_choice", peaks, plot_localizer_choices
         ),
     ]
 
 
-def _write_comparisons(rows: StudyRows, folder: Path, draws: int) -> tuple[dict[str, list[Path]], dict[str, str]]:
-    try:
-        comparisons = compare_localizers(rows, draws)
-    except RowsMissing as error:
-        return {}, dict.fromkeys(("localizer_matrix", "localizer_choice"), str(error))
+def _write_comparisons(
+    rows: StudyRows, folder: Path, draws: int, seed: int
+) -> tuple[dict[str, list[Path]], dict[str, str]]:
     written: dict[str, list[Path]] = {}
-    for comparison in comparisons:
-        data = comparison.data
+    missing: dict[str, str] = {}
+    for comparison in comparisons(rows, draws, seed):
+        try:
+            data = comparison.compute()
+        except RowsMissing as error:
+            missing[comparison.figure] = str(error)
+            continue
         written[comparison.table] = write_table(data, folder / "tables", comparison.table)
         drawn = save(comparison.draw(data), data, folder / "figures", comparison.figure)
         written[comparison.figure] = [*written.get(comparison.figure, []), *drawn]
-    return written, {}
+    return written, missing
 
 
 def gather(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:

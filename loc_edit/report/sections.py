@@ -10,7 +10,7 @@ import tomli_w
 from matplotlib.figure import Figure
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from loc_edit.analysis.analyze import compare_localizers
+from loc_edit.analysis.analyze import comparisons
 from loc_edit.analysis.figures.paper import FIGURES
 from loc_edit.analysis.regression.paper import TABLES
 from loc_edit.analysis.regression.statistics import statistics
@@ -27,8 +27,9 @@ HEAVY = 150_000
 
 BESIDE = [
     "problem", "method", "r2_layer_adjusted", "r2_both_adjusted", "added_corrected", "added_low", "added_high",
-    "p_holm", "p_clustered_holm", "p_permutation_holm", "slope", "slope_low", "slope_high", "mixed_slope", "mixed_low",
-    "mixed_high", "r_fact_centered", "r_fact_centered_low", "r_fact_centered_high",
+    "partial", "partial_low", "partial_high", "within_r", "within_r_low", "within_r_high", "out_of_sample",
+    "out_of_sample_low", "out_of_sample_high", "gain", "gain_low", "gain_high", "p_holm", "p_clustered_holm",
+    "p_permutation_holm", "p_within_relations_holm", "slope", "slope_low", "slope_high",
 ]  # fmt: skip
 """The columns of `statistics` that the report shows beside the naive tests of the paper's tables."""
 
@@ -96,14 +97,20 @@ def figure_sections(rows: StudyRows) -> tuple[list[Section], dict[str, str]]:
     return figures, missing
 
 
-def localizer_sections(rows: StudyRows, draws: int) -> tuple[list[Section], list[Section], dict[str, str]]:
-    """Compares the localizers in tables and figures, or gives the reason why that is not possible."""
-    try:
-        comparisons = compare_localizers(rows, draws)
-    except (RowsMissing, ValueError) as error:
-        return [], [], {label("localizer_matrix"): str(error)}
-    tables = [_table(part.table, part.title, part.data) for part in comparisons]
-    return tables, [_figure(part.figure, part.title, part.draw(part.data)) for part in comparisons], {}
+def comparison_sections(rows: StudyRows, draws: int) -> tuple[list[Section], list[Section], dict[str, str]]:
+    """Compares layers and localizers in tables and figures, and gives the reason where that is not possible."""
+    tables: list[Section] = []
+    figures: list[Section] = []
+    missing: dict[str, str] = {}
+    for part in comparisons(rows, draws):
+        try:
+            data = part.compute()
+        except (RowsMissing, ValueError) as error:
+            missing[label(part.figure)] = str(error)
+            continue
+        tables.append(_table(part.table, part.title, data))
+        figures.append(_figure(part.figure, part.title, part.draw(data)))
+    return tables, figures, missing
 
 
 def _figure(name: str, title: str, figure: Figure) -> Section:

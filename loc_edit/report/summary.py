@@ -5,7 +5,16 @@ from typing import Any
 
 import pandas as pd
 
-from loc_edit.analysis.regression.statistics import MEANINGFUL, localization_informs_editing
+from loc_edit.analysis.regression.verdict import (
+    CANNOT_SAY,
+    FEWEST,
+    IN_PART,
+    NO,
+    QUESTIONS,
+    UNCLEAR,
+    YES,
+    localization_informs_editing,
+)
 from loc_edit.analysis.tables.rows import RowsMissing, StudyRows, without_controls
 from loc_edit.analysis.tables.summaries import mean_scores
 from loc_edit.names import method_label, problem_label
@@ -28,11 +37,12 @@ def verdicts(rows: StudyRows, draws: int) -> tuple[list[dict[str, Any]], str]:
         answers = localization_informs_editing(rows.joined(), draws=draws)
     except (RowsMissing, ValueError) as error:
         return [], str(error)
-    names = ("answer", "verdict", "n_facts", "r2_layer", "added_corrected", "added_low", "added_high")
+    names = ("verdict", "n_facts", "r2_layer", "added_corrected", "added_low", "added_high")
     return [
         {
             "problem": problem_label(row["problem"]),
             "method": method_label(row["method"], int(row["window"])),
+            "answers": [row[name] for name in ("answer", *QUESTIONS)],
             **{name: _plain(row[name]) for name in names},
         }
         for row in answers.to_dict("records")
@@ -47,29 +57,33 @@ def headline(answers: list[str], reason: str = "") -> tuple[str, str]:
     """Returns the answers as one word or two, and as a sentence.
 
     Args:
-        answers: "yes", "no", "unclear" or "cannot say" for each problem x method.
+        answers: "yes", "no", "in part", "unclear" or "cannot say" for each problem x method.
         reason: the reason why there are no answers.
     """
-    n = len(answers)
-    no, yes, unclear = (answers.count(answer) for answer in ("no", "yes", "unclear"))
-    if not no + yes + unclear:
-        return "Cannot say", f"There is no answer yet: {reason or 'too few facts or layers to tell'}."
-    rest = f" In {unclear} the facts are too few to be sure." if unclear else ""
-    if n > no + yes + unclear:
-        rest += f" For {n - no - yes - unclear} there are too few facts or layers to tell."
-    adds = f"adds less than {MEANINGFUL:.0%} of the variance"
+    known = [answer for answer in answers if answer != CANNOT_SAY]
+    if not known:
+        return "Cannot say", f"There is no answer yet: {reason or f'too few facts (fewer than {FEWEST}) or layers'}."
+    n, (no, yes, in_part, unclear) = len(known), (known.count(answer) for answer in (NO, YES, IN_PART, UNCLEAR))
+    rest = f" In {unclear} the intervals are too wide to say." if unclear and unclear < n else ""
+    if n < len(answers):
+        rest += f" {len(answers) - n} more have too few facts or layers for an answer."
+    smallest = "where to edit, how well an edit will go, and at which layer of a fact it goes better"
     if no == n:
-        return "No", (
-            "The edited layer explains how well an edit works; the Causal Tracing effect of the fact at that layer "
-            f"{adds}" + (f", in each of {n} combinations of problem and method." if n > 1 else ".")
+        of_all = "the combination" if n == 1 else f"each of {n} combinations"
+        return "No" if n == len(answers) else "Mostly no", (
+            f"In {of_all} of problem and method, what Causal Tracing says beyond the edited layer is less than "
+            f"matters: of {smallest}.{rest}"
         )
-    if not yes:
+    if not yes + in_part:
         word = "Mostly no" if 2 * no > n else "Unclear"
-        return word, f"In {no} of {n} combinations of problem and method, Causal Tracing {adds} beyond the layer.{rest}"
+        return word, (
+            f"In {no} of {n} combinations of problem and method, what Causal Tracing says beyond the edited layer is "
+            f"less than matters.{rest}"
+        )
     word = "Yes" if yes == n else "In part"
     return word, (
-        f"In {yes} of {n} combinations of problem and method, the Causal Tracing effect of the fact explains at "
-        f"least {MEANINGFUL:.0%} of the variance beyond the layer; in {no} it does not.{rest}"
+        f"Of {n} combinations of problem and method, in {yes} Causal Tracing informs editing in every respect "
+        f"({smallest}), in {in_part} in some, and in {no} in none.{rest}"
     )
 
 

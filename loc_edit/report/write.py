@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from loc_edit.analysis.regression.verdict import QUESTIONS
 from loc_edit.analysis.run import Run, load_run
 from loc_edit.analysis.status import run_progress
 from loc_edit.analysis.tables.localized import of_localizer
@@ -135,10 +136,10 @@ def _unfinished(run: Run) -> str:
 
 def _content(run: Run, rows: StudyRows, notes: list[str], draws: int, explorer_data: dict[str, Any]) -> dict[str, Any]:
     verdicts, reason = summary.verdicts(rows, draws)
-    word, sentence = summary.headline([row["answer"] for row in verdicts], reason)
+    word, sentence = summary.headline([row["answers"][0] for row in verdicts], reason)
     tables, missing_tables = sections.table_sections(rows, draws)
     figures, missing_figures = sections.figure_sections(rows)
-    localizer_tables, localizer_figures, missing_localizers = sections.localizer_sections(rows, draws)
+    compared_tables, compared_figures, not_compared = sections.comparison_sections(rows, draws)
     return {
         "question": summary.QUESTION,
         "name": run.path.resolve().name,
@@ -150,13 +151,14 @@ def _content(run: Run, rows: StudyRows, notes: list[str], draws: int, explorer_d
         "word": word,
         "sentence": sentence,
         "verdicts": verdicts,
+        "questions": [question.label.capitalize() for question in QUESTIONS.values()],
         "counts": summary.counts(rows),
         "notes": notes,
         "curves": summary.curves(rows),
         "reasons": sections.reasons(rows),
-        "tables": tables + localizer_tables,
-        "figures": figures + localizer_figures,
-        "missing": missing_tables | missing_figures | missing_localizers,
+        "tables": tables + compared_tables,
+        "figures": figures + compared_figures,
+        "missing": missing_tables | missing_figures | not_compared,
         "provenance": sections.provenance(run.config, run.provenance),
         "explorer": explorer_data,
     }

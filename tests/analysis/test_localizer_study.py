@@ -6,12 +6,12 @@ import pytest
 from synthetic import dependent_rows, edit_rows, regression_rows, trace_rows
 
 import loc_edit
-from loc_edit.analysis.analyze import analyze, compare_localizers
+from loc_edit.analysis.analyze import analyze, comparisons
 from loc_edit.analysis.figures.localizers import plot_localizer_choices, plot_localizer_matrix
 from loc_edit.analysis.figures.paper import FIGURES
 from loc_edit.analysis.regression.localizers import localizer_matrix
 from loc_edit.analysis.regression.ols import fits
-from loc_edit.analysis.regression.statistics import holm, sensitivity
+from loc_edit.analysis.regression.statistics import sensitivity
 from loc_edit.analysis.run import Run, load_run
 from loc_edit.analysis.tables.localized import of_localizer
 from loc_edit.analysis.tables.rows import RowsMissing, StudyRows, join_by_localizer
@@ -37,6 +37,13 @@ def several(n_facts=8, windows=(5,), names=("causal_tracing", "attribution", "ra
     traces = pd.concat(parts, ignore_index=True)
     assert not traces[shape].isna().any(axis=None)
     return traces, edit_rows(first)
+
+
+def holm_by_hand(p):
+    """Each p times the number of those that are no smaller, and never below that of a smaller p."""
+    order = np.argsort(p)
+    corrected = np.minimum(1, np.maximum.accumulate(np.asarray(p)[order] * (len(p) - np.arange(len(p)))))
+    return corrected[np.argsort(order)]
 
 
 def _other(traces, seed):
@@ -84,8 +91,24 @@ def test_holm_is_over_the_whole_matrix():
     found = localizer_matrix(frames, draws=200)
     alone = localizer_matrix({"a": frames["a"]}, draws=200)
     assert found["p_permutation"].iloc[0] == alone["p_permutation"].iloc[0]
-    np.testing.assert_allclose(found["p_permutation_holm"], holm(found["p_permutation"]))
+    np.testing.assert_allclose(found["p_permutation_holm"], holm_by_hand(found["p_permutation"]))
     assert (found["p_permutation_holm"] > found["p_permutation"]).any()
+
+
+def test_what_a_localizer_owes_to_prompt_length_or_the_control_is_taken_off():
+    frame = dependent_rows(80, 4, slope=0.3, rng=0)
+    length = np.random.default_rng(1).integers(4, 12, 80)[frame["fact_id"]]
+    frame = frame.assign(rewrite=frame["rewrite"] + 0.2 * length, prompt_length=length)
+    noise = np.random.default_rng(5).normal(0, 0.5, len(frame))
+    by_length = frame.assign(trace=length + np.random.default_rng(7).normal(0, 0.5, len(frame)))
+    frames = {"causal_tracing": frame, "attribution": by_length, "random": by_length.assign(trace=length + noise)}
+    found = localizer_matrix(frames, draws=50).set_index("localizer")
+    assert (found["partial_low"] > 0).all()
+    assert (found["beyond_controls_low"] > 0).to_dict() == {
+        "causal_tracing": True, "attribution": False, "random": False,
+    }  # fmt: skip
+    alone = localizer_matrix({"causal_tracing": frame.drop(columns="prompt_length")}, draws=50)
+    np.testing.assert_allclose(alone["beyond_controls"], alone["partial"])
 
 
 def test_one_layer_has_no_number_and_says_why():
@@ -158,8 +181,10 @@ def test_analyze_compares_localizers_or_says_why_not(run, tmp_path, monkeypatch)
     assert (tmp_path / "tables/localizer_choices.csv").exists()
     assert "no draws" in analyze(run, tmp_path, draws=0).missing["localizer_matrix"]
     alone = StudyRows.of(of_localizer(run.traces), run.edits)
-    with pytest.raises(RowsMissing, match=r"there are \['causal_tracing'\]"):
-        compare_localizers(alone)
+    compared = {comparison.table: comparison for comparison in comparisons(alone)}
+    for name in ("localizer_matrix", "localizer_choices"):
+        with pytest.raises(RowsMissing, match=r"there are \['causal_tracing'\]"):
+            compared[name].compute()
 
 
 def test_a_run_without_causal_tracing_is_analyzed_as_far_as_it_goes(run, tmp_path, monkeypatch):

@@ -57,6 +57,29 @@ def test_denominator_max_uses_the_best_restored_run():
     np.testing.assert_allclose(cell_effects(rows, EffectDefinition(5, denominator="max"))["fraction"].max(), 1.0)
 
 
+def test_the_best_restored_run_is_one_for_all_layers_of_a_fact():
+    rows = pd.concat([one_fact(p_clean=0.4), one_fact(fact_id=8, p_clean=0.3)])
+    cells = cell_effects(rows, EffectDefinition(5, denominator="max"))
+    expected = (rows["p_restored"] - 0.2) / (0.6 - 0.2)  # of layer 0, also for layer 1, whose best is .2
+    np.testing.assert_allclose(cells["fraction"], expected, atol=1e-12)
+
+
+def test_a_layer_does_not_count_what_lies_before_the_subject():
+    rows = one_fact(p_restored=[0.9, 0.6, 0.1, 0.8, 0.15, 0.3])
+    layers = by_layer(rows)
+    np.testing.assert_allclose(layers["trace"], [0.5, 0.125])
+    np.testing.assert_allclose(layers["trace_absolute"], [0.4, 0.1], atol=1e-12)
+
+
+def test_what_is_known_of_a_fact_comes_along():
+    traces = trace_rows(n_facts=5)
+    joined = join(edit_rows(traces).assign(prompt_length=0), traces)
+    for fact, rows in joined.groupby("fact_id"):
+        assert set(rows["relation"]) == {f"relation {fact % 3}"}
+        assert set(rows["prompt_length"]) == {traces.loc[traces["fact_id"] == fact, "pos"].max() + 1}
+    assert "relation" not in by_layer(traces.drop(columns="relation"))
+
+
 def test_regressor_max_is_floored_and_ignores_the_prefix():
     layers = by_layer(one_fact())
     np.testing.assert_allclose(layers["trace"], [0.5, 0.0])

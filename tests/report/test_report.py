@@ -159,7 +159,8 @@ def test_the_explorer_has_the_rows_numbers(page, rows):
 
 def test_the_page_tells_the_answer_and_what_made_it(page, run):
     text = Reader(page).text
-    assert re.search(r"(No|Mostly no|Unclear|Yes|In part)\b", text)
+    assert "Cannot say" in text  # of twelve facts
+    assert "expected at least 20, got 12" in text
     assert "of the variance" in text
     for words in (
         "Table 3.",
@@ -183,6 +184,9 @@ def test_the_page_tells_the_answer_and_what_made_it(page, run):
         (["no", "no", "unclear"], "Mostly no"),
         (["unclear"], "Unclear"),
         (["yes", "no"], "In part"),
+        (["in part", "no"], "In part"),
+        (["no", "cannot say"], "Mostly no"),
+        (["unclear", "no", "cannot say"], "Unclear"),
         (["cannot say"], "Cannot say"),
         ([], "Cannot say"),
     ],
@@ -192,6 +196,9 @@ def test_headline(answers, word):
     assert found == word
     assert sentence.endswith(".")
     assert ("no rows" in sentence) == (word == "Cannot say")
+    few = answers.count("cannot say")
+    assert (f"{few} more" in sentence) == (0 < few < len(answers))  # these are too few facts, and not unclear
+    assert ("too wide" in sentence) == (0 < answers.count("unclear") < len(answers) - few)
 
 
 @pytest.mark.slow

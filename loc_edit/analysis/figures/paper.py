@@ -7,11 +7,9 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from loc_edit.analysis.figures.choices import plot_layer_choices
 from loc_edit.analysis.figures.editing import scatter, scores_by_layer
 from loc_edit.analysis.figures.explained import r2_bars
 from loc_edit.analysis.figures.localization import fact_heatmap, mean_effect, peak_layers
-from loc_edit.analysis.regression.choices import layer_choices
 from loc_edit.analysis.regression.ols import fits
 from loc_edit.analysis.tables.paper import PaperTable, write_each
 from loc_edit.analysis.tables.rows import EffectDefinition, RowsMissing, StudyRows, cell_effects
@@ -134,11 +132,6 @@ FIGURES: dict[str, PaperFigure] = {
         "rewrite score against tracing effect, fact forcing with FT-5",
         lambda rows: fit_points(_finished_edits(rows.joined(), "finetune", 5, "fact_forcing")),
         scatter,
-    ),
-    "layer_choice": PaperFigure(
-        "where to edit: what each choice of the layer is worth",
-        lambda rows: layer_choices(rows.joined()),
-        plot_layer_choices,
     ),
 }
 

@@ -1,21 +1,28 @@
 """Compares localizers: the R^2 that each adds to the layer's, and the score of editing where each one peaks."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from loc_edit.analysis.regression.choices import layer_choices
+from loc_edit.analysis.regression.effect_sizes import shares
 from loc_edit.analysis.regression.ols import fits_beside
-from loc_edit.analysis.regression.resampling import NAN, RESAMPLED, Resampling, resampled
-from loc_edit.analysis.regression.statistics import ADDED, holm
+from loc_edit.analysis.regression.permutation import permutation_p
+from loc_edit.analysis.regression.profiles import NAN, Profiles, Resampling
+from loc_edit.analysis.regression.statistics import SHUFFLES, with_holm
 from loc_edit.analysis.tables.rows import EffectDefinition, RowsMissing, by_combination, join_by_localizer
 
 if TYPE_CHECKING:
     from loc_edit.analysis.run import Run
 
-SHUFFLES = 40
-"""The least number of permutations for each row of a matrix: Holm multiplies the smallest p by the number of rows."""
+CONTROL = "random"
+"""The localizer that knows nothing: what it adds, any localizer must beat."""
+SHARES = ["added_corrected", "added_low", "added_high", "partial", "partial_low", "partial_high"]
+BEYOND = ["beyond_controls", "beyond_controls_low", "beyond_controls_high"]
 
 Frames = Mapping[str, pd.DataFrame]
 """By localizer, the rows of the regression with its effect, see `Run.frame`."""
@@ -43,24 +50,50 @@ def localizer_matrix(
         seed: of the resampling.
 
     Returns:
-        A row per localizer x problem x method x window: r2_layer, r2_trace, r2_both, r2_added; added_corrected,
-        added_low, added_high (facts resampled, chance subtracted, see `bootstrap_added`); p_permutation, and
-        p_permutation_holm over the whole matrix; n, n_facts and, where a number is missing, the reason.
+        A row per localizer x problem x method x window: r2_layer, r2_trace, r2_both, r2_added; added_corrected and
+        partial with _low and _high (see `effect_sizes`); beyond_controls with _low and _high: the partial R^2 when
+        prompt length, and the effect of the `random` localizer where the run has it, are covariates at each layer;
+        p_permutation, and p_permutation_holm over the whole matrix; n, n_facts and, where a number is missing, the
+        reason.  A localizer beats the control where beyond_controls_low lies above 0.
 
     Raises:
         RowsMissing: the run has no traces, or a finished edit has no trace of a localizer.
     """
     frames = _frames(run, window, site)
-    permutations = max(draws, SHUFFLES * sum(len(by_combination(frame)) for frame in frames.values()))
+    shuffling = Resampling(
+        max(draws, SHUFFLES * sum(len(by_combination(frame)) for frame in frames.values())), level, seed
+    )
 
-    def added(rows: pd.DataFrame) -> dict[str, float]:
-        return resampled(rows, outcome, "trace", Resampling(draws, level, seed), permutations)
+    def added(rows: pd.DataFrame, control: pd.DataFrame | None) -> dict[str, float]:
+        profiles = Profiles.of(rows, outcome)
+        of_all, of_rest = shares(profiles, level)
+        numbers = {"added_corrected": of_all.middle, "added_low": of_all.low, "added_high": of_all.high}
+        numbers |= of_rest.columns("partial")
+        numbers["p_permutation"] = permutation_p(profiles, shuffling)
+        beyond = profiles.without(_controls(profiles, rows, control))
+        return numbers | shares(beyond, level)[1].columns(BEYOND[0])
 
-    parts = [fits_beside(frame, outcome, "trace", added).assign(localizer=name) for name, frame in frames.items()]
+    parts = []
+    for name, frame in frames.items():
+        compute = partial(added, control=frames.get(CONTROL) if name != CONTROL else None)
+        parts.append(fits_beside(frame, outcome, "trace", compute).assign(localizer=name))
     matrix = pd.concat(parts, ignore_index=True)
-    matrix.loc[matrix["r2_added"].isna(), RESAMPLED] = NAN  # with one layer only, for example
-    matrix["p_permutation_holm"] = holm(matrix["p_permutation"])
-    return matrix[["localizer", "problem", "method", "window", "outcome", *ADDED, "n", "n_facts", "reason"]]
+    matrix.loc[matrix["r2_added"].isna(), [*SHARES, *BEYOND, "p_permutation"]] = NAN  # with one layer only, for example
+    columns = ["r2_layer", "r2_trace", "r2_both", "r2_added", *SHARES, *BEYOND]
+    identity = ["localizer", "problem", "method", "window", "outcome"]
+    return with_holm(matrix)[[*identity, *columns, "p_permutation", "p_permutation_holm", "n", "n_facts", "reason"]]
+
+
+def _controls(profiles: Profiles, rows: pd.DataFrame, control: pd.DataFrame | None) -> list[NDArray[np.float64]]:
+    """Prompt length and the control's effect, as far as they are known, for the facts and layers of the profiles."""
+    covariates: list[NDArray[np.float64]] = []
+    if np.isfinite(profiles.prompt_length).all() and np.ptp(profiles.prompt_length) > 0:
+        covariates.append(profiles.prompt_length)
+    if control is not None:
+        facts = np.sort(rows["fact_id"].unique())
+        effects = control.drop_duplicates(["fact_id", "layer"]).pivot(index="fact_id", columns="layer", values="trace")
+        covariates.append(effects.reindex(index=facts, columns=profiles.layers).to_numpy(float))
+    return covariates
 
 
 def localizer_choices(

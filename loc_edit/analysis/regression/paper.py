@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from loc_edit.analysis.regression.choices import layer_choices
 from loc_edit.analysis.regression.ols import fits
-from loc_edit.analysis.regression.statistics import localization_informs_editing, sensitivity, statistics
+from loc_edit.analysis.regression.other_models import other_models
+from loc_edit.analysis.regression.statistics import sensitivity, statistics
+from loc_edit.analysis.regression.verdict import verdicts
 from loc_edit.analysis.tables.paper import (
     PaperTable,
     beside_paper,
@@ -70,7 +71,6 @@ TABLES: dict[str, PaperTable] = {
         "correlation of tracing effect and rewrite score, per layer",
         lambda rows: with_paper_layers(layer_correlations(rows.joined())),
     ),
-    "layer_choices": PaperTable("where to edit", lambda rows: layer_choices(rows.joined())),
     "sensitivity": PaperTable(
         "R^2 for each window, site, denominator and choice of token", lambda rows: sensitivity(rows.edits, rows.traces)
     ),
@@ -78,7 +78,7 @@ TABLES: dict[str, PaperTable] = {
 
 
 def write_tables(
-    rows: StudyRows, folder: Path | str, *, draws: int = 2000, compare_paper: bool = False
+    rows: StudyRows, folder: Path | str, *, draws: int = 2000, seed: int = 0, compare_paper: bool = False
 ) -> tuple[dict[str, list[Path]], dict[str, str]]:
     """Writes every table of the paper that the rows allow, as CSV, LaTeX and Markdown.
 
@@ -86,28 +86,51 @@ def write_tables(
         rows: of a run.
         folder: where `<name>.csv`, `.tex` and `.md` go.
         draws: resamples and permutations for the tables of statistics and of the verdict; 0 leaves these out.
+        seed: of the resampling.
         compare_paper: also set our R^2 beside the study's, which are GPT-J's.
 
     Returns:
         The paths written, by table, and for tables that cannot be made, the reason.
     """
-    tables = TABLES | (_resampled_tables(draws) if draws else {})
+    tables = TABLES | (resampled_tables(draws, seed) if draws else {})
     if compare_paper:
         tables["compare_paper"] = PaperTable("R^2 of every score beside the study's", _beside_paper)
     return write_each(tables, lambda name, table: write_table(table.build(rows), folder, name))
 
 
-def _resampled_tables(draws: int) -> dict[str, PaperTable]:
+def resampled_tables(draws: int = 2000, seed: int = 0) -> dict[str, PaperTable]:
+    """The tables that need permutations and resamples; the statistics are computed once for all of them.
+
+    A family of p-values, over which Holm corrects, is all problems and methods for one score, as in the paper's tables.
+    """
+    compute = partial(statistics, draws=draws, seed=seed)
+    computed: list[tuple[StudyRows, pd.DataFrame]] = []
+
+    def of_every_score(rows: StudyRows) -> pd.DataFrame:
+        if not computed or computed[0][0] is not rows:
+            computed[:] = [(rows, _of_every_outcome(compute, rows))]
+        return computed[0][1]
+
     return {
-        "statistics": PaperTable(
-            "all statistics of every score", partial(_of_every_outcome, partial(statistics, draws=draws))
-        ),
+        "statistics": PaperTable("all statistics of every score", of_every_score),
         "statistics_concentrated": PaperTable(
             "all statistics of the rewrite score, facts with a concentrated tracing effect",
-            lambda rows: statistics(_concentrated(rows), draws=draws),
+            lambda rows: compute(_concentrated(rows)),
         ),
         "verdict": PaperTable(
-            "does localization inform editing?",
-            lambda rows: localization_informs_editing(rows.joined(), draws=draws),
+            "does localization inform editing? effect sizes and answers of every score",
+            lambda rows: verdicts(of_every_score(rows)),
+        ),
+        "sensitivity": PaperTable(
+            "R^2 for each window, site, denominator and choice of token, and other models",
+            partial(_sensitivity, draws=draws, seed=seed),
         ),
     }
+
+
+def _sensitivity(rows: StudyRows, draws: int, seed: int) -> pd.DataFrame:
+    """The study's model for every choice, and other models for the main one."""
+    choices = sensitivity(rows.edits, rows.traces).assign(model="line per layer")
+    main = {"site": rows.site, "trace_window": rows.window, "denominator": "clean", "regressor": "max"}
+    lines = other_models(rows.joined(), draws=draws, seed=seed).assign(**main)
+    return pd.concat([choices, lines], ignore_index=True).set_index([*main, "model"]).reset_index()

@@ -1,29 +1,28 @@
-"""Computes all statistics of a run side by side, and answers in words whether localization informs editing."""
+"""Computes all statistics of a run side by side: the study's regressions, effect sizes with intervals, and tests."""
 
-from collections.abc import Callable
 from itertools import product
 from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.multitest import multipletests
 
-from loc_edit.analysis.regression.dependence import clustered, mixed_model, within_facts
+from loc_edit.analysis.regression.effect_sizes import SIZES, common_slope, effect_sizes
 from loc_edit.analysis.regression.ols import fits, fits_beside
-from loc_edit.analysis.regression.resampling import RESAMPLED, Resampling, resampled
+from loc_edit.analysis.regression.permutation import FEWEST_CLUSTERS, permutation_p, wild_cluster_p
+from loc_edit.analysis.regression.profiles import FEWEST_RELATIONS, NAN, Profiles, Resampling
 from loc_edit.analysis.tables.localized import of_localizer
-from loc_edit.analysis.tables.rows import EffectDefinition, RowsMissing, join, refuse_repeated_edits
+from loc_edit.analysis.tables.rows import (
+    EffectDefinition,
+    RowsMissing,
+    by_combination,
+    join,
+    refuse_repeated_edits,
+)
+from loc_edit.analysis.tables.summaries import holm
 from loc_edit.effects import Denominator, Regressor
-from loc_edit.names import method_label, problem_label
 
-MEANINGFUL = 0.05
-"""The share of the variance that tracing has to add beyond the layer to inform editing."""
-FEWEST = 10
-"""The least number of facts for a verdict."""
-CERTAIN = 0.05
-"""The corrected p-value below which an effect counts as more than chance."""
-ADDED = ["r2_layer", "r2_trace", "r2_both", "r2_added", *RESAMPLED, "p_permutation_holm"]
-"""The columns on the R^2 that the tracing effect adds."""
+SHUFFLES = 40
+"""The least number of permutations for each row of a table: Holm multiplies the smallest p by the number of rows."""
 
 
 def statistics(
@@ -35,78 +34,81 @@ def statistics(
     level: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The paper's regressions, and beside them statistics that allow for the dependence among a fact's rows.
+    """The paper's regressions, and beside them what allows for the dependence among the rows of a fact or relation.
 
     Args:
         frame: rows of the regression, see `Run.frame`; any number of methods and problems.
         outcome: the column to explain.
         regressor: the column with the tracing effect.
-        draws: resamples and permutations.
-        level: coverage of the intervals from resampled facts and of the within-fact correlation.
+        draws: resamples and permutations; there are at least `SHUFFLES` permutations per row of the table.
+        level: coverage of the intervals.
         seed: of the resampling.
 
     Returns:
-        A row per problem x method x window: the columns of `Fit`, `bootstrap_added`, p_permutation, `clustered`,
-        `within_facts`, `mixed_model`, and p_holm, p_clustered_holm, p_permutation_holm over the family of rows.
+        A row per problem x method x window: the columns of `Fit` and `effect_sizes`; p_permutation and
+        p_within_relations (`permutation_p`); p_clustered (`wild_cluster_p`); slope, slope_low, slope_high, p_slope
+        (`common_slope`); n_relations, and the unit of the intervals, "relation" or "fact"; dependence_note: why one of
+        them is NaN or what it does not cover; and of every p Holm's correction over the rows of the table, `p_holm`,
+        `p_permutation_holm` and so on.
     """
+    shuffles = max(draws, SHUFFLES * len(by_combination(frame)))
 
     def dependent(rows: pd.DataFrame) -> dict[str, Any]:
+        profiles = Profiles.of(rows, outcome, regressor)
+        slope = common_slope(profiles, level)
         return (
-            resampled(rows, outcome, regressor, Resampling(draws, level, seed))
-            | clustered(rows, outcome, regressor)
-            | within_facts(rows, outcome, regressor, level)
-            | mixed_model(rows, outcome, regressor)
+            effect_sizes(profiles, Resampling(draws, level, seed))
+            | tests(profiles, Resampling(shuffles, level, seed))
+            | slope.columns("slope")
+            | {"p_slope": slope.p}
+            | dependence(profiles)
         )
 
-    return _fits_and_holm(frame, outcome, regressor, dependent)
+    refuse_repeated_edits(frame, "rows of the regression")
+    table = fits_beside(frame, outcome, regressor, dependent)
+    unknown = table["r2_added"].isna()  # with one layer only, for example
+    table.loc[unknown, [name for name in table if name in SIZES or str(name).startswith("p_")]] = NAN
+    return with_holm(table)
 
 
-def holm(p: pd.Series) -> pd.Series:
-    """Holm's correction over a family of p-values; NaN stays NaN and does not count."""
-    corrected = p.astype(float)
-    known = corrected.notna()
-    if known.any():
-        corrected[known] = multipletests(corrected[known], method="holm")[1]
-    return corrected
+def tests(profiles: Profiles, resampling: Resampling) -> dict[str, float]:
+    """The tests of no effect that hold whatever the dependence inside a fact and inside a relation."""
+    return {
+        "p_permutation": permutation_p(profiles, resampling),
+        "p_within_relations": permutation_p(profiles, resampling, over_relations=False),
+        "p_clustered": wild_cluster_p(profiles, resampling),
+    }
 
 
-def localization_informs_editing(
-    frame: pd.DataFrame,
-    outcome: str = "rewrite",
-    *,
-    meaningful: float = MEANINGFUL,
-    draws: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Does the place where a fact seems to be stored tell us where to edit it?  The answer per problem x method.
+def dependence(profiles: Profiles) -> dict[str, Any]:
+    """How many relations there are, what the unit of the intervals is, and what that means."""
+    profiles = profiles.known()
+    n_facts, n_relations = len(profiles.trace), len(np.unique(profiles.relation))
+    alone = n_relations == n_facts
+    by_relation = not alone and n_relations >= FEWEST_RELATIONS
+    notes = []
+    if not alone and not by_relation:
+        notes.append(f"relations: expected at least {FEWEST_RELATIONS}, got {n_relations}; the units are facts")
+    if min(n_facts, n_relations if by_relation else n_facts) < FEWEST_CLUSTERS:
+        notes.append(f"clustered test: expected at least {FEWEST_CLUSTERS} facts or relations")
+    return {
+        "n_relations": 0 if alone else n_relations,
+        "unit": "relation" if by_relation else "fact",
+        "dependence_note": "; ".join(notes),
+    }
 
-    Args:
-        frame: rows of the regression, see `Run.frame`.
-        outcome: the score that is to be explained.
-        meaningful: the share of variance that tracing has to add, beyond the layer, to inform editing.
-        draws: resamples and permutations.
-        level: coverage of the interval.
-        seed: of the resampling.
 
-    Returns:
-        problem, method, window, n_facts, r2_layer, r2_trace, r2_both, r2_added, added_corrected, added_low,
-        added_high, p_permutation, p_permutation_holm, answer ("yes", "no", "unclear", "cannot say": with fewer than
-        `FEWEST` facts, or where a number is missing), verdict.
-    """
-    resampling = Resampling(draws, level, seed)
-    table = _fits_and_holm(frame, outcome, "trace", lambda rows: resampled(rows, outcome, "trace", resampling))
-    rows = table.to_dict("records")
-    table["answer"] = [_answer(row, meaningful) for row in rows]
-    table["verdict"] = [_verdict(row, answer, level) for row, answer in zip(rows, table["answer"], strict=True)]
-    return table[["problem", "method", "window", "outcome", "n_facts", *ADDED, "answer", "verdict"]]
+def with_holm(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with Holm's correction, over its rows, beside every column of p-values."""
+    columns = [str(name) for name in table if name == "p" or str(name).startswith("p_")]
+    return table.assign(**{f"{name}_holm": holm(table[name]) for name in columns})
 
 
 def sensitivity(edits: pd.DataFrame, traces: pd.DataFrame, outcome: str = "rewrite") -> pd.DataFrame:
     """`fits` for every window, site, denominator and choice of token that the traces of Causal Tracing allow.
 
     Returns:
-        The rows of `fits` with the columns site, trace_window, denominator, regressor in front.
+        The rows of `fits` with the columns site, trace_window, denominator, regressor in front, and p_holm over all.
 
     Raises:
         RowsMissing: there are no traces, or no edits.
@@ -122,41 +124,4 @@ def sensitivity(edits: pd.DataFrame, traces: pd.DataFrame, outcome: str = "rewri
             )
             names = {"site": site, "trace_window": window, "denominator": denominator, "regressor": regressor}
             parts.append(pd.concat([pd.DataFrame([names] * len(part)), part], axis=1))
-    return pd.concat(parts, ignore_index=True)
-
-
-def _fits_and_holm(
-    frame: pd.DataFrame, outcome: str, regressor: str, more: Callable[[pd.DataFrame], dict[str, Any]]
-) -> pd.DataFrame:
-    """`fits_beside`, and Holm's correction of every p."""
-    refuse_repeated_edits(frame, "rows of the regression")
-    table = fits_beside(frame, outcome, regressor, more)
-    for p in ("p", "p_clustered", "p_permutation"):
-        if p in table:
-            table[f"{p}_holm"] = holm(table[p])
-    return table
-
-
-def _answer(row: dict[Any, Any], meaningful: float) -> str:
-    if row["n_facts"] < FEWEST or np.isnan([row["r2_added"], row["added_high"], row["p_permutation"]]).any():
-        return "cannot say"
-    if row["added_high"] < meaningful:
-        return "no"
-    if row["added_low"] >= meaningful and row["p_permutation_holm"] < CERTAIN:
-        return "yes"
-    return "unclear"
-
-
-def _verdict(row: dict[Any, Any], answer: str, level: float) -> str:
-    combination = (
-        f"{method_label(str(row['method']), int(row['window']))}, {problem_label(str(row['problem'])).lower()}: "
-    )
-    if answer == "cannot say":
-        few = f"too few facts: expected at least {FEWEST}, got {row['n_facts']}"
-        return f"{combination}cannot say ({row['reason'] or few})."
-    than_chance = "no more than chance would" if row["p_permutation_holm"] >= CERTAIN else "more than chance would"
-    return (
-        f"{combination}{answer}; the layer explains {row['r2_layer']:.1%} of the variance, tracing adds "
-        f"{row['added_corrected']:.1%} ({level:.0%} interval {row['added_low']:.1%} to {row['added_high']:.1%}), "
-        f"{than_chance} (permutation p = {row['p_permutation_holm']:.2g}, Holm)."
-    )
+    return with_holm(pd.concat(parts, ignore_index=True))

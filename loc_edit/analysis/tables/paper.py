@@ -9,6 +9,7 @@ from typing import TypeVar
 import pandas as pd
 
 from loc_edit.analysis.tables.rows import RowsMissing, StudyRows, in_paper_order, method_labels
+from loc_edit.analysis.tables.summaries import holm
 from loc_edit.files import DATA
 from loc_edit.names import SCORES, problem_label
 
@@ -71,6 +72,7 @@ def r2_table(fits: pd.DataFrame) -> pd.DataFrame:
             "F": fits["f"],
             "df": [_degrees(a, b) for a, b in zip(fits["df_num"], fits["df_den"], strict=True)],
             "p": fits["p"],
+            "p (Holm)": holm(fits["p"]),
             "n": fits["n"],
         }
     )

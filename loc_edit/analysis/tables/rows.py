@@ -21,12 +21,15 @@ from loc_edit.names import CONTROLS, METHODS, PROBLEMS, TRACING, in_order, metho
 
 log = logging.getLogger(__name__)
 
-
 DEFAULT_WINDOW = 5
 
 EDIT_KEY = ["problem", "method", "window", "layer", "fact_id"]
 CELL_KEY = ["fact_id", "layer", "pos", "window", "site"]
 TRACE_COLUMNS = [*CELL_KEY, "p_restored", "p_clean", "p_corrupted", "subject_begin", "subject_end"]
+
+
+RELATION, PROMPT_LENGTH = "relation", "prompt_length"
+"""What rows know of a fact besides its effects."""
 
 
 class RowsMissing(ValueError):
@@ -132,9 +135,8 @@ def cell_effects(traces: pd.DataFrame, definition: EffectDefinition = PAPER) -> 
         ValueError: a row occurs twice, a column is missing, or the traces are of several metrics.
     """
     cells = _defined_cells(traces, definition)
-    p_restored, p_clean, p_corrupted = (
-        cells[name].to_numpy(float) for name in ("p_restored", "p_clean", "p_corrupted")
-    )
+    columns = ("p_restored", "p_clean", "p_corrupted")
+    p_restored, p_clean, p_corrupted = (cells[name].to_numpy(float) for name in columns)
     of_max = definition.denominator == "max"
     best = cells.groupby("fact_id")["p_restored"].transform("max").to_numpy() if of_max else -np.inf
     fraction = fractional_effect(p_restored, p_clean, p_corrupted, best)
@@ -148,11 +150,11 @@ def cell_effects(traces: pd.DataFrame, definition: EffectDefinition = PAPER) -> 
 
 
 def by_layer(traces: pd.DataFrame, definition: EffectDefinition = PAPER) -> pd.DataFrame:
-    """One number per fact and layer: `fact_id, layer, trace, trace_absolute`.
+    """The effect of each fact and layer: `fact_id, layer, trace, trace_absolute, prompt_length`, `relation` if known.
 
-    `trace` is the largest fraction over the positions from the subject on, floored at 0
-    (`regressor="max"`), or the fraction at the last subject token, not floored (`"last_subject"`).
-    `trace_absolute` is the same of the effect, in probability.  Arguments and errors are as in `cell_effects`.
+    `trace` is the largest fraction over the positions from the subject on, floored at 0 (`regressor="max"`), or the
+    fraction at the last subject token, not floored (`"last_subject"`).  `trace_absolute` is the same of the effect, in
+    probability; `prompt_length` is in tokens.  Arguments and errors are as in `cell_effects`.
     """
     cells = cell_effects(traces, definition)
     pos, begin, end = (cells[name].to_numpy() for name in ("pos", "subject_begin", "subject_end"))
@@ -162,7 +164,9 @@ def by_layer(traces: pd.DataFrame, definition: EffectDefinition = PAPER) -> pd.D
     place = groups.ngroup().to_numpy()
     for name, column in (("trace", "fraction"), ("trace_absolute", "effect")):
         layers[name] = effect_by_layer(used[column].to_numpy(), place, definition.regressor)
-    return layers
+    facts = cells.groupby("fact_id")
+    layers[PROMPT_LENGTH] = layers["fact_id"].map(facts["pos"].max() + 1)
+    return layers.assign(**{RELATION: layers["fact_id"].map(facts[RELATION].first())} if RELATION in cells else {})
 
 
 def join(edits: pd.DataFrame, traces: pd.DataFrame, definition: EffectDefinition = PAPER) -> pd.DataFrame:
@@ -186,7 +190,8 @@ def join(edits: pd.DataFrame, traces: pd.DataFrame, definition: EffectDefinition
     require(edits, [*EDIT_KEY, "rewrite"], "edit rows")
     refuse_repeated_edits(rows, "edit rows")
     layers = by_layer(traces, definition)
-    rows = rows.drop(columns=["trace", "trace_absolute"], errors="ignore").assign(layer=rows["layer"].astype("int64"))
+    rows = rows.drop(columns=[name for name in layers if name not in ("fact_id", "layer")], errors="ignore")
+    rows = rows.assign(layer=rows["layer"].astype("int64"))
     joined = rows.merge(layers, on=["fact_id", "layer"], how="left", validate="many_to_one", indicator="_traced")
     _refuse_untraced(joined, layers)
     return joined.drop(columns="_traced")

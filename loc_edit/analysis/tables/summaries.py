@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from loc_edit.analysis.tables.localized import of_localizer
 from loc_edit.analysis.tables.rows import (
@@ -32,13 +33,23 @@ def layer_correlations(
         level: coverage of the interval (Fisher's z).
 
     Returns:
-        problem, method, window, layer, n, n_dropped (rows with a NaN), r, low, high, p,
-        reason (why r is NaN).
+        problem, method, window, layer, n, n_dropped (rows with a NaN), r, low, high, p, p_holm (over the whole table),
+        reason (why r is NaN).  Facts count as independent here.
     """
     require(frame, ["layer", regressor, outcome], "layer_correlations")
     rows = [key | _correlation(cell[regressor], cell[outcome], level) for key, cell in by_combination(frame, "layer")]
-    columns = [*combination_columns(frame), "layer", "n", "n_dropped", "r", "low", "high", "p", "reason"]
-    return in_paper_order(pd.DataFrame(rows, columns=columns))
+    columns = [*combination_columns(frame), "layer", "n", "n_dropped", "r", "low", "high", "p", "p_holm", "reason"]
+    table = in_paper_order(pd.DataFrame(rows, columns=columns))
+    return table.assign(p_holm=holm(table["p"]))
+
+
+def holm(p: pd.Series) -> pd.Series:
+    """Holm's correction over a family of p-values; NaN stays NaN and does not count."""
+    corrected = p.astype(float)
+    known = corrected.notna()
+    if known.any():
+        corrected[known] = multipletests(corrected[known], method="holm")[1]
+    return corrected
 
 
 def _correlation(x: pd.Series, y: pd.Series, level: float) -> dict[str, Any]:
