@@ -138,6 +138,15 @@ def test_a_figure_that_cannot_be_drawn_says_why(tmp_path, traces, edits, quick_f
     assert missing["figure_7"] == "no rewrite or paraphrase or neighborhood scores in the edit rows"
 
 
+@pytest.mark.parametrize(("name", "window"), [("figure_6", 5), ("figure_12", 10)])
+def test_the_p_values_of_a_figure_are_corrected_over_its_bars(traces, edits, name, window):
+    of_window = traces[traces["window"] == 5].assign(window=window)
+    drawn = FIGURES[name].build(StudyRows.of(of_window, edits))
+    smallest = drawn["p"].argmin()
+    assert drawn["p_holm"][smallest] == pytest.approx(min(1.0, len(drawn) * drawn["p"][smallest]))
+    assert (drawn["p_holm"] >= drawn["p"]).all()
+
+
 def test_one_fact_at_one_layer_is_drawn(tmp_path, quick_files):
     traces = trace_rows(n_facts=1, n_layers=1)
     edits = edit_rows(traces, problems=("error_injection",), methods=(("rome", 1),))

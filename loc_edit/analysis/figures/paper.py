@@ -11,6 +11,7 @@ from loc_edit.analysis.figures.editing import scatter, scores_by_layer
 from loc_edit.analysis.figures.explained import r2_bars
 from loc_edit.analysis.figures.localization import fact_heatmap, mean_effect, peak_layers
 from loc_edit.analysis.regression.ols import fits
+from loc_edit.analysis.regression.statistics import with_holm
 from loc_edit.analysis.tables.paper import PaperTable, write_each
 from loc_edit.analysis.tables.rows import EffectDefinition, RowsMissing, StudyRows, cell_effects
 from loc_edit.analysis.tables.summaries import (
@@ -98,7 +99,7 @@ FIGURES: dict[str, PaperFigure] = {
     "figure_2": PaperFigure("tracing effects of one fact", _clearest_fact, fact_heatmap),
     "figure_4": PaperFigure("rewrite score against tracing effect, ROME's best layer", _best_layer, scatter),
     "figure_6": PaperFigure(
-        "variance explained by layer and tracing effect", lambda rows: fits(rows.joined()), r2_bars
+        "variance explained by layer and tracing effect", lambda rows: with_holm(fits(rows.joined())), r2_bars
     ),
     "figure_7": PaperFigure(
         "scores against edited layer",
@@ -113,7 +114,9 @@ FIGURES: dict[str, PaperFigure] = {
         "mean tracing effect for each window", lambda rows: mean_effects(rows.traces, rows.site), mean_effect
     ),
     "figure_11": PaperFigure("layer with the largest tracing effect, each window", _peaks_of_all_windows, peak_layers),
-    "figure_12": PaperFigure("variance explained, tracing window 10", lambda rows: fits(rows.joined(WIDE)), r2_bars),
+    "figure_12": PaperFigure(
+        "variance explained, tracing window 10", lambda rows: with_holm(fits(rows.joined(WIDE))), r2_bars
+    ),
     "figure_13": PaperFigure("variance explained, second model", _second_model, r2_bars),
     "figure_14": PaperFigure(
         "change in probability against absolute effect at the last subject token",
@@ -156,7 +159,7 @@ def draw_all(
 
     figures = dict(FIGURES)
     if second is not None:
-        figures["figure_13"] = replace(FIGURES["figure_13"], build=lambda _: fits(_wide_rows(*second)))
+        figures["figure_13"] = replace(FIGURES["figure_13"], build=lambda _: with_holm(fits(_wide_rows(*second))))
     return write_each(figures, draw)
 
 
