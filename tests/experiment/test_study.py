@@ -1,6 +1,7 @@
 """The page to read first: its rows are what every engine writes, and it stays one page."""
 
 import ast
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -45,6 +46,21 @@ def test_the_rows_on_disk_are_those_of_the_plain_loop(lab, experiment, tmp_path)
     assert set(edits["status"]) == {"done", "skipped"}
     pd.testing.assert_frame_equal(traces, plain_traces)
     pd.testing.assert_frame_equal(edits, plain_edits[edits.columns])
+
+
+def test_an_edit_is_not_charged_with_what_others_share(lab, monkeypatch):
+    experiment, waited = lab(), []
+    pose = Batch.posed
+
+    def slowly(batch, problem):
+        waited.append(time.sleep(0.5))
+        return pose(batch, problem)
+
+    monkeypatch.setattr(Batch, "posed", slowly)
+    batch = Batch(experiment.setup, experiment.facts[:1])
+    [cell, *_] = [cell for cell in experiment.cells if isinstance(cell, EditCell)]
+    assert (cell.rows(batch)["seconds"] < 0.5 * len(waited)).all()
+    assert waited
 
 
 def test_every_cell_names_and_describes_itself(experiment):
