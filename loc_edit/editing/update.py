@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -261,14 +261,17 @@ def changes_at(
         if edit and layer in edit.layers:
             changes.append((slice(start, end), [update for update in edit.updates if update.layer == layer]))
 
-    def add(key: Tensor, value: Tensor) -> Tensor:
-        value = value.clone()
-        for rows, updates in changes:
-            added = reduce(torch.add, (change(key[rows], update) for update in updates))
-            value[rows] += output_change(model, layer, key[rows], added).to(value)
-        return value
+    return partial(_add_changes, model, layer, changes)
 
-    return add
+
+def _add_changes(
+    model: Model, layer: int, changes: Sequence[tuple[slice, list[WeightUpdate]]], key: Tensor, value: Tensor
+) -> Tensor:
+    value = value.clone()
+    for rows, updates in changes:
+        added = reduce(torch.add, (change(key[rows], update) for update in updates))
+        value[rows] += output_change(model, layer, key[rows], added).to(value)
+    return value
 
 
 def change(key: Float[Tensor, "*rows d_mlp"], update: WeightUpdate) -> Float[Tensor, "*rows d_model"]:

@@ -4,7 +4,6 @@ Queries, keys and values come from one product; keys are rotated once, before th
 are never separate tensors, unless a hook is on them or scores have a soft cap.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -105,38 +104,40 @@ def keys_and_values(
     return _rotate(attn, _normalize(attn, k, attn.k_norm), n_before, mask, Positions()), v
 
 
-def fewer_operations(
-    attn: Attention | GroupedQueryAttention, positions: Positions, untouched: bool
-) -> Callable[..., Tensor]:
-    """The forward function of `plain` attention.
+def attend(
+    attn: Attention | GroupedQueryAttention,
+    positions: Positions,
+    untouched: bool,
+    query_input: Float[Tensor, "row pos d_model"],
+    key_input: Float[Tensor, "row pos d_model"],
+    value_input: Float[Tensor, "row pos d_model"],
+    past_kv_cache_entry: PastEntry | None = None,
+    attention_mask: Int[Tensor, "row before_and_pos"] | None = None,
+) -> Float[Tensor, "row pos d_model"]:
+    """What `plain` attention computes, with the parameters that TransformerLens calls it with.
 
     Args:
         attn: the layer's attention.
         positions: the positions of this forward pass.
         untouched: whether no hook can make its three inputs differ; TransformerLens gives it equal copies of one.
+        query_input: what queries are made from.
+        key_input: what keys are made from.
+        value_input: what values are made from.
+        past_kv_cache_entry: keys and values of earlier positions; these are added to it.
+        attention_mask: 1 at real positions, 0 at padding, earlier positions included.
     """
-
-    def forward(
-        query_input: Tensor,
-        key_input: Tensor,
-        value_input: Tensor,
-        past_kv_cache_entry: PastEntry | None = None,
-        attention_mask: Tensor | None = None,
-    ) -> Tensor:
-        given = [value_input] if untouched else [query_input, key_input, value_input]
-        q, k, v = _project(attn, given)
-        q, k, v = attn.hook_q(q), attn.hook_k(k), attn.hook_v(v)
-        q, k = _normalize(attn, q, attn.q_norm), _normalize(attn, k, attn.k_norm)
-        if attn.cfg.positional_embedding_type == "rotary":
-            n_before = past_kv_cache_entry.length if past_kv_cache_entry else 0
-            q = attn.hook_rot_q(_rotate(attn, q, n_before, attention_mask, positions))
-            k = attn.hook_rot_k(_rotate(attn, k, n_before, attention_mask, positions))
-        if past_kv_cache_entry is not None:
-            k, v = past_kv_cache_entry.append(k, v)
-        z = attn.hook_z(_mix(attn, q, k, v, attention_mask, positions))
-        return linear(z.flatten(2), attn.W_O.flatten(0, 1).T, attn.b_O)
-
-    return forward
+    given = [value_input] if untouched else [query_input, key_input, value_input]
+    q, k, v = _project(attn, given)
+    q, k, v = attn.hook_q(q), attn.hook_k(k), attn.hook_v(v)
+    q, k = _normalize(attn, q, attn.q_norm), _normalize(attn, k, attn.k_norm)
+    if attn.cfg.positional_embedding_type == "rotary":
+        n_before = past_kv_cache_entry.length if past_kv_cache_entry else 0
+        q = attn.hook_rot_q(_rotate(attn, q, n_before, attention_mask, positions))
+        k = attn.hook_rot_k(_rotate(attn, k, n_before, attention_mask, positions))
+    if past_kv_cache_entry is not None:
+        k, v = past_kv_cache_entry.append(k, v)
+    z = attn.hook_z(_mix(attn, q, k, v, attention_mask, positions))
+    return linear(z.flatten(2), attn.W_O.flatten(0, 1).T, attn.b_O)
 
 
 def _project(attn: Any, given: list[Float[Tensor, "row pos d_model"]]) -> list[Float[Tensor, "row pos head d_head"]]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.nn.functional import gelu, layer_norm, linear, rms_norm
 from transformer_lens.components import GatedMLP, LayerNorm, RMSNorm
 from transformer_lens.utilities.activation_functions import gelu_fast, gelu_new
 
-from loc_edit.models.attention import Positions, fewer_operations, hooked, plain, watched
+from loc_edit.models.attention import Positions, attend, hooked, plain, watched
 from loc_edit.models.weights import side_by_side
 
 ONE_PASS = (torch.float32, torch.float64)
@@ -43,12 +43,12 @@ def one_kernel_each(blocks: Iterable[nn.Module]) -> Iterator[None]:
             if plain(attn):
                 ln1: Any = block.ln1
                 untouched = not (hooked(attn) or watched(ln1))
-                stack.enter_context(_replaced(attn, "forward", fewer_operations(attn, positions, untouched)))
+                stack.enter_context(_replaced(attn, "forward", partial(attend, attn, positions, untouched)))
             norms = [getattr(block, name, None) for name in ("ln1", "ln1_post", "ln2", "ln2_post")]
             for norm in (*norms, getattr(attn, "q_norm", None), getattr(attn, "k_norm", None)):
                 kernel = KERNELS.get(type(norm))
                 if norm is not None and kernel and not (hooked(norm.hook_scale) or hooked(norm.hook_normalized)):
-                    stack.enter_context(_replaced(norm, "forward", _once(norm, kernel, last_norm)))
+                    stack.enter_context(_replaced(norm, "forward", partial(_once, norm, kernel, last_norm)))
         yield
 
 
@@ -68,15 +68,11 @@ def _rms_norm(norm: RMSNorm, x: Tensor) -> Tensor:
 KERNELS: dict[Any, Callable[[Any, Tensor], Tensor]] = {LayerNorm: _layer_norm, RMSNorm: _rms_norm}
 
 
-def _once(norm: Any, kernel: Callable[[Any, Tensor], Tensor], last_norm: list[Any]) -> Callable[[Tensor], Tensor]:
-    """The norm's function, which takes its result from `last_norm` if the last call had the same norm and tensor."""
-
-    def forward(x: Tensor) -> Tensor:
-        if not last_norm or last_norm[0] is not norm or last_norm[1] is not x:
-            last_norm[:] = norm, x, kernel(norm, x)
-        return last_norm[2]
-
-    return forward
+def _once(norm: Any, kernel: Callable[[Any, Tensor], Tensor], last_norm: list[Any], x: Tensor) -> Tensor:
+    """The norm's result; from `last_norm`, if the last call had the same norm and tensor."""
+    if not last_norm or last_norm[0] is not norm or last_norm[1] is not x:
+        last_norm[:] = norm, x, kernel(norm, x)
+    return cast(Tensor, last_norm[2])
 
 
 def _gated(mlp: Any, x: Tensor) -> Tensor:

@@ -82,6 +82,7 @@ def test_every_task_is_done_once_and_a_stream_stays_with_its_actor(cluster, node
     assert order == sorted(order)
 
 
+@pytest.mark.long
 def test_a_lost_actor_costs_no_task(cluster, nodes, tmp_path, caplog):
     streams = [[(10 * s + n, str(tmp_path / "died") if (s, n) == (1, 1) else "") for n in range(4)] for s in range(4)]
     found = list(compute_tasks(streams, squares(), on(cluster)))
@@ -90,6 +91,7 @@ def test_a_lost_actor_costs_no_task(cluster, nodes, tmp_path, caplog):
     assert "a worker was lost" in caplog.text
 
 
+@pytest.mark.long
 def test_a_task_that_ends_every_actor_ends_the_run(cluster, nodes):
     with pytest.raises(WorkerDied, match=r"3 workers ended while they computed \(666"):
         list(compute_tasks([[(1, ""), (666, ""), (2, "")]], squares(), on(cluster)))
@@ -100,6 +102,7 @@ def test_an_error_in_a_task_is_raised_as_it_is(cluster, nodes):
         list(compute_tasks([[(1, ""), (-4, "")]], squares(), on(cluster)))
 
 
+@pytest.mark.long
 def test_a_lost_node_costs_no_task(cluster, nodes):
     streams = [[(10 * s + n, "") for n in range(3)] for s in range(8)]
     found = []
@@ -110,6 +113,7 @@ def test_a_lost_node_costs_no_task(cluster, nodes):
     assert sorted(number for (number, _), _ in found) == sorted(10 * s + n for s in range(8) for n in range(3))
 
 
+@pytest.mark.long
 def test_results_do_not_pile_up(cluster, nodes):
     at_work = compute_tasks([[(n, "") for n in range(50)]], squares(), on(cluster, 1))
     next(at_work)
@@ -142,6 +146,7 @@ def same(one, other):
     assert_same_rows(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_run_on_ray_has_the_rows_of_one_in_this_process(cluster, nodes, config, tmp_path, monkeypatch):
     whole = Experiment(config).run()
     options = {"engine": "ray", "address": cluster.address, "workers": 2}

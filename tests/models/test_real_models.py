@@ -31,7 +31,7 @@ def fetched(name):
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="module", params=["smollm2", "gemma3-270m"])
+@pytest.fixture(scope="module", params=["smollm2", pytest.param("gemma3-270m", marks=pytest.mark.long)])
 def model(request):
     return fetched(request.param)
 
@@ -72,7 +72,9 @@ def test_tracing_finds_a_site(model):
     assert trace.p_restored.shape == (model.cfg.n_layers, len(prompt))
 
 
-@pytest.mark.parametrize(("name", "layer", "least"), [("smollm2", 8, 0.9), ("gemma3-270m", 5, 0.9)])
+@pytest.mark.parametrize(
+    ("name", "layer", "least"), [("smollm2", 8, 0.9), pytest.param("gemma3-270m", 5, 0.9, marks=pytest.mark.long)]
+)
 def test_the_tower_is_moved_to_rome_and_back(name, layer, least):
     model = fetched(name)
     before = W_out(model, layer).clone()
@@ -88,6 +90,7 @@ def test_the_tower_is_moved_to_rome_and_back(name, layer, least):
     assert torch.equal(W_out(model, layer), before)
 
 
+@pytest.mark.long
 def test_a_named_model_that_is_in_the_cache_needs_no_terms():
     fetched("gemma3-270m")
     assert NAMED["gemma3-270m"].terms
