@@ -29,14 +29,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", choices=CONFIGURATIONS, default="builtin")
     parser.add_argument("--run", type=Path, help="the run's folder; default: figures/MODEL/run, builtin: runs/figures")
+    parser.add_argument("--facts", type=int, help="fewer or more facts than the configuration has")
+    parser.add_argument("--out", type=Path, help="the folder of tables and figures; default: figures/MODEL")
     parser.add_argument("--workers", type=int, help="processes; default: as many as cores and memory allow")
     parser.add_argument("--no-run", action="store_true", help="compute nothing, draw what is there")
     args = parser.parse_args()
-    folder = make_pages.FIGURES / args.model
+    folder = args.out or make_pages.FIGURES / args.model
     run = args.run or (Path("runs/figures") if args.model == "builtin" else folder / "run")
     config = ExperimentConfig.from_toml(EXPERIMENTS / f"{CONFIGURATIONS[args.model]}.toml")
     if not args.no_run:
-        experiment = Experiment(config.model_copy(update={"workers": args.workers}))
+        changes = {"workers": args.workers, "facts": args.facts or config.facts}
+        experiment = Experiment(config.model_copy(update=changes))
         with listening(ProgressLines()):
             experiment.run(run, workers=experiment.default_workers())
     compact(run)
@@ -50,7 +53,8 @@ def main() -> None:
     print(f"{folder}: {', '.join(sorted(found.written))}")
     for name, reason in sorted(found.missing.items()):
         print(f"not made: {name}: {reason}")
-    make_pages.write()
+    if folder == make_pages.FIGURES / args.model:
+        make_pages.write()
 
 
 if __name__ == "__main__":
