@@ -85,6 +85,7 @@ def test_windows_are_added(lab, tmp_path, computed):
     assert_same_rows(extended, whole, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_extension_that_is_stopped_goes_on_to_the_same_rows(lab, many, tmp_path):
     larger = {"facts": 8, "layers": (0, 1), "methods": ("rome", "finetune-2"), "problems": tuple(PROBLEMS)[:2]}

@@ -70,6 +70,7 @@ def log_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_lose_no_row_and_double_none(lab, tmp_path, in_child):
     whole = lab(**BIG, out=str(tmp_path / "whole")).run()

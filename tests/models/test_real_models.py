@@ -72,9 +72,8 @@ def test_tracing_finds_a_site(model):
     assert trace.p_restored.shape == (model.cfg.n_layers, len(prompt))
 
 
-@pytest.mark.parametrize(
-    ("name", "layer", "least"), [("smollm2", 8, 0.9), pytest.param("gemma3-270m", 5, 0.9, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "layer", "least"), [("smollm2", 8, 0.9), ("gemma3-270m", 5, 0.9)])
 def test_the_tower_is_moved_to_rome_and_back(name, layer, least):
     model = fetched(name)
     before = W_out(model, layer).clone()
