@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from benching.parts import editing, growth, tracing
 from benching.setup import SHAPES, make_cases, make_model
-from benching.timing import Clock, add_options, machine
+from benching.timing import Clock, add_options, new_result
 from benching.totals import precision, study
 
 PARTS = ("tracing", "editing", "growth", "study", "precision")
@@ -53,12 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = parser().parse_args()
-    torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
-    result: dict[str, Any] = {
-        "machine": machine(args.device),
-        "arguments": {name: str(value) for name, value in vars(args).items()},
-        "shapes": {},
-    }
+    result: dict[str, Any] = {**new_result(args), "shapes": {}}
     wanted, numbers = (args.facts, args.layers, args.plain), args.threads
     for shape, threads in itertools.product(args.shapes, numbers):
         torch.set_num_threads(threads)

@@ -36,7 +36,7 @@ from benching.real_cases import Case
 from benching.real_decoding import filtering, keys, loading, sampling
 from benching.real_floors import editing, localizing, scoring, tracing
 from benching.real_more import growth, halved, memory
-from benching.timing import Clock, add_options, machine
+from benching.timing import Clock, add_options, new_result
 
 PARTS = {
     "filter": filtering,
@@ -69,12 +69,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = parser().parse_args()
-    torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
-    result: dict[str, Any] = {
-        "machine": machine(args.device),
-        "arguments": {name: str(value) for name, value in vars(args).items()},
-        "models": {},
-    }
+    result: dict[str, Any] = {**new_result(args), "models": {}}
     for source, threads in itertools.product(args.models, args.threads):
         torch.set_num_threads(threads)
         case, name = Case(source, args, Clock(args.clock)), f"{Path(source).name}, {threads} threads"

@@ -86,7 +86,7 @@ def environment() -> jinja2.Environment:
         keep_trailing_newline=True,
         trim_blocks=True,
     )
-    made.globals |= {"t": table, "rows": rows, "value": value, "claim": claim, "abs": abs, "min": min, "max": max}
+    made.globals |= {"t": table, "rows": rows, "value": value, "claim": claim}
     made.filters |= {"decimals": decimals, "points": points, "percent": percent}
     return made
 

@@ -6,7 +6,7 @@ python scripts/simulate_statistics.py --data-sets 50 --out /tmp/quick
 Each condition is a number of facts, relations or none, and an effect.  Its rows are appended to `rows.csv` in the
 folder for later; the table and the figure for the docs are made of all rows that are there.
 
-The synthetic rows have eight layers, tracing effects and scores shaped like those of the built-in model (ROME, error
+The synthetic rows have eight layers, tracing effects and scores shaped like the built-in model's (ROME, error
 injection): the layers explain .85 of the variance, a part of the scores lies at the ceiling, profiles are smooth over
 the layers, and facts of a relation resemble each other, in tracing (.19 of the variance) and in scores (.3).
 """

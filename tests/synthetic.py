@@ -154,3 +154,11 @@ def dependent_rows(n_facts=40, n_layers=6, slope=0.0, shared=0.6, rng=None):
     return pd.DataFrame(
         {"fact_id": facts.ravel(), "layer": layers.ravel(), "trace": trace.ravel(), "rewrite": score.ravel()}
     ).assign(problem="error_injection", method="rome", window=1, status="done")
+
+
+def holm_by_hand(p):
+    """Holm's correction: each p times the number of p-values at least as large, never below a smaller p's result."""
+    p = np.asarray(p, dtype=float)
+    order = np.argsort(p)
+    corrected = np.minimum(1, np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p)))))
+    return corrected[np.argsort(order)]

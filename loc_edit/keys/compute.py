@@ -88,8 +88,10 @@ def key_stats(
 def are_cached(model: Model, layers: Sequence[int], corpus: str | Path, *, tokens: int) -> bool:
     """Whether `key_stats` finds its result in the cache, as far as one can tell without reading the corpus."""
     identity = open_corpus(corpus).identity()
-    name = _name(_provenance(model, tokens, torch.float32, identity or ""))
-    return identity is not None and _cached(cache_folder("key_stats", None) / name, model, sorted(layers)) is not None
+    if identity is None:
+        return False
+    name = _name(_provenance(model, tokens, torch.float32, identity))
+    return _cached(cache_folder("key_stats", None) / name, model, sorted(layers)) is not None
 
 
 def _check(model: Model, layers: list[int], tokens: int, dtype: torch.dtype, batch: int | None) -> None:

@@ -67,23 +67,23 @@ def headline(answers: list[str], reason: str = "") -> tuple[str, str]:
     rest = f" In {unclear} the intervals are too wide to say." if unclear and unclear < n else ""
     if n < len(answers):
         rest += f" {len(answers) - n} more have too few facts or layers for an answer."
-    smallest = "where to edit, how well an edit will go, and at which layer of a fact it goes better"
+    questions = "where to edit, how well an edit will go, and at which layers a fact is edited better"
     if no == n:
         of_all = "the combination" if n == 1 else f"each of {n} combinations"
         return "No" if n == len(answers) else "Mostly no", (
-            f"In {of_all} of problem and method, what Causal Tracing says beyond the edited layer is less than "
-            f"matters: of {smallest}.{rest}"
+            f"In {of_all} of problem and method, Causal Tracing says too little beyond the edited layer to matter, "
+            f"on all three questions: {questions}.{rest}"
         )
     if not yes + in_part:
         word = "Mostly no" if 2 * no > n else "Unclear"
         return word, (
-            f"In {no} of {n} combinations of problem and method, what Causal Tracing says beyond the edited layer is "
-            f"less than matters.{rest}"
+            f"In {no} of {n} combinations of problem and method, Causal Tracing says too little beyond the edited "
+            f"layer to matter.{rest}"
         )
     word = "Yes" if yes == n else "In part"
     return word, (
-        f"Of {n} combinations of problem and method, in {yes} Causal Tracing informs editing in every respect "
-        f"({smallest}), in {in_part} in some, and in {no} in none.{rest}"
+        f"Of {n} combinations of problem and method, Causal Tracing informs editing on all three questions in {yes} "
+        f"({questions}), on some in {in_part}, and on none in {no}.{rest}"
     )
 
 

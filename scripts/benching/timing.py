@@ -68,6 +68,12 @@ def processor(device: str) -> str:
     return next(names, platform.processor())
 
 
+def new_result(args: argparse.Namespace) -> dict[str, Any]:
+    """Set the precision that the options ask for; what a file of results begins with."""
+    torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
+    return {"machine": machine(args.device), "arguments": {name: str(value) for name, value in vars(args).items()}}
+
+
 def machine(device: str) -> dict[str, Any]:
     """What a file of results says about where they were measured."""
     return {

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import dependent_rows, edit_rows, regression_rows, trace_rows
+from synthetic import dependent_rows, edit_rows, holm_by_hand, regression_rows, trace_rows
 
 import loc_edit
 from loc_edit.analysis.analyze import analyze, comparisons
@@ -37,13 +37,6 @@ def several(n_facts=8, windows=(5,), names=("causal_tracing", "attribution", "ra
     traces = pd.concat(parts, ignore_index=True)
     assert not traces[shape].isna().any(axis=None)
     return traces, edit_rows(first)
-
-
-def holm_by_hand(p):
-    """Each p times the number of those that are no smaller, and never below that of a smaller p."""
-    order = np.argsort(p)
-    corrected = np.minimum(1, np.maximum.accumulate(np.asarray(p)[order] * (len(p) - np.arange(len(p)))))
-    return corrected[np.argsort(order)]
 
 
 def _other(traces, seed):

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import dependent_rows, edit_rows, regression_rows, trace_rows
+from synthetic import dependent_rows, edit_rows, holm_by_hand, regression_rows, trace_rows
 
 from loc_edit.analysis.regression.ols import fits
 from loc_edit.analysis.regression.other_models import MODELS
@@ -28,14 +28,6 @@ def family(n, **more):
     """Rows of several problems, all without an effect."""
     names = [f"problem {i}" for i in range(n)]
     return pd.concat([dependent_rows(20, 3, rng=i).assign(problem=name, **more) for i, name in enumerate(names)])
-
-
-def holm_by_hand(p):
-    """Each p times the number of those that are no smaller, and never below that of a smaller p."""
-    p = np.asarray(p, dtype=float)
-    order = np.argsort(p)
-    corrected = np.minimum(1, np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p)))))
-    return corrected[np.argsort(order)]
 
 
 def test_holm_by_hand():

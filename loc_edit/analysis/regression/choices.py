@@ -63,7 +63,7 @@ def layer_choices(
 
 
 def gain_at_peak(profiles: Profiles, resampling: Resampling = DEFAULTS) -> Interval:
-    """The mean score of editing at the tracing peak minus that of the one layer that other facts choose."""
+    """The mean score at the tracing peak minus the mean score at the one layer that other facts choose."""
     profiles = profiles.whole()
     if len(profiles.trace) < 3 or profiles.trace.shape[1] < 2:
         return Interval()

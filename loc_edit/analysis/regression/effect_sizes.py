@@ -97,7 +97,7 @@ def common_slope(profiles: Profiles, level: float = 0.95) -> Interval:
 
 
 def _out_of_sample(profiles: Profiles, added: Interval, resampling: Resampling) -> Interval:
-    """The cross-validated added R^2; its interval is that of the added R^2, less what estimating the lines costs.
+    """The cross-validated added R^2, with the interval of the added R^2 minus the cost of estimating the lines.
 
     In the sample the lines gain by chance what they lose on other facts, so the cost is half of the difference.  It is
     uncertain itself, so the lower end allows for twice as much.

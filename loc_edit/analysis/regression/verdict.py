@@ -79,7 +79,7 @@ def localization_informs_editing(
     Args:
         frame: rows of the regression, see `Run.frame`.
         outcome: the score that is to be explained.
-        margins: the smallest effects of interest by question, instead of those of `QUESTIONS`.
+        margins: the smallest effects of interest by question, in place of the margins in `QUESTIONS`.
         draws: resamples and permutations.
         level: coverage of the intervals.
         seed: of the resampling.
