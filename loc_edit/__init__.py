@@ -26,11 +26,17 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOMES` reads the same line
     from loc_edit.analysis.run import Run as Run, load_run as load_run
     from loc_edit.analysis.tables.summaries import layer_correlations as layer_correlations
     from loc_edit.editing.alphaedit import alphaedit as alphaedit
+    from loc_edit.editing.contract import editor as editor
     from loc_edit.editing.emmet import emmet as emmet, emmet_joint as emmet_joint
     from loc_edit.editing.export import export as export
     from loc_edit.editing.finetune import finetune as finetune
     from loc_edit.editing.memit import memit as memit, memit_joint as memit_joint
-    from loc_edit.editing.problems import EditRequest as EditRequest, NotEligible as NotEligible, pose as pose
+    from loc_edit.editing.problems import (
+        EditRequest as EditRequest,
+        NotEligible as NotEligible,
+        pose as pose,
+        problem as problem,
+    )
     from loc_edit.editing.r_rome import r_rome as r_rome
     from loc_edit.editing.rome import rome as rome
     from loc_edit.editing.settings import (
@@ -56,18 +62,26 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOMES` reads the same line
     from loc_edit.facts.sampling import sample_by_relation as sample_by_relation
     from loc_edit.keys.compute import key_stats as key_stats
     from loc_edit.keys.moments import BadKeyStats as BadKeyStats, KeyStats as KeyStats
+    from loc_edit.localization.contract import localizer as localizer
     from loc_edit.localization.hooks import (
         corruption_hooks as corruption_hooks,
         restoration_hooks as restoration_hooks,
         window_layers as window_layers,
     )
+    from loc_edit.localization.question import Question as Question
     from loc_edit.localization.registry import localize as localize, localize_many as localize_many
     from loc_edit.localization.trace import Trace as Trace
     from loc_edit.localization.tracing import trace as trace, trace_many as trace_many
-    from loc_edit.models.checks import BadModel as BadModel
+    from loc_edit.models.checks import BadModel as BadModel, ModelChanged as ModelChanged
     from loc_edit.models.identity import fingerprint as fingerprint
     from loc_edit.models.loading import load_model as load_model
-    from loc_edit.names import LOCALIZERS as LOCALIZERS, METHODS as METHODS, PROBLEMS as PROBLEMS, SCORES as SCORES
+    from loc_edit.names import (
+        LOCALIZERS as LOCALIZERS,
+        METHODS as METHODS,
+        PROBLEMS as PROBLEMS,
+        SCORES as SCORES,
+        BadPlugin as BadPlugin,
+    )
     from loc_edit.prompts.encoding import (
         BadPrompt as BadPrompt,
         Prompt as Prompt,
@@ -79,6 +93,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOMES` reads the same line
     from loc_edit.prompts.recall import Answer as Answer, answers as answers, known_facts as known_facts
     from loc_edit.prompts.sampling import sample_contexts as sample_contexts
     from loc_edit.report.write import write_report as write_report
+    from loc_edit.scoring.contract import scorer as scorer
     from loc_edit.scoring.scores import EditScore as EditScore, score as score
 
 _HOMES = {

@@ -1,15 +1,19 @@
-"""Files: written whole or not at all, the cache folder, hashes, and names that must stay inside a folder."""
+"""Files: written whole or not at all, the cache folder, hashes, names that stay in a folder, origins of functions."""
 
 import errno
 import hashlib
+import inspect
 import os
 import secrets
 import shutil
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 DATA = Path(__file__).parent / "data"
 """The files that ship with the package."""
@@ -37,6 +41,63 @@ def cache_folder(name: str, given: str | Path | None = None) -> Path:
 def short_hash(data: bytes | str) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of some bytes, or of a text in UTF-8."""
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The file, package or notebook that defines a plug-in.
+
+    Attributes:
+        name: for readers: the file, the package's module, or "a notebook".
+        module: the name of the Python module.
+        content: a hash of the file, or of all Python files of the package.
+        path: of the file, if there is just one.
+    """
+
+    name: str
+    module: str
+    content: str
+    path: str = ""
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the plug-in is there, and not just a run folder's description of it."""
+        return bool(self.module)
+
+    @property
+    def can_be_sent(self) -> bool:
+        """Whether another process can load it: not if it is defined in a notebook or in the program that runs."""
+        return self.module != "__main__"
+
+
+def origin_of(function: Callable[..., Any]) -> Origin | None:
+    """Where a plug-in's function comes from; `None` for the package's own.
+
+    The content of a package is that of all its Python files, and that of a notebook the text of the function alone.
+    """
+    function = unwrapped(function)
+    name = function.__module__
+    top = name.partition(".")[0]
+    if top == __name__.partition(".")[0]:
+        return None
+    if folders := list(getattr(sys.modules.get(top), "__path__", ())):
+        files = sorted(path for folder in folders for path in Path(folder).rglob("*.py"))
+        return Origin(name, name, short_hash(b"".join(short_hash(path.read_bytes()).encode() for path in files)))
+    file = function.__globals__.get("__file__")
+    if file is None:
+        return Origin("a notebook", name, short_hash(inspect.getsource(function)))
+    return Origin(str(file), name, short_hash(text_of(name, file)), str(file))
+
+
+def text_of(module: str, file: str) -> str:
+    """The text of a module of one file: as it was sent to this process, if it was, else as the file is now."""
+    sent = getattr(getattr(sys.modules.get(module), "__loader__", None), "text", None)
+    return sent.decode() if sent is not None else Path(file).read_text(encoding="utf-8")
+
+
+def unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function inside partials and decorators."""
+    return unwrapped(function.func) if isinstance(function, partial) else inspect.unwrap(function)
 
 
 @contextmanager

@@ -3,10 +3,15 @@
 Every other file reads these names here, so that a name, its label and its place in the order stand once.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from loc_edit.files import Origin, unwrapped
 
 Metric = Literal["probability", "log_probability", "logit_difference"]
 """What a localizer reads off the end of the model."""
@@ -19,32 +24,34 @@ class Problem:
     Attributes:
         label: for tables and figures.
         meaning: one line.
-        target: whose probability the edit changes.
-        objective: whether it raises or lowers that probability.
+        objective: whether the edit raises or lowers the probability of the target.
         subject_noised: whether the subject is noised while editing and scoring.
+        noise: whether the target depends on the subject noise.
+        facts: whether the target depends on the other facts of the data set.
+        origin: of a plug-in.
     """
 
     label: str
     meaning: str
-    target: Literal["target_new", "target_true", "noised_output"]
     objective: Literal["raise", "lower"]
     subject_noised: bool = False
+    noise: bool = False
+    facts: bool = False
+    origin: Origin | None = None
 
     @property
     def sees_noise(self) -> bool:
         """Whether its requests, or their scores, depend on the subject noise."""
-        return self.subject_noised or self.target == "noised_output"
+        return self.subject_noised or self.noise
 
 
 PROBLEMS = {
-    "error_injection": Problem("Error injection", "make the model say a false object", "target_new", "raise"),
-    "tracing_reversal": Problem(
-        "Tracing reversal", "make the model say what it says under noise", "noised_output", "raise"
-    ),
-    "fact_erasure": Problem("Fact erasure", "make the true object unlikely", "target_true", "lower"),
-    "fact_amplification": Problem("Fact amplification", "make the true object likelier", "target_true", "raise"),
+    "error_injection": Problem("Error injection", "make the model say a false object", "raise"),
+    "tracing_reversal": Problem("Tracing reversal", "make the model say what it says under noise", "raise", noise=True),
+    "fact_erasure": Problem("Fact erasure", "make the true object unlikely", "lower"),
+    "fact_amplification": Problem("Fact amplification", "make the true object likelier", "raise"),
     "fact_forcing": Problem(
-        "Fact forcing", "make the model say the true object despite a noised subject", "target_true", "raise", True
+        "Fact forcing", "make the model say the true object despite a noised subject", "raise", subject_noised=True
     ),
 }
 
@@ -58,7 +65,9 @@ class Method:
         meaning: one line.
         window: how many layers it edits if its name does not say.
         one_layer: whether it can edit only one layer.
-        contexts: the style of the context texts that it gets, together with key statistics; `None` for neither.
+        contexts: the style of the context texts that it gets; `None` for none.
+        stats: whether it gets key statistics.
+        origin: of a plug-in.
     """
 
     label: str
@@ -66,17 +75,23 @@ class Method:
     window: int = 1
     one_layer: bool = False
     contexts: Literal["rome", "memit"] | None = None
+    stats: bool = False
+    origin: Origin | None = None
 
 
 METHODS = {
     "finetune": Method("FT", "Adam on W_out, every entry kept within a box around its start"),
     "finetune_free": Method("FT free", "Adam on W_out without a box"),
     "finetune_decay": Method("FT decay", "Adam on W_out, held back by weight decay toward the old weights"),
-    "rome": Method("ROME", "a rank-one change of one layer", one_layer=True, contexts="rome"),
-    "r_rome": Method("R-ROME", "ROME with one key throughout", one_layer=True, contexts="rome"),
-    "emmet": Method("EMMET", "many facts in one layer, each read out exactly", one_layer=True, contexts="rome"),
-    "memit": Method("MEMIT", "one change spread over a window of layers", window=5, contexts="memit"),
-    "alphaedit": Method("AlphaEdit", "MEMIT kept to what the old keys do not use", window=5, contexts="memit"),
+    "rome": Method("ROME", "a rank-one change of one layer", one_layer=True, contexts="rome", stats=True),
+    "r_rome": Method("R-ROME", "ROME with one key throughout", one_layer=True, contexts="rome", stats=True),
+    "emmet": Method(
+        "EMMET", "many facts in one layer, each read out exactly", one_layer=True, contexts="rome", stats=True
+    ),
+    "memit": Method("MEMIT", "one change spread over a window of layers", window=5, contexts="memit", stats=True),
+    "alphaedit": Method(
+        "AlphaEdit", "MEMIT kept to what the old keys do not use", window=5, contexts="memit", stats=True
+    ),
 }
 
 CONTROLS = ("none", "random_layer")
@@ -98,6 +113,8 @@ class Localizer:
         options: its own options in a grid.
         references: how many other facts' prompts it gets in a grid.
         seeded: whether it draws random numbers of its own.
+        facts: whether it looks at the whole data set.
+        origin: of a plug-in.
     """
 
     meaning: str
@@ -106,6 +123,8 @@ class Localizer:
     options: Mapping[str, Any] = field(default_factory=dict)
     references: int = 0
     seeded: bool = False
+    facts: bool = False
+    origin: Origin | None = None
 
 
 LOCALIZERS = {
@@ -131,17 +150,125 @@ LOCALIZERS = {
     "random": Localizer("a random number: the control", "K + 1", seeded=True),
 }
 
+
+@dataclass(frozen=True)
+class Score:
+    """A score of an edit.
+
+    Attributes:
+        meaning: one line.
+        low: the smallest possible value.
+        high: the largest.
+        better: which end is the better one.
+        origin: of a plug-in.
+    """
+
+    meaning: str
+    low: float = 0.0
+    high: float = 1.0
+    better: Literal["high", "low"] = "high"
+    origin: Origin | None = None
+
+
 SCORES = {
-    "rewrite": "share of the possible change of p(target) on the edit prompt",
-    "paraphrase": "the same on the paraphrases",
-    "neighborhood": "how little p(target) changes on other subjects' prompts",
-    "overall": "mean of rewrite, paraphrase and neighborhood",
-    "essence": "how little the perplexity of texts about the subject rises",
+    "rewrite": Score("share of the possible change of p(target) on the edit prompt"),
+    "paraphrase": Score("the same on the paraphrases"),
+    "neighborhood": Score("how little p(target) changes on other subjects' prompts"),
+    "overall": Score("mean of rewrite, paraphrase and neighborhood"),
+    "essence": Score("how little the perplexity of texts about the subject rises"),
 }
-"""The scores of an edit, 1 the best, with what each means."""
+"""The scores of an edit, 1 the best, in the order of the study's tables; after them those of plug-ins."""
+OWN_SCORES = tuple(SCORES)
+"""The package's own scores, which every edit has."""
 
 STATUSES = ("done", "skipped", "failed")
 """What can be said of an edit row."""
+
+
+def keyword_defaults(function: Callable[..., Any], who: str) -> dict[str, Any]:
+    """The keyword arguments of a plug-in's function after the first, with their defaults.
+
+    Raises:
+        BadPlugin: one has no default.
+    """
+    _, *others = inspect.signature(function).parameters.values()
+    if missing := [other.name for other in others if other.default is inspect.Parameter.empty]:
+        raise BadPlugin(f"{who}: expected a default for {', '.join(missing)}")
+    return {other.name: other.default for other in others}
+
+
+def first_sentence(function: Callable[..., Any]) -> str:
+    """The first sentence of a docstring, or the function's name."""
+    function = unwrapped(function)
+    text = " ".join((inspect.getdoc(function) or function.__name__.replace("_", " ")).partition("\n\n")[0].split())
+    return text.partition(". ")[0].rstrip(".")
+
+
+def named_in(function: Callable[..., Any], available: Mapping[str, Any]) -> dict[str, Any]:
+    """What a plug-in's function is given: of all that is available, what its signature names."""
+    return {name: available[name] for name in inspect.signature(function).parameters if name in available}
+
+
+Description = TypeVar("Description", Problem, Method, Localizer, Score)
+
+
+class BadPlugin(ValueError):
+    """A plug-in that breaks the contract; the message names it, what it did, and what was expected."""
+
+
+def describe_plugin(kind: str, known: dict[str, Description], name: str, description: Description) -> None:
+    """Add a plug-in's description to the problems, methods, localizers or scores.
+
+    A plug-in that is defined again, in the same file or notebook, takes the place of its earlier definition.
+
+    Raises:
+        BadPlugin: the name does not suit, or belongs to somebody else.
+    """
+    owner, origin = known.get(name), description.origin
+    where = f"{kind} {name!r} of {origin.name if origin else 'loc_edit'}"
+    if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in ("all", *CONTROLS) or name.startswith("random_layer"):
+        raise BadPlugin(f"{where}: expected a name of lower-case letters, digits and _, not {name!r}")
+    other = owner is not None and (owner.origin is None or owner.origin.is_loaded)
+    if owner is not None and other and (owner.origin is None or origin is None or owner.origin.name != origin.name):
+        raise BadPlugin(f"{where}: the name belongs to {owner.origin.name if owner.origin else 'loc_edit'}")
+    known[name] = description
+
+
+def describe_recorded(plugins: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+    """Add the plug-ins that a run folder describes, so that its rows can be read without them; they cannot be run.
+
+    Args:
+        plugins: by kind (localizers, methods, problems, scores) and name, the fields of the description, and `file`
+            and `content` of its origin.
+
+    Raises:
+        BadPlugin: an entry is damaged.
+    """
+    for kind, (known, record) in RECORDS.items():
+        for name, entry in plugins.get(kind, {}).items():
+            if name in known and ((owner := known[name].origin) is None or owner.is_loaded):
+                continue
+            values = {key: value for key, value in entry.items() if key not in ("file", "content")}
+            try:
+                known[name] = record(**values, origin=Origin(str(entry["file"]), "", str(entry["content"])))
+            except (TypeError, KeyError) as error:
+                raise BadPlugin(f"plug-in {kind}.{name} of a run folder: {error}") from error
+
+
+def recorded(kind: str, name: str) -> dict[str, Any]:
+    """What a run's folder records of a plug-in; see `describe_recorded`."""
+    description = RECORDS[kind][0][name]
+    values = {entry.name: getattr(description, entry.name) for entry in fields(description) if entry.name != "origin"}
+    return {**values, "file": Path(description.origin.name).name, "content": description.origin.content}
+
+
+RECORDS: dict[str, tuple[dict[str, Any], type[Any]]] = {
+    "localizers": (LOCALIZERS, Localizer),
+    "methods": (METHODS, Method),
+    "problems": (PROBLEMS, Problem),
+    "scores": (SCORES, Score),
+}
+"""By kind, where its descriptions stand, and what they are."""
 
 
 def parse_method(name: str) -> tuple[str, int]:
@@ -164,7 +291,7 @@ def parse_method(name: str) -> tuple[str, int]:
 def method_label(method: str, window: int = 1) -> str:
     """The name that readers know: ROME, MEMIT, FT-1, FT-5, FT-1 free."""
     known = METHODS.get(method)
-    if method.startswith("finetune"):
+    if method.startswith("finetune") and not (known and known.origin):
         return f"FT-{window}{method.removeprefix('finetune').replace('_', ' ')}"
     if known is None:
         return method

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,11 +15,17 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import PreTrainedTokenizerFast
 
 import loc_edit
+from loc_edit import names
+from loc_edit.editing.contract import EDITORS
+from loc_edit.editing.problems import TARGETS
+from loc_edit.editing.settings import SETTINGS
 from loc_edit.experiment.experiment import Experiment
 from loc_edit.experiment.setup import Setup
 from loc_edit.experiment.study import EditCell, TraceCell
 from loc_edit.facts.loading import save_facts
+from loc_edit.localization.contract import EFFECTS
 from loc_edit.models.loading import quiet
+from loc_edit.scoring.contract import SCORERS
 
 torch.set_num_threads(1)
 
@@ -306,6 +313,23 @@ def lab(tmp_path, monkeypatch, tiny, stats_of, facts):
         return Experiment(loc_edit.ExperimentConfig(**(defaults | options)))
 
     return make
+
+
+@pytest.fixture
+def registries():
+    """The registries, which are left as they were: plug-ins of one test are not known to the next."""
+    registries = (
+        *(names.LOCALIZERS, names.METHODS, names.PROBLEMS, names.SCORES),
+        *(EFFECTS, EDITORS, TARGETS, SETTINGS, SCORERS),
+    )
+    before, modules = [dict(registry) for registry in registries], set(sys.modules)
+    yield
+    for registry, values in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(values)
+    for module in set(sys.modules) - modules:
+        if module.startswith("loc_edit_plugin_"):
+            del sys.modules[module]
 
 
 @pytest.fixture

@@ -1,22 +1,22 @@
 """The documentation names what exists, and its Python runs; `.ci/run` builds it with warnings as errors."""
 
 import re
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from commands import call
 
 import loc_edit
-from loc_edit import names
-from loc_edit.localization import registry
-from loc_edit.names import Localizer, Method
+from loc_edit.editing.contract import EDITORS
+from loc_edit.editing.settings import SETTINGS
+from loc_edit.experiment.plugins import load_plugins
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "figures" / "README.md", *sorted(DOCS.glob("*.md"))]
-EXAMPLES = ("localization/output_change.py", "editing/logit_push.py")
-"""Files that a reader of `extending.md` writes."""
 
 
 def python_blocks(page):
@@ -38,9 +38,9 @@ def test_a_page_names_modules_functions_and_files_that_exist(page):
     text = page.read_text(encoding="utf-8")
     for name in re.findall(r"\bloc_edit\.(\w+(?:\.\w+)*)", text):
         first = name.split(".")[0]
-        assert first in {*loc_edit.__all__, "json", "cli"} or find_spec(f"loc_edit.{name}"), name
+        assert first in {*loc_edit.__all__, "json", "cli", "plugins"} or find_spec(f"loc_edit.{name}"), name
     for path in re.findall(r"`([\w-]+/[\w/.-]+\.(?:py|toml|md))`", text):
-        assert path in EXAMPLES or (ROOT / path).exists() or (ROOT / "loc_edit" / path).exists(), path
+        assert (ROOT / path).exists() or (ROOT / "loc_edit" / path).exists(), path
     for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
         assert (page.parent / path).exists(), path
 
@@ -62,13 +62,36 @@ def test_the_lines_of_the_readme_run(capsys):
     assert "EditScore(rewrite=0.9" in capsys.readouterr().out
 
 
-def test_the_examples_of_a_localizer_and_a_method_work(monkeypatch):
-    examples = {}
-    for block in python_blocks(DOCS / "extending.md"):
-        exec(block, examples)
-    monkeypatch.setitem(names.LOCALIZERS, "output_change", Localizer("how far the noise moves an output", "K + 1"))
-    monkeypatch.setitem(registry.EFFECTS, "output_change", registry.one_by_one(examples["output_change"]))
-    monkeypatch.setitem(names.METHODS, "logit_push", Method("Push", "the target's logit direction", one_layer=True))
+@pytest.fixture
+def tutorials(tmp_path, monkeypatch):
+    """The files that a reader of the tutorials saves, in a folder; the shell blocks of the page."""
+    text = (DOCS / "extending.md").read_text(encoding="utf-8")
+    for name, code in re.findall(r"Save it as `(\w+\.py)`:\n\n```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        (tmp_path / name).write_text(code)
+    (scored,) = [block for block in python_blocks(DOCS / "extending.md") if "def entropy" in block]
+    (tmp_path / "my_file.py").write_text(f"import loc_edit\n\n{scored}")
+    monkeypatch.chdir(tmp_path)
+    return [shlex.split(line) for line in re.findall(r"^loc-edit (.*)$", text, re.MULTILINE)]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("registries")
+def test_the_commands_of_the_tutorials_work(tutorials, tmp_path):
+    (tmp_path / "grid.toml").write_text("[logit_push]\nstrength = [10.0, 30.0]\n")
+    assert [command[0] for command in tutorials] == ["trace", "run", "edit", "run", "tune", "run"]
+    less = ["--facts", "2", "--layers", "1", "3", "--corpus-tokens", "2000"]
+    for i, command in enumerate(tutorials):
+        command[0] = "plan" if command[0] == "run" and i > 1 else command[0]  # the grid's one run is enough
+        more = {"run": less, "plan": less, "edit": less[-2:], "tune": less[:2]}.get(command[0], [])
+        result = call(*command, *more)
+        assert result.status == 0, result.err
+    rows = loc_edit.load_run(tmp_path / "runs" / "mine")
+    assert set(rows.traces["localizer"]) == {"causal_tracing", "output_change", "random"}
+
+
+@pytest.mark.usefixtures("registries")
+def test_the_localizer_and_the_editor_of_the_tutorials_do_what_they_say(tutorials):
+    load_plugins(["output_change.py", "logit_push.py"])
     model, facts = loc_edit.load_model("builtin"), loc_edit.load_facts("builtin")[:30]
     fact, layer = facts[1], 2
     prompt = loc_edit.encode(model, fact)
@@ -77,14 +100,12 @@ def test_the_examples_of_a_localizer_and_a_method_work(monkeypatch):
     assert trace.effect.max() == pytest.approx(trace.p_clean - trace.p_corrupted, rel=1e-5)
     assert 0 < trace.effect[0, prompt.last_subject] < trace.effect.max()
 
-    request = loc_edit.pose(fact, "error_injection", model)
+    requests = [loc_edit.pose(some, "error_injection", model) for some in (fact, facts[2])]
+    edit, _ = EDITORS["logit_push"](model, requests, [layer], settings=SETTINGS["logit_push"]())
     name = f"blocks.{layer}.hook_mlp_out"
-    edit = examples["logit_push"](model, request, layer)
     _, before = model.run_with_cache(prompt.tokens[None], names_filter=name)
     with edit.applied(model):
         _, after = model.run_with_cache(prompt.tokens[None], names_filter=name)
     added = (after[name] - before[name])[0, prompt.last_subject]
-    direction = model.W_U[:, request.target_tokens[0]]
+    direction = model.W_U[:, requests[0].target_tokens[0]]
     torch.testing.assert_close(added, 30.0 * direction / direction.norm(), rtol=1e-3, atol=1e-3)
-    [again] = examples["logit_push"](model, [request], layer)
-    torch.testing.assert_close(again.delta(layer), edit.delta(layer))

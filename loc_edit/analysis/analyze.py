@@ -28,7 +28,7 @@ FINGERPRINT = "model_fingerprint"
 
 WHICH_ROWS = (
     "chunk", "data_limit", "facts", "known", "layers", "localizers", "methods", "min_probability", "problems",
-    "localizer_windows", "site", "skip_facts", "windows",
+    "localizer_windows", "scores", "site", "skip_facts", "windows",
 )  # fmt: skip
 """Settings that decide which rows a run has, not their values: runs that differ only in these belong together."""
 
@@ -200,12 +200,15 @@ def _refuse_mismatch(first: Run, other: Run) -> None:
 
 
 def _comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Two configurations without the settings that may differ, and with the methods' settings that both have."""
+    """Two configurations without the settings that may differ, and with the plug-ins and settings that both have."""
     settings = [config.get("settings", {}) for config in (first, second)]
     shared = [(method, problem) for method in settings[0] for problem in settings[0][method]]
     shared = [(method, problem) for method, problem in shared if problem in settings[1].get(method, {})]
+    of_first, of_second = (config.get("plugins", {}) for config in (first, second))
+    plugins = [(kind, name) for kind in of_first for name in of_first[kind] if name in of_second.get(kind, {})]
     return [
-        {name: value for name, value in config.items() if name not in (*WHICH_ROWS, "settings")}
+        {name: value for name, value in config.items() if name not in (*WHICH_ROWS, "settings", "plugins")}
+        | {f"plugins.{kind}.{name}": config["plugins"][kind][name] for kind, name in plugins}
         | {f"settings.{method}.{problem}": of_methods[method][problem] for method, problem in shared}
         for config, of_methods in zip((first, second), settings, strict=True)
     ]

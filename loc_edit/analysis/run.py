@@ -7,7 +7,7 @@ import pandas as pd
 from loc_edit.analysis.tables.rows import EffectDefinition, join, without_controls
 from loc_edit.effects import Denominator, Regressor
 from loc_edit.files import StoreError
-from loc_edit.names import TRACING
+from loc_edit.names import TRACING, describe_recorded
 from loc_edit.store.rows import Kind
 from loc_edit.store.run import RunFolder
 
@@ -61,4 +61,6 @@ def load_run(path: str | Path) -> Run:
     Raises:
         BadRun: there is no such folder, it holds no run, or this version cannot read it.
     """
-    return Run.open(path)
+    run = Run.open(path)
+    describe_recorded(run.config.get("plugins", {}))
+    return run

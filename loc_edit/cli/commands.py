@@ -10,9 +10,10 @@ from rich.table import Table
 
 import loc_edit
 from loc_edit.cli.models import fetch
-from loc_edit.cli.options import AcceptTerms, FactSource, like_config
+from loc_edit.cli.options import AcceptTerms, Assignments, FactSource, like_config
 from loc_edit.cli.show import numbers, out, plain_table
 from loc_edit.experiment.config import ExperimentConfig
+from loc_edit.experiment.plugins import load_installed, load_plugins
 from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ def trace(
     from loc_edit.localization.registry import grid_options
     from loc_edit.views.style import save
 
+    load_plugins(source.plugins)
+    if localizer not in LOCALIZERS:
+        load_installed()
     fetch(source.model, accept_terms)
     facts = loc_edit.load_facts(source.data, seed=source.seed)
     chosen, model = _chosen(facts, fact, source.data), loc_edit.load_model(source.model)
@@ -84,6 +88,7 @@ def edit(
     method: Annotated[str, METHOD] = "rome",
     problem: Annotated[str, PROBLEM] = "error_injection",
     preset: Annotated[str, like_config("preset")] = "auto",
+    settings: Assignments = (),
     corpus_tokens: int = 200_000,
     save: Path | None = None,
     accept_terms: AcceptTerms = False,
@@ -101,7 +106,7 @@ def edit(
     from loc_edit.experiment.study import edit_cells
 
     values = {"preset": preset, "corpus_tokens": corpus_tokens, "methods": [method], "problems": [problem]}
-    config = ExperimentConfig.from_values({**asdict(source), **values, "layers": [layer]})
+    config = ExperimentConfig.from_values({**asdict(source), **values, "layers": [layer]}).with_settings(settings)
     fetch(source.model, accept_terms)
     setup = Setup(config)
     [cell] = edit_cells(setup, problem)

@@ -24,7 +24,9 @@ from loc_edit.cli.tune import tune
 from loc_edit.experiment.config import ExperimentConfig, first_error
 
 COMMANDS = (run, plan, status, compact, trace, edit, tune, export, stats, analyze, report, facts, models)
-LISTS = ("--layers", "--windows", "--localizer-windows", "--methods", "--problems", "--localizers")
+LISTS = (
+    "--layers", "--windows", "--localizer-windows", "--methods", "--problems", "--localizers", "--scores", "--plugin"
+)  # fmt: skip
 """Options whose values may also be separated by commas."""
 
 

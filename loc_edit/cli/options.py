@@ -14,8 +14,17 @@ def like_config(field: str) -> Any:
     return tyro.conf.arg(help=ExperimentConfig.model_fields[field].description)
 
 
+PLUGINS = ExperimentConfig.model_fields["plugins"].description
+
 AcceptTerms = Annotated[
     bool, tyro.conf.arg(help="Accept the terms of a named model: see `loc-edit models`.  Its first download needs it.")
+]
+
+Assignments = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(
+        name="set", help="Settings of methods: rome.clamp=6, finetune-5.fact_forcing.lr=1e-3, mine.rate=0.1."
+    ),
 ]
 
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="The run's folder, finished or not.")]
@@ -29,6 +38,7 @@ class Source:
     data: Annotated[str, like_config("data")] = "builtin"
     noise: Annotated[str, like_config("noise")] = "s3"
     seed: Annotated[int, like_config("seed")] = 0
+    plugins: Annotated[tuple[str, ...], tyro.conf.arg(name="plugin", help=PLUGINS)] = ()
 
 
 FactSource = Annotated[Source, tyro.conf.arg(name="")]

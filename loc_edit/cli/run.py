@@ -7,7 +7,7 @@ from rich.markup import escape
 
 import loc_edit
 from loc_edit.cli.models import fetch
-from loc_edit.cli.options import AcceptTerms
+from loc_edit.cli.options import AcceptTerms, Assignments
 from loc_edit.cli.show import out, print_analysis, progress, size
 from loc_edit.events import duration
 from loc_edit.experiment.config import ExperimentConfig
@@ -15,7 +15,9 @@ from loc_edit.experiment.config import ExperimentConfig
 Options = Annotated[ExperimentConfig, tyro.conf.arg(name="")]
 
 
-def run(experiment: Options, config: str = "default", accept_terms: AcceptTerms = False) -> None:
+def run(
+    experiment: Options, config: str = "default", settings: Assignments = (), accept_terms: AcceptTerms = False
+) -> None:
     """Run an experiment: trace, edit and score facts; write rows, tables and figures.  A stopped run continues.
 
     Args:
@@ -27,7 +29,7 @@ def run(experiment: Options, config: str = "default", accept_terms: AcceptTerms 
 
     fetch(experiment.model, accept_terms)
     with progress():
-        study = loc_edit.Experiment(experiment)
+        study = loc_edit.Experiment(experiment.with_settings(settings))
         finished = study.run(workers=study.default_workers())
     print_analysis(loc_edit.analyze(finished))
     out.print("edits: " + ", ".join(f"{count} {status}" for status, count in finished.counts().items()))
@@ -39,7 +41,9 @@ def run(experiment: Options, config: str = "default", accept_terms: AcceptTerms 
     out.print(f"rows, tables and figures: [bold]{folder}[/]; `loc-edit report` makes one page of them")
 
 
-def plan(experiment: Options, config: str = "default", accept_terms: AcceptTerms = False) -> None:
+def plan(
+    experiment: Options, config: str = "default", settings: Assignments = (), accept_terms: AcceptTerms = False
+) -> None:
     """Count the traces and edits of an experiment, and estimate the time, disk and memory that they take.
 
     Args:
@@ -47,7 +51,7 @@ def plan(experiment: Options, config: str = "default", accept_terms: AcceptTerms
         config: A TOML file, or default, smoke or full.  Options given on the command line take precedence.
     """
     fetch(experiment.model, accept_terms)
-    plan = loc_edit.Experiment(experiment).plan()
+    plan = loc_edit.Experiment(experiment.with_settings(settings)).plan()
     lines = [
         ("facts", f"{plan.facts:,}", ""),
         ("traces", f"{plan.traces:,}", "(each at every layer and position)"),

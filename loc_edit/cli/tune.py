@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from loc_edit.cli.models import fetch
-from loc_edit.cli.options import AcceptTerms, FactSource, like_config
+from loc_edit.cli.options import AcceptTerms, Assignments, FactSource, like_config
 from loc_edit.cli.show import out, progress
 from loc_edit.editing.settings import named_after
 from loc_edit.experiment.config import BadConfig, ExperimentConfig
@@ -34,6 +34,7 @@ def tune(
     floor: float = 0.7,
     grid: str = "auto",
     preset: Annotated[str, like_config("preset")] = "auto",
+    settings: Assignments = (),
     workers: Annotated[int | None, like_config("workers")] = None,
     folder: Path = Path("runs/tuning"),
     accept_terms: AcceptTerms = False,
@@ -55,14 +56,14 @@ def tune(
     of_facts = {"known": known, "min_probability": min_probability, "facts": facts, "skip_facts": skip_facts}
     chosen = {**of_facts, "methods": methods, "problems": problems, "layers": None if layer is None else [layer]}
     fixed = {"preset": preset, "workers": workers, "out": str(folder), "essence": False, "chunk": 10}
-    config = ExperimentConfig.from_values({**asdict(source), **chosen, **fixed}, "options")
+    config = ExperimentConfig.from_values({**asdict(source), **chosen, **fixed}, "options").with_settings(settings)
     fetch(source.model, accept_terms)
     tuning = Tuning(config, _grid(grid, source.model))
     with progress():
         run = tuning.run(workers=tuning.default_workers())
     tried, paths = write(tuning, run, floor)
-    settings = list(dict.fromkeys(name for named in tuning.candidates.values() for values in named for name in values))
-    _print_chosen(tried, settings, title=f"chosen of {len(tried)} at layer {tuning.setup.layers[0]}")
+    tuned = list(dict.fromkeys(name for named in tuning.candidates.values() for values in named for name in values))
+    _print_chosen(tried, tuned, title=f"chosen of {len(tried)} at layer {tuning.setup.layers[0]}")
     out.print("written: " + ", ".join(escape(str(path)) for path in paths))
 
 

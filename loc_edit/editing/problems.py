@@ -1,18 +1,28 @@
-"""The five editing problems: the request that each makes of a fact (Hase et al. 2023, section 5)."""
+"""Editing problems: the request that each makes of a fact.  The study's five (Hase et al. 2023), and yours."""
 
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from loc_edit.facts.fact import Fact
+from loc_edit.files import origin_of
+from loc_edit.models.checks import ModelChanged, left_alone
+from loc_edit.models.memory import out_of_memory
 from loc_edit.models.model import Model, logits_at, token_texts
-from loc_edit.names import PROBLEMS
+from loc_edit.names import PROBLEMS, BadPlugin, Problem, describe_plugin, first_sentence, named_in, nearest
 from loc_edit.prompts.batches import make_batch, run, target_log_probs
 from loc_edit.prompts.encoding import Prompt, encode, target_tokens
 from loc_edit.prompts.noise import subject_noise
+
+ChooseTarget = TypeVar("ChooseTarget", bound=Callable[..., Any])
+
+TARGETS: dict[str, Callable[..., str | Int[Tensor, " target"]]] = {}
+"""By problem, the function that says whose probability is to change: a text, or token ids."""
 
 MIN_ERASURE = 0.02
 """A fact is not known, so there is nothing to erase, if the model gives its object a smaller probability than this."""
@@ -50,6 +60,43 @@ class EditRequest:
         return self.prompt.fact_id
 
 
+def problem(
+    name: str,
+    *,
+    objective: Literal["raise", "lower"] = "raise",
+    subject_noised: bool = False,
+    label: str = "",
+    meaning: str = "",
+) -> Callable[[ChooseTarget], ChooseTarget]:
+    """Register a problem: a function from a fact to the target of its edit, a text or token ids.
+
+    Besides the fact, it gets what its signature names: `model`; `prompt`, the encoded edit prompt; `noise`, the fact's
+    subject noise; `facts`, the whole data set; `seed`.  It raises `NotEligible` for a fact that it makes no sense for.
+
+    Args:
+        name: lower-case letters, digits and _.
+        objective: whether edits raise or lower the probability of the target.
+        subject_noised: whether the subject is noised while editing and scoring.
+        label: for tables and figures; by default made of the name.
+        meaning: one line; by default the first sentence of the docstring.
+
+    Raises:
+        BadPlugin: the name is taken, or does not suit.
+    """
+
+    def register(choose_target: ChooseTarget) -> ChooseTarget:
+        if origin := origin_of(choose_target):
+            named = named_in(choose_target, {"noise": True, "facts": True})
+            about = meaning or first_sentence(choose_target)
+            shown = label or name.replace("_", " ").capitalize()
+            description = Problem(shown, about, objective, subject_noised, "noise" in named, "facts" in named, origin)
+            describe_plugin("problem", PROBLEMS, name, description)
+        TARGETS[name] = choose_target
+        return choose_target
+
+    return register
+
+
 def pose(
     fact: Fact,
     problem: str,
@@ -58,6 +105,7 @@ def pose(
     noise: Float[Tensor, "sample subject d_model"] | None = None,
     noise_scale: float | None = None,
     seed: int = 0,
+    facts: Sequence[Fact] = (),
 ) -> EditRequest:
     """The request that a problem makes of a fact.
 
@@ -69,25 +117,22 @@ def pose(
             and `seed` if not given.
         noise_scale: its standard deviation; needed by `fact_forcing`, which draws more of it.
         seed: seeds the draws.
+        facts: the whole data set, for problems of yours that look at it.
 
     Raises:
         NotEligible: the fact has no false target, or it is the true one (error injection); p(o_true) < .02
-            (erasure); the noised output is o_true (reversal).
+            (erasure); the noised output is o_true (reversal); a problem of yours failed.
         ValueError: an unknown problem; noise is needed and not given.
     """
-    if problem not in PROBLEMS:
-        raise ValueError(f"problem {problem!r}: expected one of {', '.join(PROBLEMS)}")
+    if problem not in TARGETS:
+        raise ValueError(f"problem {problem!r}: {nearest(problem, PROBLEMS)}")
     kind, prompt = PROBLEMS[problem], encode(model, fact)
     if kind.sees_noise and noise is None:
         if noise_scale is None:
             raise ValueError(f"fact {fact.fact_id}: {problem} needs noise= or noise_scale=")
         noise = subject_noise(model, prompt, scale=noise_scale, seed=seed)
-    if kind.target == "noised_output":
-        assert noise is not None
-        target, tokens = _noised_output(model, prompt, fact, noise)
-    else:
-        target = fact.target_true if kind.target == "target_true" else _target_new(fact, problem)
-        tokens = target_tokens(model, prompt.text, target)
+    given = {"model": model, "prompt": prompt, "noise": noise, "facts": facts, "seed": seed}
+    target, tokens = _target(problem, fact, given)
     if kind.objective == "lower":
         probability = target_probability(model, prompt, tokens)
         if not probability >= MIN_ERASURE:
@@ -101,6 +146,24 @@ def pose(
     return EditRequest(prompt, target, tokens, kind.objective, noise, noise_scale, seed)
 
 
+def _target(problem: str, fact: Fact, given: dict[str, Any]) -> tuple[str, Int[Tensor, " target"]]:
+    """The target of a problem as text and as token ids; the errors of a plug-in name the problem and the fact."""
+    model, prompt, choose_target = given["model"], given["prompt"], TARGETS[problem]
+    try:
+        with left_alone(model, f"problem {problem!r}") if PROBLEMS[problem].origin else nullcontext():
+            target = choose_target(fact, **named_in(choose_target, given))
+        if isinstance(target, str) and target:
+            return target, target_tokens(model, prompt.text, target)
+        if isinstance(target, Tensor) and target.ndim == 1 and len(target) and not target.is_floating_point():
+            return "".join(token_texts(model, target)).strip(), target
+        raise BadPlugin(f"expected a text or a tensor of token ids, got {target!r}")
+    except Exception as error:
+        if PROBLEMS[problem].origin is None or isinstance(error, NotEligible | ModelChanged) or out_of_memory(error):
+            raise
+        said = str(error) if isinstance(error, BadPlugin) else f"{type(error).__name__}: {error}"
+        raise NotEligible(f"problem {problem!r}, fact {fact.fact_id}: {said}") from error
+
+
 @torch.inference_mode()
 def target_probability(model: Model, prompt: Prompt, tokens: Int[Tensor, " target"]) -> float:
     """p(target | prompt), the product over the target's tokens."""
@@ -108,27 +171,37 @@ def target_probability(model: Model, prompt: Prompt, tokens: Int[Tensor, " targe
     return target_log_probs(model, batch, batch.answers(run(model, batch))).sum().exp().item()
 
 
-def _target_new(fact: Fact, problem: str) -> str:
+@problem("error_injection")
+def target_new(fact: Fact) -> str:
     """The false target, which must exist and be false."""
     if not fact.target_new:
-        raise NotEligible(f"fact {fact.fact_id}: {problem} needs target_new, and the fact has none")
+        raise NotEligible(f"fact {fact.fact_id}: error_injection needs target_new, and the fact has none")
     if fact.target_new == fact.target_true:
         raise NotEligible(f"fact {fact.fact_id}: target_new {fact.target_new!r} is also target_true")
     return fact.target_new
 
 
+@problem("fact_erasure")
+@problem("fact_amplification")
+@problem("fact_forcing")
+def target_true(fact: Fact) -> str:
+    """The true object."""
+    return fact.target_true
+
+
+@problem("tracing_reversal")
 @torch.inference_mode()
-def _noised_output(
-    model: Model, prompt: Prompt, fact: Fact, noise: Float[Tensor, "sample subject d_model"]
-) -> tuple[str, Int[Tensor, " target"]]:
-    """o_noise: the likeliest next token of the mean distribution over noise samples, as text and as token id."""
+def noised_output(
+    fact: Fact, model: Model, prompt: Prompt, noise: Float[Tensor, "sample subject d_model"]
+) -> Int[Tensor, " target"]:
+    """o_noise: the likeliest next token of the mean distribution over noise samples."""
     batch = make_batch(model, [prompt] * len(noise), noise=list(noise))
     logits = logits_at(model, run(model, batch)[:, -1:]).float()
     mean = logits.softmax(-1).mean(0)[0]
     if not mean.isfinite().all():
         raise NotEligible(f"fact {fact.fact_id}: the noised output's probabilities are not finite")
     token = mean.argmax()[None]
-    text = token_texts(model, token)[0].strip()
     if token[0] == target_tokens(model, prompt.text, fact.target_true)[0]:
+        text = token_texts(model, token)[0].strip()
         raise NotEligible(f"fact {fact.fact_id}: the noised output {text!r} is the true object already")
-    return text, token
+    return token

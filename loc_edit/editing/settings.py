@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, get_type_hints, runtime_checkable
 
 from loc_edit.files import DATA
 from loc_edit.names import parse_method
@@ -120,7 +120,13 @@ class DecayFinetuneSettings(FreeFinetuneSettings):
     weight_decay: float = field(default=0.1, kw_only=True)
 
 
-Settings = ValueSettings | FinetuneSettings
+@runtime_checkable
+class Settings(Protocol):
+    """The settings of some method: a frozen dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
 SETTINGS: dict[str, type[Settings]] = {
     "rome": RomeSettings,
     "r_rome": RRomeSettings,
@@ -131,6 +137,7 @@ SETTINGS: dict[str, type[Settings]] = {
     "finetune_free": FreeFinetuneSettings,
     "finetune_decay": DecayFinetuneSettings,
 }
+"""The record of each method: frozen, of bools, ints, floats and strings with defaults."""
 
 
 def resolve_settings(name: str, problem: str, *tables: dict[str, Any]) -> Settings:
@@ -145,7 +152,8 @@ def resolve_settings(name: str, problem: str, *tables: dict[str, Any]) -> Settin
     """
     method, window = parse_method(name)
     record = SETTINGS[method]
-    types: dict[str, Any] = {field.name: field.type for field in fields(record)}
+    hints = get_type_hints(record)
+    types: dict[str, Any] = {field.name: hints[field.name] for field in fields(record)}
     values: dict[str, Any] = {}
     for entry in (table.get(key, {}) for table in tables for key in (method, f"{method}-{window}")):
         values |= {key: value for key, value in entry.items() if not isinstance(value, dict)} | entry.get(problem, {})
@@ -156,7 +164,10 @@ def resolve_settings(name: str, problem: str, *tables: dict[str, Any]) -> Settin
             values[key] = float(value)
         elif type(value) is not types[key]:
             raise ValueError(f"settings of {name}: expected {types[key].__name__} for {key}, got {value!r}")
-    return record(**values)
+    try:
+        return record(**values)
+    except ValueError as error:  # a plug-in's own check
+        raise ValueError(f"settings of {name}: {error}") from error
 
 
 def named_after(model: str, names: Iterable[str]) -> str | None:

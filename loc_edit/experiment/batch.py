@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -16,6 +17,7 @@ from loc_edit.localization.trace import Trace, empty_trace
 from loc_edit.names import LOCALIZERS, PROBLEMS, windows_of
 from loc_edit.prompts.encoding import Prompt, encode
 from loc_edit.prompts.sampling import sample_essences
+from loc_edit.scoring.contract import measure
 from loc_edit.scoring.measuring import Meter
 from loc_edit.scoring.probes import Probes, make_probes
 
@@ -30,11 +32,15 @@ class Posed:
         requests: what editors are asked for, for each fact that the problem makes sense for.
         meter: measures the requests' probes, and holds their numbers on the unedited model.
         skipped: the other facts, each with the reason.
+        facts: the fact of each request.
+        before: by score of a plug-in, what it measures of the unedited model for each request.
     """
 
     requests: list[EditRequest]
     meter: Meter
     skipped: list[tuple[Fact, str]]
+    facts: list[Fact] = field(default_factory=list)
+    before: dict[str, list[Any]] = field(default_factory=dict)
 
 
 class Batch:
@@ -136,6 +142,7 @@ class Batch:
     def _pose(self, problem: str) -> Posed:
         setup = self.setup
         requests: list[EditRequest] = []
+        posed_facts: list[Fact] = []
         probes: list[Probes] = []
         skipped: list[tuple[Fact, str]] = []
         for fact, noise, texts in zip(self.facts, self.noise, self.essences, strict=True):
@@ -149,5 +156,9 @@ class Batch:
                 skipped.append((fact, str(error)))
             else:
                 requests.append(request)
+                posed_facts.append(fact)
                 probes.append(probes_of_fact)
-        return Posed(requests, Meter(setup.model, probes, setup.first_edited_layers), skipped)
+        pairs = list(zip(posed_facts, requests, strict=True))
+        before = {name: [measure(name, setup.model, *pair) for pair in pairs] for name in setup.config.scores}
+        meter = Meter(setup.model, probes, setup.first_edited_layers)
+        return Posed(requests, meter, skipped, posed_facts, before)

@@ -1,6 +1,7 @@
 """The configuration of an experiment: one typed, validated record, read from TOML and from the command line."""
 
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,8 @@ import tyro
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from loc_edit.editing.settings import Settings, named_after, presets, resolve_settings
-from loc_edit.names import LOCALIZERS, PROBLEMS, TRACING, nearest, parse_method
+from loc_edit.experiment.plugins import check_loaded, load_installed, load_plugins
+from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS, SCORES, TRACING, nearest, parse_method
 
 
 class BadConfig(ValueError):
@@ -24,6 +26,9 @@ class ExperimentConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    plugins: Annotated[tuple[str, ...], tyro.conf.arg(name="plugin")] = ()
+    """Plug-ins, which add localizers, methods, problems and scores: files (my_file.py) or modules (my_package.module).
+    They are loaded when the configuration is made."""
     model: str = "builtin"
     """The built-in model, a named one (see `loc-edit models`), a hub name, a Hugging Face directory, or a GGUF file."""
     data: str = "builtin"
@@ -46,6 +51,8 @@ class ExperimentConfig(BaseModel):
     """Editing methods: rome, memit, finetune-1, finetune-5 (the number is the window)."""
     problems: tuple[str, ...] = ("error_injection",)
     """Editing problems: error_injection, tracing_reversal, fact_erasure, fact_amplification, fact_forcing."""
+    scores: tuple[str, ...] = ()
+    """Scores of plug-ins, beside the package's own, which every edit has."""
     windows: tuple[int, ...] = (5,)
     """How many layers localizers take together: the restoration windows of Causal Tracing, and of the others."""
     localizer_windows: tuple[int, ...] | None = None
@@ -91,6 +98,12 @@ class ExperimentConfig(BaseModel):
     out: str = "runs/demo"
     """The run's folder."""
 
+    @field_validator("plugins")
+    @classmethod
+    def _load_plugins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        load_plugins(value)
+        return value
+
     @field_validator("noise", mode="before")
     @classmethod
     def _noise_as_text(cls, value: Any) -> Any:
@@ -99,7 +112,11 @@ class ExperimentConfig(BaseModel):
     @field_validator("localizers", mode="before")
     @classmethod
     def _all_localizers(cls, value: Any) -> Any:
-        return tuple(LOCALIZERS) if value == "all" or (isinstance(value, list | tuple) and "all" in value) else value
+        names = [value] if value == "all" else value
+        if not isinstance(names, list | tuple) or "all" not in names:
+            return value
+        own = [name for name, known in LOCALIZERS.items() if known.origin is None]
+        return tuple(dict.fromkeys([*own, *(name for name in names if name != "all")]))
 
     @field_validator("facts", mode="before")
     @classmethod
@@ -127,17 +144,25 @@ class ExperimentConfig(BaseModel):
             raise ValueError(f"expected windows of at least 1 layer, got {list(value)}")
         return value
 
+    @field_validator("methods", "problems", "layers", "windows", "localizer_windows", "localizers", "scores")
+    @classmethod
+    def _not_twice(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        if value is not None and len(set(value)) != len(value):
+            raise ValueError(f"an entry stands twice in {list(value)}")
+        return value
+
     @field_validator("methods", "problems", "layers", "windows", "localizer_windows", "localizers")
     @classmethod
     def _not_empty(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-        if value is not None and len(set(value)) != len(value):
-            raise ValueError(f"an entry stands twice in {list(value)}")
         if value == ():
             raise ValueError("expected at least one entry, got none")
         return value
 
     @model_validator(mode="after")
     def _known_names(self) -> "ExperimentConfig":
+        methods = {name.partition("-")[0] for name in {*self.methods, *self.settings}}
+        if not (methods <= {*METHODS} and {*self.localizers} <= {*LOCALIZERS} and {*self.problems} <= {*PROBLEMS}):
+            load_installed()
         if self.site == "resid_post" and {*self.windows, *(self.localizer_windows or ())} != {1}:
             raise ValueError("site resid_post is restored in one layer at a time: expected windows = [1]")
         for localizer in self.localizers:
@@ -148,6 +173,12 @@ class ExperimentConfig(BaseModel):
         for problem in self.problems:
             if problem not in PROBLEMS:
                 raise ValueError(f"problem {problem!r}: {nearest(problem, PROBLEMS)}")
+        for score in self.scores:
+            plugins = [name for name, known in SCORES.items() if known.origin]
+            if score not in plugins:
+                raise ValueError(
+                    f"score {score!r}: expected a score of a plug-in; there are {', '.join(plugins) or 'none'}"
+                )
         if "fact_forcing" in self.problems and (self.noise == "swap" or self.noise[:1] in ("u", "m")):
             raise ValueError(
                 f"noise {self.noise!r}: fact_forcing draws fresh Gaussian noise while it edits; "
@@ -159,6 +190,7 @@ class ExperimentConfig(BaseModel):
             for key, value in table.items():
                 if isinstance(value, dict) and key not in PROBLEMS:
                     raise ValueError(f"settings.{method}: problem {key!r}: {nearest(key, PROBLEMS)}")
+        check_loaded(self.used)
         if len({parse_method(method) for method in self.methods}) < len(self.methods):
             raise ValueError(f"methods {', '.join(self.methods)}: a method stands twice")
         for method in {*self.methods, *self.settings}:
@@ -200,6 +232,33 @@ class ExperimentConfig(BaseModel):
         """The configuration as TOML, which `from_toml` reads back; it has no `None`."""
         every = {"facts": "all"} if self.facts is None else {}
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True) | every)
+
+    @property
+    def used(self) -> dict[str, tuple[str, ...]]:
+        """The localizers, methods, problems and scores that it names, by kind."""
+        methods = tuple(parse_method(name)[0] for name in self.methods)
+        return {"localizers": self.localizers, "methods": methods, "problems": self.problems, "scores": self.scores}
+
+    def with_settings(self, assignments: Iterable[str]) -> "ExperimentConfig":
+        """The configuration with some settings of methods set: `rome.clamp=6`, `finetune-5.fact_forcing.lr=1e-3`.
+
+        Raises:
+            BadConfig: no such setting, or a value of another type.
+        """
+        values = self.model_dump()
+        for assignment in assignments:
+            name, equals, value = (part.strip() for part in assignment.partition("="))
+            if not equals or name.count(".") not in (1, 2):
+                raise BadConfig(f"--set {assignment}: expected METHOD.SETTING=VALUE or METHOD.PROBLEM.SETTING=VALUE")
+            *tables, setting = name.split(".")
+            table = values["settings"]
+            for key in tables:
+                table = table.setdefault(key, {})
+            try:
+                table[setting] = tomllib.loads(f"value = {value}")["value"]
+            except tomllib.TOMLDecodeError:
+                table[setting] = value
+        return self.from_values(values, "--set")
 
     def settings_of(self, method: str, problem: str, more: dict[str, Any] | None = None) -> Settings:
         """The resolved settings of a method for a problem: defaults, preset, this configuration's, then `more`."""

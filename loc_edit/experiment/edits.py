@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import isnan
 from typing import Any
 
@@ -17,7 +18,9 @@ from loc_edit.experiment.batch import Batch, Posed
 from loc_edit.experiment.setup import Setup
 from loc_edit.localization.hooks import window_layers
 from loc_edit.models.memory import halving
+from loc_edit.models.model import Model
 from loc_edit.names import METHODS
+from loc_edit.scoring.contract import measure, score_of
 from loc_edit.scoring.scores import EditScore, compare
 
 log = logging.getLogger(__name__)
@@ -48,9 +51,10 @@ def edit_batch(
     if not requests:
         return []
     layers = list(window_layers(layer, window, setup.model.cfg.n_layers))
-    texts: dict[str, Any] = {}
-    if style := METHODS[method].contexts:
-        texts = {"stats": setup.stats, "contexts": setup.contexts[style]}
+    known = METHODS[method]
+    texts: dict[str, Any] = {"stats": setup.stats} if known.stats else {}
+    if known.contexts:
+        texts["contexts"] = setup.contexts[known.contexts]
     outcomes: list[Edit | Exception] = []
 
     def edit(some: Sequence[EditRequest]) -> list[Edit | Exception]:
@@ -66,13 +70,28 @@ def edit_batch(
     return outcomes
 
 
-def score_batch(posed: Posed, edits: Sequence[Edit | Exception | None]) -> list[Outcome]:
+def score_batch(model: Model, posed: Posed, edits: Sequence[Edit | Exception | None]) -> list[Outcome]:
     """The score of each request's edit (`None`: of the unedited model), or why it has none."""
     after = posed.meter.measure([edit if isinstance(edit, Edit) else None for edit in edits])
     return [
-        edit if isinstance(edit, Exception) else compare(before, measured, request.objective)
-        for edit, before, measured, request in zip(edits, posed.meter.before, after, posed.requests, strict=True)
+        edit
+        if isinstance(edit, Exception)
+        else _with_more(model, posed, i, edit, compare(before, measured, posed.requests[i].objective))
+        for i, (edit, before, measured) in enumerate(zip(edits, posed.meter.before, after, strict=True))
     ]
+
+
+def _with_more(model: Model, posed: Posed, i: int, edit: Edit | None, score: EditScore) -> EditScore:
+    """The score of a request's edit, with those of plug-ins, which measure the edited model itself."""
+    if not posed.before:
+        return score
+    fact, request, more, reasons = posed.facts[i], posed.requests[i], dict[str, float](), [score.reason]
+    with (edit or Edit(())).applied(model):
+        after = {name: measure(name, model, fact, request) for name in posed.before}
+    for name, before in posed.before.items():
+        more[name], reason = score_of(name, before[i], after[name])
+        reasons.append(reason)
+    return replace(score, more=more, reason="; ".join(filter(None, reasons)))
 
 
 def rows_of_edits(

@@ -21,6 +21,7 @@ from loc_edit.experiment.config import ExperimentConfig
 from loc_edit.experiment.contexts import save_contexts, saved_contexts
 from loc_edit.experiment.engine.engine import Engine, compute_tasks, cores
 from loc_edit.experiment.estimate import Plan, make_plan
+from loc_edit.experiment.plugins import Plugin, described, to_send
 from loc_edit.experiment.random_layer import RandomLayerCell, random_layer_cells
 from loc_edit.experiment.run_log import Tally, run_log
 from loc_edit.experiment.schedule import Task, facts_on_disk, missing_tasks, select
@@ -109,6 +110,7 @@ class Experiment:
         """The whole configuration with nothing left to a default: what a run's folder records."""
         setup, config = self.setup, self.config
         values = config.model_dump(mode="json", exclude={"out", "preset", "settings", *WHERE})
+        values |= {"plugins": described(config.used) or None, "scores": config.scores or None}
         if config.corpus not in ("builtin", IDENTITY):  # a file's name does not say what is in it
             values["corpus_content"] = corpus_content(config.corpus)
         settings: dict[str, dict[str, Any]] = {}
@@ -190,7 +192,7 @@ class Experiment:
             return compute_tasks(streams, lambda: here, engine)
         if any(task.cell.needs_stats for stream in streams for task in stream):
             _ = here.setup.stats  # computed here once; the workers find them in the cache
-        return compute_tasks(streams, partial(_open_worker, here.setup, self.facts), engine)
+        return compute_tasks(streams, partial(_open_worker, to_send(config.used), here.setup, self.facts), engine)
 
     def default_workers(self) -> int | None:
         """On the CPU one worker for each core, or as many as fit into half of the free memory; on a GPU 1.
@@ -221,8 +223,10 @@ class Experiment:
         return make_plan(setup, facts, self.cells, self.copied_cells, n_on_disk, processes=processes)
 
 
-def _open_worker(setup: Setup, facts: Sequence[Fact]) -> Worker:
+def _open_worker(plugins: Sequence[Plugin], setup: Setup, facts: Sequence[Fact]) -> Worker:
     """In another process: what computes the tasks of these facts there."""
+    for plugin in plugins:
+        plugin.load()
     return Worker(setup, facts, elsewhere=True)
 
 

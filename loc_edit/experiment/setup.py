@@ -15,6 +15,7 @@ from loc_edit.experiment.config import ExperimentConfig
 from loc_edit.experiment.contexts import Contexts
 from loc_edit.facts.fact import BadFact, Fact
 from loc_edit.facts.loading import load_facts
+from loc_edit.files import Origin
 from loc_edit.keys.compute import key_stats
 from loc_edit.keys.corpora import corpus_content
 from loc_edit.keys.moments import KeyStats
@@ -23,13 +24,18 @@ from loc_edit.models.checks import check_editable, check_layers
 from loc_edit.models.identity import fingerprint
 from loc_edit.models.loading import load_model
 from loc_edit.models.model import Model
-from loc_edit.names import LOCALIZERS, METHODS, Problem, parse_method
+from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS, SCORES, Method, parse_method
 from loc_edit.prompts.noise import Corruption, corruption
 from loc_edit.prompts.sampling import sample_contexts
 from loc_edit.store.settings import cell_key
 
 SENT = ("config", "corruption", "references", "layers", "contexts")
 """What another process is given; the rest it makes for itself."""
+
+
+def plugin(origin: Origin | None) -> dict[str, str]:
+    """What the identity of a cell holds of a plug-in: a hash of its whole file or package."""
+    return {"plugin": origin.content} if origin else {}
 
 
 class Setup:
@@ -100,13 +106,16 @@ class Setup:
 
     @cached_property
     def references(self) -> list[Fact]:
-        """The facts that reference prompts are drawn from: the data set, if any localizer needs them.
+        """The facts that localizers get, or that their reference prompts are drawn from; none if none needs any.
 
         Raises:
             BadFact: the data set has only one subject.
         """
-        if not any(LOCALIZERS[name].references for name in self.config.localizers):
+        known = [LOCALIZERS[name] for name in self.config.localizers]
+        if not any(localizer.references or localizer.facts for localizer in known):
             return []
+        if not any(localizer.references for localizer in known):
+            return self.data
         if len({fact.subject for fact in self.data}) < 2:
             raise BadFact(f"{self.config.data}: mean and resample ablation need facts with several subjects")
         return self.data
@@ -128,13 +137,13 @@ class Setup:
     @property
     def layers_of_stats(self) -> list[int]:
         """The layers at which an editor needs key statistics."""
-        methods = [name for name in self.config.methods if METHODS[parse_method(name)[0]].contexts]
+        methods = [name for name in self.config.methods if METHODS[parse_method(name)[0]].stats]
         return sorted({layer for window in self._edited_windows(methods) for layer in window})
 
     def pose(self, fact: Fact, problem: str, noise: Float[Tensor, "sample subject d_model"] | None) -> EditRequest:
         """The request that a problem makes of a fact, with this experiment's noise and seed."""
-        sigma = self.corruption.sigma
-        return pose(fact, problem, self.model, noise=noise, noise_scale=sigma, seed=self.config.seed)
+        sigma, facts = self.corruption.sigma, self.data if PROBLEMS[problem].facts else ()
+        return pose(fact, problem, self.model, noise=noise, noise_scale=sigma, seed=self.config.seed, facts=facts)
 
     # What the names of cells depend on
 
@@ -157,17 +166,28 @@ class Setup:
         """What the subject noise depends on."""
         return {**self.corruption.identity, "samples": self.config.noise_samples}
 
-    def score_identity(self, problem: Problem) -> dict[str, Any]:
-        """What scores depend on for a problem: the noise too, if the problem sees any."""
-        return {**(self.noise_identity if problem.sees_noise else {}), "essence": self.config.essence}
+    def score_identity(self, problem: str) -> dict[str, Any]:
+        """What scores depend on for a problem: the noise and the data set too, if the problem looks at them."""
+        known, scores = PROBLEMS[problem], self.config.scores
+        identity: dict[str, Any] = {**(self.noise_identity if known.sees_noise else {}), "essence": self.config.essence}
+        if known.origin:
+            identity["problem_plugin"] = known.origin.content
+        if known.facts:
+            identity["data"] = self.data_identity
+        return identity | ({"scores": {name: plugin(SCORES[name].origin) for name in scores}} if scores else {})
 
-    def texts_identity(self, method: str) -> dict[str, Any]:
+    def texts_identity(self, method: Method) -> dict[str, Any]:
         """What a method takes from texts: its contexts, and the corpus behind the key statistics."""
         config = self.config
-        return {
-            "contexts": list(self.contexts.get(METHODS[method].contexts or "", ())),
-            "corpus": [corpus_content(config.corpus), config.corpus_tokens, config.ridge],
-        }
+        identity: dict[str, Any] = {"contexts": list(self.contexts.get(method.contexts or "", ()))}
+        if method.stats:
+            identity["corpus"] = [corpus_content(config.corpus), config.corpus_tokens, config.ridge]
+        return identity
+
+    @cached_property
+    def data_identity(self) -> str:
+        """A hash of the whole data set."""
+        return cell_key({"facts": [[fact.fact_id, fact.content] for fact in self.data]})
 
     @cached_property
     def reference_identity(self) -> str:

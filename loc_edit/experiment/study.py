@@ -17,9 +17,9 @@ from loc_edit.editing.settings import Settings
 from loc_edit.experiment.batch import Batch
 from loc_edit.experiment.cell import Cell
 from loc_edit.experiment.edits import edit_batch, rows_of_edits, score_batch
-from loc_edit.experiment.setup import Setup
+from loc_edit.experiment.setup import Setup, plugin
 from loc_edit.facts.fact import Fact
-from loc_edit.names import LOCALIZERS, METHODS, NO_LAYER, PROBLEMS, TRACING, parse_method, windows_of
+from loc_edit.names import LOCALIZERS, METHODS, NO_LAYER, TRACING, parse_method, windows_of
 
 
 def study(setup: Setup, facts: Sequence[Fact]) -> Iterator[tuple[Cell, pd.DataFrame]]:
@@ -70,9 +70,10 @@ class TraceCell(Cell):
         identity = {**setup.noise_identity, "site": setup.config.site, "window": self.window}
         if self.localizer != TRACING:
             localizer = LOCALIZERS[self.localizer]
-            identity |= {"localizer": self.localizer, "metric": localizer.metric}
+            identity |= {"localizer": self.localizer, "metric": localizer.metric, **plugin(localizer.origin)}
             identity |= {"options": dict(localizer.options)} if localizer.options else {}
             identity |= {"references": [localizer.references, setup.reference_identity]} if localizer.references else {}
+            identity |= {"data": setup.data_identity} if localizer.facts else {}
         return identity
 
     def rows(self, batch: Batch) -> pd.DataFrame:
@@ -100,13 +101,14 @@ class EditCell(Cell):
 
     @property
     def needs_stats(self) -> bool:
-        """Whether the method solves against key statistics."""
-        return METHODS[self.method].contexts is not None
+        """Whether the method gets key statistics."""
+        return METHODS[self.method].stats
 
     def identity(self, setup: Setup) -> dict[str, Any]:
         """What scores depend on, the edit's settings, and the texts behind its keys and contexts."""
-        identity = {**setup.score_identity(PROBLEMS[self.problem]), "cell": asdict(self)}
-        return identity | (setup.texts_identity(self.method) if self.needs_stats else {})
+        method = METHODS[self.method]
+        identity = {**setup.score_identity(self.problem), "cell": asdict(self), **plugin(method.origin)}
+        return identity | (setup.texts_identity(method) if method.stats or method.contexts else {})
 
     def rows(self, batch: Batch) -> pd.DataFrame:
         """Pose, edit, score: one row per fact; a fact that cannot be edited has a row that says why."""
@@ -115,7 +117,7 @@ class EditCell(Cell):
             _ = batch.setup.stats  # the first edit should not be charged with them
         start = time.perf_counter()
         edits = edit_batch(batch.setup, posed.requests, self.method, self.window, self.layer, self.settings)
-        scores = score_batch(posed, edits)
+        scores = score_batch(batch.setup.model, posed, edits)
         seconds = (time.perf_counter() - start) / max(1, len(edits))
         return rows_of_edits(self.columns(batch.setup), batch, posed, scores, seconds=seconds)
 
@@ -135,12 +137,13 @@ class UneditedCell(Cell):
 
     def identity(self, setup: Setup) -> dict[str, Any]:
         """What scores depend on."""
-        return {**setup.score_identity(PROBLEMS[self.problem]), "control": "none", "problem": self.problem}
+        return {**setup.score_identity(self.problem), "control": "none", "problem": self.problem}
 
     def rows(self, batch: Batch) -> pd.DataFrame:
         """Pose and score: one row per fact."""
         posed = batch.posed(self.problem)
-        return rows_of_edits(self.columns(batch.setup), batch, posed, score_batch(posed, [None] * len(posed.requests)))
+        scores = score_batch(batch.setup.model, posed, [None] * len(posed.requests))
+        return rows_of_edits(self.columns(batch.setup), batch, posed, scores)
 
     def __str__(self) -> str:
         return f"{self.problem}, no edit"

@@ -66,6 +66,7 @@ class Questions:
         runs: for each window and layer, the first and the last layer of the window around the layer.
         scorer: measures the targets in a final residual stream.
         budget: limits the positions of one call of a layer.
+        failed: by the number of a fact, why a localizer has no effects for it.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Questions:
         self._whole = watched(model) or not takes_past(model)
         self._clean_base: Base | None = None
         self._corrupted: list[Observed] = []
+        self.failed: dict[int, str] = {}
 
     def each(self) -> list[list["Question"]]:
         """For each fact and window, its question."""
@@ -99,6 +101,10 @@ class Questions:
             ]
             for fact, clean, corrupted in zip(self.facts, self.clean, self.corrupted(), strict=True)
         ]
+
+    def alone(self, i: int) -> "Questions":
+        """The questions about one of the facts."""
+        return Questions(self.model, [self.facts[i]], self.site, self.windows, self.scorer.metric, self.budget)
 
     @cached_property
     def base(self) -> Base:
@@ -269,7 +275,7 @@ class Question(TargetedPrompt):
             changes[-1][:, start:] -= noisy
         return changes
 
-    def trace(self, effect: Float[Tensor, "layer pos"], localizer: str, batch_size: int = 0) -> Trace:
+    def trace(self, effect: Float[Tensor, "layer pos"], localizer: str, batch_size: int = 0, reason: str = "") -> Trace:
         """The trace of a localizer that measured this effect, in units of the metric; if it is NaN, the log says so."""
         traced = Trace(
             self.prompt,
@@ -283,9 +289,10 @@ class Question(TargetedPrompt):
             token_texts(self.model, self.prompt.tokens),
             localizer,
             batch_size,
+            reason,
         )
         if traced.is_nan:
-            log.warning(NOT_A_NUMBER.format(self.prompt.fact_id))
+            log.warning("%s", reason or NOT_A_NUMBER.format(self.prompt.fact_id))
         return traced
 
 
@@ -323,7 +330,13 @@ def localize_by(
     def work(group: list[int]) -> list[list[Trace]]:
         questions = Questions(model, [facts[i] for i in group], site, windows, metric, budget)
         grids = effects(questions, **options)
-        pairs = [zip(*rows, strict=True) for rows in zip(questions.each(), grids, strict=True)]
-        return [[question.trace(effect, localizer, budget.positions) for question, effect in rows] for rows in pairs]
+        reasons = [questions.failed.get(i, "") for i in range(len(group))]
+        return [
+            [
+                question.trace(effect, localizer, budget.positions, reason)
+                for question, effect in zip(*rows, strict=True)
+            ]
+            for *rows, reason in zip(questions.each(), grids, reasons, strict=True)
+        ]
 
     return in_groups(model, facts, budget, work)

@@ -9,27 +9,18 @@ from torch import Tensor
 
 from loc_edit.facts.fact import Fact
 from loc_edit.localization.ablation import mean_ablation, resample_ablation, zero_ablation
+from loc_edit.localization.contract import EFFECTS, localizer
 from loc_edit.localization.direct import direct, random
 from loc_edit.localization.gradients import attribution, integrated_gradients
-from loc_edit.localization.question import NOT_A_NUMBER, Grids, Questions, localize_by
+from loc_edit.localization.question import NOT_A_NUMBER, Grids, localize_by
 from loc_edit.localization.references import references
 from loc_edit.localization.trace import Trace
 from loc_edit.localization.tracing import restored
 from loc_edit.models.model import Model
-from loc_edit.names import LOCALIZERS, TRACING, Metric, nearest
+from loc_edit.names import LOCALIZERS, TRACING, BadPlugin, Metric, nearest
 from loc_edit.prompts.encoding import Prompt
 
-
-def one_by_one(effect: Callable[..., Float[Tensor, "layer pos"]]) -> Callable[..., Grids]:
-    """The function for `EFFECTS` of a localizer that takes one `Question` and its options, and runs nothing itself."""
-
-    def effects(questions: Questions, **options: Any) -> Grids:
-        return [[effect(question, **options) for question in same_fact] for same_fact in questions.each()]
-
-    return effects
-
-
-EFFECTS: dict[str, Callable[..., Grids]] = {
+_OWN: dict[str, Callable[..., Grids]] = {
     TRACING: restored,
     "attribution": attribution,
     "integrated_gradients": integrated_gradients,
@@ -38,10 +29,11 @@ EFFECTS: dict[str, Callable[..., Grids]] = {
     "resample_ablation": resample_ablation,
     "severed_mlp": partial(restored, severed="mlp"),
     "severed_attn": partial(restored, severed="attn"),
-    "direct": one_by_one(direct),
-    "random": one_by_one(random),
 }
-"""By localizer, the function from `Questions` and options to the effect of each cell, in units of the metric."""
+for _name, _effects in _OWN.items():
+    localizer(_name, batched=True)(_effects)
+localizer("direct")(direct)
+localizer("random")(random)
 
 
 def localize(
@@ -78,6 +70,8 @@ def localize(
 
     Raises:
         ValueError: the localizer or option does not exist; see `trace` for more.
+        BadPlugin: a localizer of yours failed, or returned something else than a grid of numbers.
+        ModelChanged: it left the model in another state.
     """
     ((traced,),) = localize_many(
         model,
@@ -92,6 +86,8 @@ def localize(
         references=[reference],
         **options,
     )
+    if traced.reason:
+        raise BadPlugin(traced.reason)
     if localizer == TRACING and traced.is_nan:
         raise ValueError(NOT_A_NUMBER.format(prompt.fact_id))
     return traced
@@ -132,7 +128,7 @@ def grid_options(localizer: str, model: Model, fact: Fact, facts: Sequence[Fact]
         localizer: one of `loc_edit.names.LOCALIZERS`.
         model: whose tokenizer encodes the reference prompts.
         fact: the fact that is localized.
-        facts: the whole data set, for localizers with reference prompts.
+        facts: the whole data set, for localizers that need it or reference prompts of it.
         seed: start of the draws.
     """
     if localizer == TRACING:
@@ -145,4 +141,6 @@ def grid_options(localizer: str, model: Model, fact: Fact, facts: Sequence[Fact]
         options["reference"] = references(model, fact, facts, known.references, seed)
     if known.seeded:
         options["seed"] = seed
+    if known.facts:
+        options["facts"] = facts
     return options

@@ -50,6 +50,7 @@ class Trace:
             `p_corrupted` plus the effect of the cell (see `loc_edit.localize`).
         batch_size: about how many token positions one call of a layer computed at most; less than the caller asked
             for if memory did not suffice.  0: not known.
+        reason: why there are no numbers, if the localizer failed.
     """
 
     prompt: Prompt
@@ -63,6 +64,7 @@ class Trace:
     token_texts: tuple[str, ...] = ()
     localizer: str = TRACING
     batch_size: int = field(default=0, repr=False, compare=False)
+    reason: str = field(default="", repr=False, compare=False)
 
     @property
     def effect(self) -> Float[Tensor, "layer pos"]:
@@ -111,9 +113,9 @@ class Trace:
         return torch.from_numpy(effect_by_layer(fraction[used], layer[used], regressor)).to(self.p_restored)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per (layer, position), in the columns of a run's trace rows."""
+        """One row per (layer, position), in the columns of trace rows; `reason` only if the localizer failed."""
         layer, pos = np.indices(self.p_restored.shape)
-        return pd.DataFrame(
+        rows = pd.DataFrame(
             {
                 "fact_id": self.prompt.fact_id,
                 "localizer": self.localizer,
@@ -131,6 +133,7 @@ class Trace:
                 "degenerate": self.degenerate,
             }
         )
+        return rows.assign(reason=self.reason) if self.reason else rows
 
     def plot(self) -> "Figure":
         """The layer x token heatmap, with a star at each subject token."""

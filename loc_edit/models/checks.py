@@ -1,11 +1,14 @@
 """Checks of a loaded model: its weights are unprocessed, and for editing, its layers have the right form."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformer_lens.components import RMSNorm
 
+from loc_edit.models.identity import checksums
 from loc_edit.models.model import Model
 from loc_edit.models.norms import output_norm
 
@@ -14,6 +17,43 @@ HALF = (torch.float16, torch.bfloat16)
 
 class BadModel(ValueError):
     """A model that cannot be found, cannot be read, or does not suit its purpose; the message names it."""
+
+
+class ModelChanged(RuntimeError):
+    """A plug-in that left the model in another state than it found it; the message names the plug-in and the change."""
+
+
+@contextmanager
+def left_alone(model: Model, who: str) -> Iterator[None]:
+    """A block that may read the model, hook it and even write to it, if it puts everything back.
+
+    Args:
+        model: any.
+        who: runs in the block.
+
+    Raises:
+        ModelChanged: afterwards a weight is another, or a hook is left.
+    """
+    weights, hooks = _state(model), _n_hooks(model)
+    try:
+        yield
+    finally:
+        changed = [name for name, value in _state(model).items() if value != weights[name]]
+        if changed:
+            names = ", ".join(changed[:3]) + ", ..." * (len(changed) > 3)
+            raise ModelChanged(f"{who} changed {names} and did not put back the old values; the model is spoiled")
+        if (left := _n_hooks(model) - hooks) != 0:
+            raise ModelChanged(f"{who} left {left} hooks on the model; `with model.hooks(...)` takes them away again")
+
+
+def _state(model: Model) -> dict[str, tuple[bytes, bool]]:
+    """Of each parameter, a checksum, and whether it requires a gradient."""
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    return {name: (value, trained[name]) for name, value in checksums(model).items()}
+
+
+def _n_hooks(model: Model) -> int:
+    return sum(len(point.fwd_hooks) + len(point.bwd_hooks) for point in model.hook_dict.values())
 
 
 def check_layers(model: Model, layers: list[int]) -> None:

@@ -56,6 +56,11 @@ def fingerprint(model: Model) -> str:
     return known[state.digest()]
 
 
+def checksums(model: Model) -> dict[str, bytes]:
+    """A checksum of each parameter, by name; a write is noticed as in `fingerprint`."""
+    return {name: _checksum(parameter) for name, parameter in model.named_parameters()}
+
+
 def _raw(parameter: Tensor) -> Tensor:
     """The bytes of a tensor, in order."""
     return parameter.detach().contiguous().reshape(-1).view(torch.uint8)

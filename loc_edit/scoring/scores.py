@@ -1,6 +1,6 @@
 """How well an edit did: scores from the probabilities before and after (Hase et al. 2023, section 4)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from math import isnan, nan
 from statistics import fmean
@@ -10,7 +10,7 @@ from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.update import Edit
 from loc_edit.facts.fact import Fact
 from loc_edit.models.model import Model, W_out
-from loc_edit.names import SCORES
+from loc_edit.names import OWN_SCORES
 from loc_edit.prompts.recall import next_tokens
 from loc_edit.prompts.sampling import sample_essences
 from loc_edit.scoring.measuring import Meter
@@ -34,6 +34,7 @@ class EditScore:
         before: raw numbers of the unedited model.
         after: raw numbers of the edited model.
         reason: why a score is NaN; empty if none is.
+        more: the scores of plug-ins, in a grid.
         fact: the edited fact; `show` needs it, and `request` and `edit`.  `None` in a grid.
         request: the request that the edit answers.
         edit: the edit; `None` for the unedited model.
@@ -50,14 +51,15 @@ class EditScore:
     before: Measured = field(repr=False)
     after: Measured = field(repr=False)
     reason: str = ""
+    more: Mapping[str, float] = field(default_factory=dict)
     fact: Fact | None = field(default=None, repr=False, compare=False)
     request: EditRequest | None = field(default=None, repr=False, compare=False)
     edit: Edit | None = field(default=None, repr=False, compare=False)
 
     def to_row(self) -> dict[str, Any]:
         """Flat columns: scores, magnitudes, and the raw numbers as `<name>_before` and `<name>_after` lists."""
-        names = (*SCORES, "overall_essence", "neighborhood_new", "reason")
-        row = {name: getattr(self, name) for name in names} | self.magnitudes
+        names = (*OWN_SCORES, "overall_essence", "neighborhood_new", "reason")
+        row = {name: getattr(self, name) for name in names} | self.magnitudes | dict(self.more)
         for when, measured in (("before", self.before), ("after", self.after)):
             row |= {f"{each.name}_{when}": list(measured.of(each.name)) for each in fields(measured)}
         return row
@@ -86,7 +88,7 @@ class EditScore:
             for kind, prompts in texts.items()
             for text, p, q in zip(prompts, self.before.of(kind), self.after.of(kind), strict=True)
         ]
-        scores = {name: getattr(self, name) for name in SCORES if name != "essence"}
+        scores = {name: getattr(self, name) for name in OWN_SCORES if name != "essence"}
         norms = {}
         for layer in edit.layers:
             norm = edit.delta(layer).double().norm().item()

@@ -8,6 +8,7 @@ import torch
 
 import loc_edit
 from loc_edit import NotEligible
+from loc_edit.editing.problems import TARGETS
 
 
 def next_token_probs(model, prompt, noise=None):
@@ -36,13 +37,16 @@ def known(model, fact):
 
 
 def test_the_table_of_problems_is_the_studys():
-    rows = {name: (row.target, row.objective, row.subject_noised) for name, row in loc_edit.PROBLEMS.items()}
+    rows = {
+        name: (TARGETS[name].__name__, row.objective, row.subject_noised, row.noise)
+        for name, row in loc_edit.PROBLEMS.items()
+    }
     assert rows == {
-        "error_injection": ("target_new", "raise", False),
-        "tracing_reversal": ("noised_output", "raise", False),
-        "fact_erasure": ("target_true", "lower", False),
-        "fact_amplification": ("target_true", "raise", False),
-        "fact_forcing": ("target_true", "raise", True),
+        "error_injection": ("target_new", "raise", False, False),
+        "tracing_reversal": ("noised_output", "raise", False, True),
+        "fact_erasure": ("target_true", "lower", False, False),
+        "fact_amplification": ("target_true", "raise", False, False),
+        "fact_forcing": ("target_true", "raise", True, False),
     }
 
 
@@ -141,7 +145,7 @@ def test_facts_that_ask_for_nothing_are_refused_by_name(tiny, facts):
         loc_edit.pose(replace(facts[1], target_new=None), "error_injection", tiny)
     with pytest.raises(NotEligible, match="fact 1: target_new 'Polish' is also target_true"):
         loc_edit.pose(replace(facts[1], target_new="Polish"), "error_injection", tiny)
-    with pytest.raises(ValueError, match="problem 'fact_fishing': expected one of error_injection"):
+    with pytest.raises(ValueError, match="problem 'fact_fishing': did you mean 'fact_forcing'"):
         loc_edit.pose(facts[1], "fact_fishing", tiny)
     with pytest.raises(ValueError, match="empty"):
         loc_edit.pose(replace(facts[1], target_new="  "), "error_injection", tiny)

@@ -42,8 +42,11 @@ def test_the_full_one_is_the_whole_grid():
     assert full.windows == (1, 3, 5, 10)
 
 
-def test_every_field_survives_toml(file):
+def test_every_field_survives_toml(file, tmp_path):
+    (tmp_path / "scored.py").write_text("import loc_edit\nloc_edit.scorer('scored')(lambda model, fact: 0.0)\n")
     config = ExperimentConfig(
+        plugins=(str(tmp_path / "scored.py"),),
+        scores=("scored",),
         model="gpt2-xl",
         data='a "quoted" path.json',
         data_limit=7,

@@ -43,8 +43,8 @@ def layer_choices(
 
     Returns:
         A row per problem x method x window x choice: mean, low, high; difference, difference_low, difference_high:
-        the mean score minus the score of `one layer`; share_best: how often the chosen layer is the fact's best (or as
-        good); n: the facts with a number at every edited layer.
+        how much better the mean score is than that of `one layer`; share_best: how often the chosen layer is the
+        fact's best (or as good); n: the facts with a number at every edited layer.
 
     Raises:
         RowsMissing: no fact of any method x problem has a score at every layer.
@@ -63,18 +63,18 @@ def layer_choices(
 
 
 def gain_at_peak(profiles: Profiles, resampling: Resampling = DEFAULTS) -> Interval:
-    """The mean score at the tracing peak minus the mean score at the one layer that other facts choose."""
+    """The mean score at the tracing peak minus that at the one layer that other facts choose; above 0 is better."""
     profiles = profiles.whole()
     if len(profiles.trace) < 3 or profiles.trace.shape[1] < 2:
         return Interval()
     own, weights = _own_scores(profiles)[PEAK], _weights(profiles, resampling)
-    one, _ = chosen_by_others(profiles.score, splits(len(own), resampling.seed), weights)
+    one, _ = chosen_by_others(profiles.sign * profiles.score, splits(len(own), resampling.seed), weights)
     return _interval(weights @ own / weights.sum(1) - one, profiles, resampling)
 
 
 def _choices(profiles: Profiles, resampling: Resampling) -> list[dict[str, Any]]:
     """The four choices for facts with whole profiles."""
-    score, weights = profiles.score, _weights(profiles, resampling)
+    score, weights = profiles.sign * profiles.score, _weights(profiles, resampling)
     best = score >= score.max(1, keepdims=True) - TIE
     own = _own_scores(profiles)
     means = {choice: weights @ scores / weights.sum(1) for choice, scores in own.items()}
@@ -82,7 +82,7 @@ def _choices(profiles: Profiles, resampling: Resampling) -> list[dict[str, Any]]
     shares = {PEAK: _peaks(profiles.trace), ONE: chosen, ORACLE: best / best.sum(1, keepdims=True)}
     rows = []
     for choice in (PEAK, ONE, ANY, ORACLE):
-        mean = _interval(means[choice], profiles, resampling)
+        mean = _interval(profiles.sign * means[choice], profiles, resampling)
         difference = _interval(means[choice] - means[ONE], profiles, resampling)
         share = float((shares[choice] * best).sum(1).mean()) if choice in shares else NAN
         rows.append(
@@ -95,8 +95,8 @@ def _choices(profiles: Profiles, resampling: Resampling) -> list[dict[str, Any]]
 
 
 def _own_scores(profiles: Profiles) -> dict[str, NDArray[np.float64]]:
-    """Each fact's score under the choices that do not depend on other facts."""
-    score = profiles.score
+    """Each fact's score, more is better, under the choices that do not depend on other facts."""
+    score = profiles.sign * profiles.score
     return {PEAK: (_peaks(profiles.trace) * score).sum(1), ANY: score.mean(1), ORACLE: score.max(1)}
 
 

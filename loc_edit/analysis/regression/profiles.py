@@ -5,7 +5,7 @@ leaving facts out, or drawing them again, costs a subtraction or a matrix produc
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from loc_edit.analysis.tables.rows import PROMPT_LENGTH, RELATION
+from loc_edit.names import SCORES
 
 NAN = float("nan")
 FEWEST_RELATIONS = 10
@@ -80,6 +81,7 @@ class Profiles:
         relation: the number of each fact's relation, from 0; of its own for each fact where relations are unknown.
         prompt_length: tokens of each fact's prompt; NaN where unknown.
         layers: the layers' numbers.
+        sign: 1 if more of the score is better, -1 if less is.
     """
 
     trace: NDArray[np.float64]
@@ -87,6 +89,7 @@ class Profiles:
     relation: NDArray[np.intp]
     prompt_length: NDArray[np.float64]
     layers: NDArray[np.int64]
+    sign: float = 1.0
 
     @classmethod
     def of(cls, frame: pd.DataFrame, outcome: str = "rewrite", regressor: str = "trace") -> "Profiles":
@@ -96,7 +99,9 @@ class Profiles:
         facts = frame.drop_duplicates("fact_id").set_index("fact_id").reindex(wide.index)
         length = facts[PROMPT_LENGTH].to_numpy(float) if PROMPT_LENGTH in facts else np.full(len(wide), np.nan)
         trace, score = wide[regressor], wide[outcome]
-        return cls(trace.to_numpy(float), score.to_numpy(float), _relations(facts), length, trace.columns.to_numpy())
+        sign = -1.0 if outcome in SCORES and SCORES[outcome].better == "low" else 1.0
+        arrays = trace.to_numpy(float), score.to_numpy(float), _relations(facts), length, trace.columns.to_numpy()
+        return cls(*arrays, sign)
 
     @property
     def present(self) -> NDArray[np.bool_]:
@@ -111,7 +116,8 @@ class Profiles:
     def of_facts(self, kept: Any) -> "Profiles":
         """The profiles of the facts where an array of booleans is true."""
         _, relation = np.unique(self.relation[kept], return_inverse=True)
-        return Profiles(self.trace[kept], self.score[kept], relation, self.prompt_length[kept], self.layers)
+        rows = {"trace": self.trace[kept], "score": self.score[kept], "prompt_length": self.prompt_length[kept]}
+        return replace(self, relation=relation, **rows)
 
     def whole(self) -> "Profiles":
         """The facts with both numbers at every layer."""
@@ -134,7 +140,7 @@ class Profiles:
         """The profiles minus each fact's means over the layers, of the facts that are whole."""
         whole = self.whole()
         trace, score = (a - a.mean(1, keepdims=True) for a in (whole.trace, whole.score))
-        return Profiles(trace, score, whole.relation, whole.prompt_length, whole.layers)
+        return replace(whole, trace=trace, score=score)
 
     def without(self, covariates: Sequence[NDArray[np.float64]]) -> "Profiles":
         """What is left of both at each layer after a regression on covariates, for the facts that have them.
@@ -153,7 +159,7 @@ class Profiles:
             rest = both - design[rows] @ np.linalg.lstsq(design[rows], both, rcond=None)[0]
             scale = np.maximum(np.abs(both).max(0, initial=0.0), 1e-12)
             trace[rows, layer], score[rows, layer] = np.where(np.abs(rest) < 1e-10 * scale, 0.0, rest).T
-        return Profiles(trace, score, self.relation, self.prompt_length, self.layers)
+        return replace(self, trace=trace, score=score)
 
     def sums(self, units: NDArray[np.intp] | None = None) -> NDArray[np.float64]:
         """Per unit and layer the sums of 1, x, y, xx, xy, yy, both without their overall means, for accuracy.

@@ -9,7 +9,7 @@ import pandas as pd
 
 from loc_edit.analysis.regression.effect_sizes import SIZES
 from loc_edit.analysis.regression.statistics import statistics
-from loc_edit.names import method_label, problem_label
+from loc_edit.names import SCORES, method_label, problem_label
 
 FEWEST = 20
 """The least number of facts for a verdict: with fewer, an interval's end can miss the truth more often than it says."""
@@ -100,7 +100,8 @@ def verdicts(table: pd.DataFrame, *, margins: Mapping[str, float] | None = None,
     `no`: the upper end of the interval is below the margin.  For the two shares, which cannot be negative, this is the
     decision of two one-sided tests (TOST) for equivalence, each at (1 - level) / 2; for the gain it is the one of the
     two that matters, as a loss is a no as well.  `yes`: the lower end reaches the margin, and the corrected p agrees.
-    `unclear`: neither.  `cannot say`: fewer than `FEWEST` facts, or a number is missing.
+    `unclear`: neither.  `cannot say`: fewer than `FEWEST` facts, or a number is missing.  The margin of the gain is a
+    share of the score's range; where a score of yours has no ends, it has to be given, in units of the score.
 
     Returns:
         A row per problem x method x window: n_facts, unit, r2_layer, r2_added, the effect sizes, the corrected
@@ -111,11 +112,14 @@ def verdicts(table: pd.DataFrame, *, margins: Mapping[str, float] | None = None,
         ValueError: a margin is of no question.
     """
     chosen = {name: question.margin for name, question in QUESTIONS.items()} | dict(margins or {})
+    set_by_hand = "where_to_edit" in (margins or {})
     if unknown := sorted(set(chosen) - set(QUESTIONS)):
         raise ValueError(f"margins {', '.join(unknown)}: expected {', '.join(QUESTIONS)}")
     rows = []
     for row in table.to_dict("records"):
-        answers = {name: _answer(row, QUESTIONS[name], margin) for name, margin in chosen.items()}
+        unit = 1.0 if set_by_hand else _range(str(row["outcome"]))
+        in_units = chosen | {"where_to_edit": chosen["where_to_edit"] * unit}
+        answers = {name: _answer(row, QUESTIONS[name], margin) for name, margin in in_units.items()}
         answer = _together(list(answers.values()))
         rows.append({str(k): v for k, v in row.items()} | answers | {"answer": answer})
         rows[-1]["verdict"] = _sentence(rows[-1], level)
@@ -124,9 +128,16 @@ def verdicts(table: pd.DataFrame, *, margins: Mapping[str, float] | None = None,
     return pd.DataFrame(rows, columns=[*columns, *QUESTIONS, "answer", "verdict"])
 
 
+def _range(outcome: str) -> float:
+    """The range of a score, which margins of gain are a share of; NaN for a score without ends."""
+    known = SCORES.get(outcome)
+    size = known.high - known.low if known else 1.0
+    return size if np.isfinite(size) else np.nan
+
+
 def _answer(row: Mapping[Any, Any], question: Question, margin: float) -> str:
     low, high = row[f"{question.size}_low"], row[f"{question.size}_high"]
-    if row["n_facts"] < FEWEST or np.isnan([low, high]).any():
+    if row["n_facts"] < FEWEST or np.isnan([low, high, margin]).any():
         return CANNOT_SAY
     if high < margin:
         return NO
@@ -150,7 +161,10 @@ def _sentence(row: Mapping[str, Any], level: float) -> str:
         few = f"too few facts: expected at least {FEWEST}, got {row['n_facts']}"
         return f"{combination}{CANNOT_SAY} ({row['reason'] or few})."
     chance = "no more than chance would" if not row["p_permutation_holm"] < CERTAIN else "more than chance would"
-    gain, low, high = (f"{100 * row[name]:+.1f}" for name in ("gain", "gain_low", "gain_high"))
+    unit = _range(str(row["outcome"]))
+    numbers = [row[name] for name in ("gain", "gain_low", "gain_high")]
+    gain, low, high = (f"{x:+.3g}" if np.isnan(unit) else f"{100 * x / unit:+.1f}" for x in numbers)
+    points = "" if np.isnan(unit) else " points"
     shares = {
         name: f"{row[name]:.1%} ({row[f'{name}_low']:.1%} to {row[f'{name}_high']:.1%})"
         for name in ("partial", "within")
@@ -159,7 +173,7 @@ def _sentence(row: Mapping[str, Any], level: float) -> str:
         f"{combination}{row['answer']}; the layer explains {row['r2_layer']:.1%} of the variance, tracing adds "
         f"{row['added_corrected']:.1%} ({level:.0%} interval {row['added_low']:.1%} to {row['added_high']:.1%}), "
         f"{chance} (permutation p = {row['p_permutation_holm']:.2g}, Holm).  Where to edit: {row['where_to_edit']}, at "
-        f"the tracing peak the score is {gain} points ({low} to {high}) from that of one layer for all.  How well it "
+        f"the tracing peak the score is {gain}{points} ({low} to {high}) from that of one layer for all.  How well it "
         f"will go: {row['how_well']}, tracing explains {shares['partial']} of what the layer leaves.  Within a fact: "
         f"{row['within_fact']}, {shares['within']} of what layer and fact leave, r = {row['within_r']:.2f}."
     )
