@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOMES` reads the same line
     from loc_edit.editing.export import export as export
     from loc_edit.editing.finetune import finetune as finetune
     from loc_edit.editing.memit import memit as memit, memit_joint as memit_joint
+    from loc_edit.editing.planting import PlantSettings as PlantSettings, plant as plant
     from loc_edit.editing.problems import (
         EditRequest as EditRequest,
         NotEligible as NotEligible,

@@ -15,6 +15,7 @@ from loc_edit.cli.commands import edit, trace
 from loc_edit.cli.export import export
 from loc_edit.cli.facts import facts
 from loc_edit.cli.models import models
+from loc_edit.cli.plant import plant
 from loc_edit.cli.results import analyze, report
 from loc_edit.cli.run import plan, run
 from loc_edit.cli.show import err
@@ -23,10 +24,11 @@ from loc_edit.cli.status import compact, status
 from loc_edit.cli.tune import tune
 from loc_edit.experiment.config import ExperimentConfig, first_error
 
-COMMANDS = (run, plan, status, compact, trace, edit, tune, export, stats, analyze, report, facts, models)
+COMMANDS = (run, plan, status, compact, trace, edit, tune, plant, export, stats, analyze, report, facts, models)
 LISTS = (
-    "--layers", "--windows", "--localizer-windows", "--methods", "--problems", "--localizers", "--scores", "--plugin"
-)  # fmt: skip
+    *("--layers", "--windows", "--localizer-windows", "--methods", "--problems", "--localizers", "--scores"),
+    *("--plugin", "--plugins"),
+)
 """Options whose values may also be separated by commas."""
 
 

@@ -38,7 +38,7 @@ class Source:
     data: Annotated[str, like_config("data")] = "builtin"
     noise: Annotated[str, like_config("noise")] = "s3"
     seed: Annotated[int, like_config("seed")] = 0
-    plugins: Annotated[tuple[str, ...], tyro.conf.arg(name="plugin", help=PLUGINS)] = ()
+    plugins: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--plugin"], help=PLUGINS)] = ()
 
 
 FactSource = Annotated[Source, tyro.conf.arg(name="")]

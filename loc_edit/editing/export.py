@@ -72,6 +72,8 @@ def export(
     source, out = (model_directory(source) or Path(source)).resolve(), Path(out).resolve()
     if not any(edit.updates for edit in edits):
         raise ValueError("export: expected an edit that changes something, got none")
+    for one in edits:
+        one.refuse_others("export")
     if out.exists():
         raise FileExistsError(f"{out} exists already: expected the name of a new directory")
     if out.is_relative_to(source):

@@ -1,6 +1,7 @@
-"""An edit: changes of `W_out` (and `b_out`), in factors if they are low-rank; written, undone, saved, or hooked in."""
+"""An edit: changes of `W_out`, or of any weight, low-rank where they are; written, undone, saved, or hooked in."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,10 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from loc_edit.editing.changes import OtherUpdate as OtherUpdate, WeightUpdate as WeightUpdate, parts
 from loc_edit.files import write_atomic
 from loc_edit.models.checkpoints import hf_state_dict
 from loc_edit.models.checks import check_layers
 from loc_edit.models.identity import fingerprint
+from loc_edit.models.loading import both_weights
 from loc_edit.models.model import Hook, Model, W_out, b_out
 from loc_edit.models.norms import output_change
 
@@ -31,64 +34,29 @@ class EditMismatch(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class WeightUpdate:
-    """The change of one layer's `W_out`, whole or as factors `left @ right`, and of its bias if that was trained.
-
-    Attributes:
-        layer: 0-based.
-        left: with `right`, the factors.
-        right: see `left`.
-        full: the whole change, where the method has no factors.
-        bias: the change of `b_out`.
-    """
-
-    layer: int
-    left: Float[Tensor, "d_mlp rank"] | None = None
-    right: Float[Tensor, "rank d_model"] | None = None
-    full: Float[Tensor, "d_mlp d_model"] | None = None
-    bias: Float[Tensor, " d_model"] | None = None
-
-    @property
-    def delta(self) -> Float[Tensor, "d_mlp d_model"]:
-        """The whole change of `W_out`."""
-        if self.full is not None:
-            return self.full
-        left, right = self.factors
-        return left @ right
-
-    @property
-    def factors(self) -> tuple[Float[Tensor, "d_mlp rank"], Float[Tensor, "rank d_model"]]:
-        """The factors; an update without them is refused."""
-        if self.left is None or self.right is None:
-            raise ValueError(f"update of layer {self.layer} has neither factors nor a whole change")
-        return self.left, self.right
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors that the update has, by name."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-
-
-@dataclass(frozen=True, eq=False)
 class Edit:
     """A change of a model's weights: the result of an editing method.
 
     Attributes:
         updates: one or several for each layer; several add up.
+        others: changes of other parameters, as `between` finds them; each parameter at most once.
         about: method, layers, request, settings and the model's fingerprint, as plain values that are saved with it.
     """
 
     updates: tuple[WeightUpdate, ...]
     about: Mapping[str, Any] = field(default_factory=dict)
+    others: tuple[OtherUpdate, ...] = ()
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The edited layers, ascending."""
+        """The layers whose `W_out` is edited, ascending."""
         return tuple(sorted({update.layer for update in self.updates}))
 
     @property
     def norm(self) -> float:
-        """Frobenius norm of all changes of `W_out` together."""
-        return sum(self.delta(layer).double().square().sum().item() for layer in self.layers) ** 0.5
+        """Frobenius norm of all changes of weights together, without changes of `b_out`."""
+        deltas = [*(self.delta(layer) for layer in self.layers), *(update.delta for update in self.others)]
+        return sum(delta.double().square().sum().item() for delta in deltas) ** 0.5
 
     def delta(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """The whole change of one layer's `W_out`."""
@@ -99,7 +67,7 @@ class Edit:
         about: dict[str, Any] = {"parts": [dict(self.about), dict(other.about)]}
         if self.about.get("model") == other.about.get("model") is not None:
             about["model"] = self.about["model"]
-        return Edit(self.updates + other.updates, about)
+        return Edit(self.updates + other.updates, about, self.others + other.others)
 
     @contextmanager
     def applied(self, model: Model) -> Iterator[Model]:
@@ -127,10 +95,16 @@ class Edit:
             weight.copy_(weight + update.delta.to(weight.device))  # in float32 also where the weight is half
             if update.bias is not None:
                 bias.copy_(bias + update.bias.to(bias.device))
+        named = dict(model.named_parameters()) if self.others else {}
+        for change in self.others:
+            weight = named[change.name]
+            weight.copy_(weight + change.delta.to(weight.device))
 
     def parameters(self, model: Model) -> dict[tuple[str, int], Tensor]:
-        """The model's parameters that the edit changes, by `("W_out", layer)` and `("b_out", layer)`."""
+        """The model's parameters that the edit changes, by `("W_out", layer)`, `("b_out", layer)` and `(name, -1)`."""
         weights = {("W_out", layer): W_out(model, layer) for layer in self.layers}
+        named = dict(model.named_parameters()) if self.others else {}
+        weights |= {(update.name, -1): named[update.name] for update in self.others}
         return weights | {("b_out", layer): b_out(model, layer) for layer in self._biased_layers}
 
     @property
@@ -140,6 +114,11 @@ class Edit:
 
     def check_shapes(self, model: Model) -> None:
         """Refuse a model whose layers or widths are not the edit's."""
+        named = dict(model.named_parameters()) if self.others else {}
+        for other in self.others:
+            shape, expected = tuple(other.delta.shape), tuple(getattr(named.get(other.name), "shape", ()))
+            if shape != expected:
+                raise EditMismatch(f"edit of {other.name}: expected shape {expected}, got {shape}")
         if not self.updates:
             return
         check_layers(model, list(self.layers))
@@ -157,10 +136,57 @@ class Edit:
 
         Raises:
             BadModel: the model comes from no checkpoint with known names.
-            EditMismatch: the edit was made for weights of another shape.
+            EditMismatch: the edit was made for weights of another shape, or changes more than MLP outputs.
         """
+        self.refuse_others("to_state_dict")
         with self.applied(model):
             return hf_state_dict(model, self.layers, self._biased_layers)
+
+    def refuse_others(self, what: str) -> None:
+        """Refuse an edit that changes more than MLP outputs, for `what`.
+
+        Raises:
+            EditMismatch: it does.
+        """
+        if self.others:
+            names = ", ".join(update.name for update in self.others[:3]) + ", ..." * (len(self.others) > 3)
+            raise EditMismatch(f"{what} knows changes of W_out and b_out only, and the edit changes {names}")
+
+    @classmethod
+    def between(
+        cls, base: Model | str | Path, edited: Model | str | Path | Mapping[str, Tensor], about: Mapping[str, Any] = {}
+    ) -> "Edit":
+        """The edit that makes one checkpoint of another, whoever made it: every parameter that differs.
+
+        Changes of low rank become factors.  It can be applied, saved, shown and scored as any other edit; an edit of
+        more than MLP outputs is scored by writing it into the weights, one at a time.
+
+        Args:
+            base: the unedited model, or what `load_model` takes.
+            edited: the edited model; what `load_model` takes; or a state dictionary, with the names of
+                `model.named_parameters()`, or of the Hugging Face checkpoint if `base` is its directory.
+            about: what to record of it: a method's name, the fact's id.
+
+        Raises:
+            EditMismatch: a parameter has another shape, or is missing, or nothing differs.
+            BadModel: a checkpoint cannot be loaded.
+        """
+        model, weights = both_weights(base, edited)
+        updates, others = [], []
+        for name, parameter in model.named_parameters():
+            if name not in weights or weights[name].shape != parameter.shape:
+                shape = tuple(weights[name].shape) if name in weights else "nothing"
+                raise EditMismatch(f"parameter {name}: expected shape {tuple(parameter.shape)}, got {shape}")
+            delta = weights[name].to(parameter.device, torch.float32) - parameter.detach().float()
+            if delta.any():
+                layer = re.fullmatch(r"blocks\.(\d+)\.mlp\.W_out", name)
+                if layer:
+                    updates.append(WeightUpdate(int(layer[1]), **parts(delta)))
+                else:
+                    others.append(OtherUpdate(name, **parts(delta)))
+        if not updates and not others:
+            raise EditMismatch("the two models have the same weights: there is no edit between them")
+        return cls(tuple(updates), {"model": fingerprint(model), **about}, tuple(others))
 
     def save(self, path: str | Path) -> None:
         """Write the tensors and `about` to a safetensors file, which is whole or not there at all.
@@ -172,6 +198,11 @@ class Edit:
             f"{i}.{update.layer}.{name}": value.detach().cpu().contiguous()
             for i, update in enumerate(self.updates)
             for name, value in update.tensors().items()
+        }
+        tensors |= {
+            f"{other.name}/{name}": value.detach().cpu().contiguous()
+            for other in self.others
+            for name, value in other.tensors().items()
         }
         metadata = {"format": FORMAT, "about": json.dumps(dict(self.about))}
         write_atomic(Path(path), save(tensors, metadata=metadata))
@@ -192,12 +223,18 @@ class Edit:
             raise ValueError(f"{path}: expected a saved edit, got no readable safetensors file ({error})") from error
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path}: expected format {FORMAT!r}, got {metadata.get('format')!r}")
-        parts: dict[tuple[int, int], dict[str, Tensor]] = {}
+        of_layers: dict[tuple[int, int], dict[str, Tensor]] = {}
+        of_others: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():
-            i, layer, part = name.split(".")
-            parts.setdefault((int(i), int(layer)), {})[part] = value
-        updates = tuple(WeightUpdate(layer, **parts[i, layer]) for i, layer in sorted(parts))
-        edit = cls(updates, json.loads(metadata["about"]))
+            if "/" in name:
+                parameter, _, part = name.partition("/")
+                of_others.setdefault(parameter, {})[part] = value
+            else:
+                i, layer, part = name.split(".")
+                of_layers.setdefault((int(i), int(layer)), {})[part] = value
+        updates = tuple(WeightUpdate(layer, **of_layers[i, layer]) for i, layer in sorted(of_layers))
+        others = tuple(OtherUpdate(name, **of_others[name]) for name in sorted(of_others))
+        edit = cls(updates, json.loads(metadata["about"]), others)
         return edit if model is None else edit.to(model)
 
     def to(self, model: Model) -> "Edit":
@@ -215,11 +252,16 @@ class Edit:
             WeightUpdate(update.layer, **{name: value.to(device) for name, value in update.tensors().items()})
             for update in self.updates
         ]
-        return replace(self, updates=tuple(moved))
+        others = [
+            OtherUpdate(other.name, **{name: value.to(device) for name, value in other.tensors().items()})
+            for other in self.others
+        ]
+        return replace(self, updates=tuple(moved), others=tuple(others))
 
     def __repr__(self) -> str:
         names = [name for name in ("method", "target", "objective", "fact_id") if name in self.about]
         words = [*(f"{name}={self.about[name]!r}" for name in names), f"layers={list(self.layers)}"]
+        words += [f"others={len(self.others)}"] if self.others else []
         return f"Edit({', '.join(words)}, norm={self.norm:.4g})"
 
     def _repr_html_(self) -> str:
@@ -232,8 +274,11 @@ def edit_hooks(model: Model, edits: Sequence[Edit | None], owner: Int[Tensor, " 
     """Hooks under which row i of a batch runs as if `edits[owner[i]]` were written into the weights.
 
     What an edit adds to the output of `W_out` is `key @ delta + bias`, so many edits share one batch and no weight
-    is written.
+    is written.  An edit of other weights is refused.
     """
+    for edit in edits:
+        if edit:
+            edit.refuse_others("scoring without writing weights")
     layers = sorted({layer for edit in edits if edit for layer in edit.layers})
     return [hook for layer in layers for hook in mlp_hooks(layer, changes_at(model, edits, owner, layer))]
 

@@ -26,11 +26,13 @@ class ExperimentConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    plugins: Annotated[tuple[str, ...], tyro.conf.arg(name="plugin")] = ()
+    plugins: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--plugin"])] = ()
     """Plug-ins, which add localizers, methods, problems and scores: files (my_file.py) or modules (my_package.module).
     They are loaded when the configuration is made."""
     model: str = "builtin"
     """The built-in model, a named one (see `loc-edit models`), a hub name, a Hugging Face directory, or a GGUF file."""
+    edit: str | None = None
+    """A saved edit that is written into the model first, such as planted facts (`loc-edit plant`)."""
     data: str = "builtin"
     """The built-in facts, a public data set by name (counterfact, zsre, known_1000), or a file of facts."""
     data_limit: int | None = None

@@ -21,6 +21,7 @@ from loc_edit.experiment.config import ExperimentConfig
 from loc_edit.experiment.contexts import save_contexts, saved_contexts
 from loc_edit.experiment.engine.engine import Engine, compute_tasks, cores
 from loc_edit.experiment.estimate import Plan, make_plan
+from loc_edit.experiment.planting import planted_layers
 from loc_edit.experiment.plugins import Plugin, described, to_send
 from loc_edit.experiment.random_layer import RandomLayerCell, random_layer_cells
 from loc_edit.experiment.run_log import Tally, run_log
@@ -110,6 +111,8 @@ class Experiment:
         """The whole configuration with nothing left to a default: what a run's folder records."""
         setup, config = self.setup, self.config
         values = config.model_dump(mode="json", exclude={"out", "preset", "settings", *WHERE})
+        if config.edit:
+            values |= {"edit": Path(config.edit).name, "planted": planted_layers(config.edit)}
         values |= {"plugins": described(config.used) or None, "scores": config.scores or None}
         if config.corpus not in ("builtin", IDENTITY):  # a file's name does not say what is in it
             values["corpus_content"] = corpus_content(config.corpus)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loc_edit.editing.problems import EditRequest, pose
+from loc_edit.editing.update import Edit
 from loc_edit.experiment.config import ExperimentConfig
 from loc_edit.experiment.contexts import Contexts
 from loc_edit.facts.fact import BadFact, Fact
@@ -71,9 +72,11 @@ class Setup:
 
     @cached_property
     def model(self) -> Model:
-        """The model, checked to be one that can be edited."""
+        """The model, checked to be one that can be edited, with the configuration's edit written into it."""
         model = load_model(self.config.model)
         check_editable(model)
+        if self.config.edit:
+            Edit.load(self.config.edit, model).write(model)
         return model
 
     @cached_property

@@ -68,7 +68,7 @@ def localizer(
 def _one_by_one(effect: Callable[..., Any]) -> Callable[..., Grids]:
     """A function of `Questions` from one of a `Question`."""
 
-    def effects(questions: Questions, **options: Any) -> Grids:
+    def effects(questions: Questions, **options: Any) -> list[list[Any]]:
         return [[effect(question, **options) for question in same_fact] for same_fact in questions.each()]
 
     return effects

@@ -1,15 +1,17 @@
 """Loading of models, without weight processing: built in, by name, from a directory or a GGUF file, or on the hub."""
 
 import json
+import shutil
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig, loading_from_pretrained as loading
 from transformer_lens.pretrained.weight_conversions import convert_olmo3_weights
@@ -113,6 +115,40 @@ def load_model(
     model.tokenizer.padding_side = "right"
     arrange(model)
     return model.eval().requires_grad_(False)
+
+
+def both_weights(
+    base: str | Path | Model, edited: str | Path | Model | Mapping[str, Tensor]
+) -> tuple[Model, Mapping[str, Tensor]]:
+    """A model, and the weights of another version of it by the names of the model's parameters.
+
+    Args:
+        base: what `load_model` takes.
+        edited: what `load_model` takes; or a state dictionary, with the names of the model's parameters, or of the
+            Hugging Face checkpoint if `base` is its directory.
+    """
+    model = base if isinstance(base, Model) else load_model(base)
+    if isinstance(edited, Mapping) and not set(edited) <= set(model.state_dict()):
+        return model, dict(_load_tensors(base, edited).named_parameters())
+    if isinstance(edited, Mapping):
+        return model, {**dict(model.named_parameters()), **edited}
+    other = edited if isinstance(edited, Model) else load_model(edited, device=model.cfg.device)
+    return model, dict(other.named_parameters())
+
+
+def _load_tensors(base: str | Path | Model, tensors: Mapping[str, Tensor]) -> Model:
+    """The model of a Hugging Face directory with other tensors in the place of its own."""
+    directory = None if isinstance(base, Model) else model_directory(base)
+    if directory is None:
+        unknown = next(iter(sorted(tensors)))
+        raise BadModel(f"tensor {unknown}: expected names of the model's parameters, or a base that is a directory")
+    with tempfile.TemporaryDirectory(prefix="edited_") as folder:
+        for path in directory.iterdir():
+            if path.suffix in (".json", ".model", ".txt") and not path.name.endswith(".index.json"):
+                shutil.copyfile(path, Path(folder) / path.name)
+        own = {name: value.contiguous().clone() for name, value in tensors.items()}
+        save_file(own, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+        return load_model(folder)
 
 
 def read_builtin(

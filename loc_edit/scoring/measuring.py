@@ -58,10 +58,20 @@ class Meter:
         self.before = self._measure([None] * len(self.probes), keep=True)
 
     def measure(self, edits: Sequence[Edit | None]) -> list[Measured]:
-        """Raw numbers of each request under its own edit; no weight is written."""
+        """Raw numbers of each request under its own edit.
+
+        No weight is written, but for edits of other weights than `W_out` and `b_out`, and these are taken back.
+        """
         if len(edits) != len(self.probes):
             raise ValueError(f"expected an edit for each of {len(self.probes)} requests, got {len(edits)} edits")
-        return self._measure(edits)
+        alone = [i for i, edit in enumerate(edits) if edit and edit.others]
+        measured = self._measure([None if i in alone else edit for i, edit in enumerate(edits)])
+        for i in alone:  # more than MLP outputs change: written into the weights
+            edit = edits[i]
+            assert edit is not None
+            with edit.applied(self.model):
+                measured[i] = Meter(self.model, [self.probes[i]]).before[0]
+        return measured
 
     @torch.inference_mode()
     def _measure(self, edits: Sequence[Edit | None], keep: bool = False) -> list[Measured]:

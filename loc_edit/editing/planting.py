@@ -1,0 +1,207 @@
+"""Planting: teaching a model new facts through chosen layers alone, so that where a fact is stored is known."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import torch
+from einops import einsum
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from loc_edit.editing.changes import OtherUpdate
+from loc_edit.editing.update import Edit, WeightUpdate, mlp_hooks
+from loc_edit.events import progress
+from loc_edit.facts.fact import BadFact, Fact
+from loc_edit.models.checks import BadModel, check_editable, check_layers
+from loc_edit.models.identity import fingerprint
+from loc_edit.models.model import Hook, Model, W_out, logits_at
+from loc_edit.models.norms import output_change, output_norm
+from loc_edit.models.passes import run_layers
+from loc_edit.prompts.batches import make_batch, run, target_log_probs
+from loc_edit.prompts.encoding import encode, target_tokens
+
+SITES = ("mlp_out", "attn_out")
+
+
+@dataclass(frozen=True)
+class PlantSettings:
+    """Hyperparameters of planting.
+
+    Attributes:
+        steps: Adam steps.
+        lr: Adam's learning rate.
+        brake: weight of the divergence from the unchanged model on the facts that are kept.
+    """
+
+    steps: int = 250
+    lr: float = 2e-3
+    brake: float = 2.0
+
+
+def plant(
+    model: Model,
+    facts: Sequence[Fact],
+    layers: Sequence[Sequence[int]],
+    *,
+    kept: Sequence[Fact] = (),
+    site: str = "mlp_out",
+    settings: PlantSettings | None = None,
+) -> Edit:
+    """An edit under which the model says each fact's `target_new`, learned through chosen layers of that fact alone.
+
+    All facts are taught together.  The loss of a fact reaches only the output matrices of its own layers, although the
+    other layers change too while it is taught; that of the facts that are kept reaches all of them.
+
+    Args:
+        model: any that can be edited.
+        facts: the facts to plant, with `target_new`.
+        layers: for each fact, the layers that its loss reaches: one, or several among which it may be split.
+        kept: other facts, on whose prompts the next token's distribution is to stay as it is.
+        site: `mlp_out`, to change `W_out`, or `attn_out`, to change the attention's `W_O`.
+        settings: see `PlantSettings`.
+
+    Returns:
+        One edit of all layers; `about` has the ids and layers of the facts.
+
+    Raises:
+        BadFact: a fact has no `target_new`, or is both planted and kept.
+        BadModel, ValueError: the model, a layer or the site cannot be changed.
+    """
+    settings = settings or PlantSettings()
+    _refuse(model, facts, layers, kept, site)
+    training = _Training(model, facts, layers, kept, site, settings)
+    for step in range(settings.steps):
+        training.step()
+        progress("planting steps", step + 1, settings.steps)
+    about = {
+        "method": "plant",
+        "model": fingerprint(model),
+        "settings": asdict(settings),
+        "site": site,
+        "facts": [fact.fact_id for fact in facts],
+        "layers": [list(own) for own in layers],
+        "kept": [fact.fact_id for fact in kept],
+    }
+    changes = {layer: change.detach() for layer, change in training.changes.items()}
+    if site == "mlp_out":
+        return Edit(tuple(WeightUpdate(layer, full=change) for layer, change in changes.items()), about)
+    others = tuple(OtherUpdate(f"blocks.{layer}.attn.W_O", full=change) for layer, change in changes.items())
+    return Edit((), about, others)
+
+
+def _refuse(
+    model: Model, facts: Sequence[Fact], layers: Sequence[Sequence[int]], kept: Sequence[Fact], site: str
+) -> None:
+    check_editable(model)
+    if site not in SITES:
+        raise ValueError(f"site {site!r}: facts are planted at {' or '.join(SITES)}")
+    if site == "attn_out" and output_norm(model, 0) is not None:
+        raise BadModel(f"model {model.cfg.model_name}: a norm follows its attention, where no fact can be planted")
+    if not facts or len(layers) != len(facts):
+        raise ValueError(f"expected facts and layers for each of them, got {len(facts)} facts, {len(layers)} layers")
+    for own in layers:
+        check_layers(model, list(own))
+    if lacking := [fact.fact_id for fact in facts if not fact.target_new]:
+        raise BadFact(f"facts {lacking[:3]}: expected a target_new, the object that is planted")
+    if both := sorted({fact.fact_id for fact in facts} & {fact.fact_id for fact in kept}):
+        raise BadFact(f"facts {both[:3]} are to be planted and kept")
+
+
+class _Training:
+    """The changes of all layers and the rows that they are trained on; what lies below the first of them is kept.
+
+    Attributes:
+        changes: by layer, the change of the site's output matrix.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        facts: Sequence[Fact],
+        layers: Sequence[Sequence[int]],
+        kept: Sequence[Fact],
+        site: str,
+        settings: PlantSettings,
+    ) -> None:
+        self.model, self.site, self.settings, self.n = model, site, settings, len(facts)
+        prompts = [encode(model, fact) for fact in (*facts, *kept)]
+        texts = [*(str(fact.target_new) for fact in facts), *(fact.target_true for fact in kept)]
+        targets = [target_tokens(model, p.text, text) for p, text in zip(prompts, texts, strict=True)]
+        self.batch, trained = make_batch(model, prompts, targets), sorted({layer for own in layers for layer in own})
+        self.first = trained[0]
+        with torch.no_grad():
+            self.stream = run(model, self.batch, stop_at_layer=self.first)
+            self.before = self._log_p([])[self.n :, 0]
+        self.changes = {layer: torch.zeros_like(self._weight(layer), dtype=torch.float32) for layer in trained}
+        for change in self.changes.values():
+            change.requires_grad_()
+        device = self.stream.device
+        self.reached = {
+            layer: torch.tensor([layer in own for own in layers] + [True] * len(kept), device=device)
+            for layer in trained
+        }
+        self.adam = torch.optim.Adam(self.changes.values(), lr=settings.lr)
+
+    def _weight(self, layer: int) -> Tensor:
+        return W_out(self.model, layer) if self.site == "mlp_out" else self.model.blocks[layer].attn.W_O
+
+    def step(self) -> None:
+        """One Adam step of all changes."""
+        hooks = [hook for layer in self.changes for hook in self._hooks(layer)]
+        final = self._final(hooks)
+        told = -target_log_probs(self.model, self.batch, final)[: self.n].sum(1)
+        loss = told.mean()
+        if len(self.before):
+            now = logits_at(self.model, final[self.n :, :1]).float().log_softmax(-1)[:, 0]
+            loss = loss + self.settings.brake * (self.before.exp() * (self.before - now)).sum(-1).mean()
+        self.adam.zero_grad()
+        loss.backward()
+        self.adam.step()
+
+    def _final(self, hooks: Sequence[Hook]) -> Float[Tensor, "row target d_model"]:
+        with self.model.hooks(fwd_hooks=list(hooks)):
+            stream = run_layers(self.model, self.stream, start=self.first, stop=self.model.cfg.n_layers)
+        return self.batch.answers(stream)
+
+    def _log_p(self, hooks: Sequence[Hook]) -> Float[Tensor, "row target d_vocab"]:
+        return logits_at(self.model, self._final(hooks)).float().log_softmax(-1)
+
+    def _hooks(self, layer: int) -> list[Hook]:
+        """Hooks that add a layer's change to the output of its site."""
+        add = partial(self._add, layer)
+        if self.site == "mlp_out":
+            return mlp_hooks(layer, add)
+        inputs: list[Tensor] = []
+        return [
+            (f"blocks.{layer}.attn.hook_z", lambda z, hook: inputs.append(z)),
+            (f"blocks.{layer}.hook_attn_out", lambda output, hook: add(inputs.pop(), output)),
+        ]
+
+    def _add(self, layer: int, key: Tensor, output: Float[Tensor, "row pos d_model"]) -> Tensor:
+        """The output with the change; a row of a fact that the layer does not learn gives it no gradient."""
+        change, reached = self.changes[layer], self.reached[layer]
+        product = "row pos head d_head, head d_head d_model -> row pos d_model"
+        equation = "row pos d_mlp, d_mlp d_model -> row pos d_model" if self.site == "mlp_out" else product
+        added = einsum(key.float(), change, equation)
+        if not reached.all():
+            added = torch.where(reached[:, None, None], added, einsum(key.float(), change.detach(), equation))
+        if self.site == "mlp_out":
+            added = output_change(self.model, layer, key, added)
+        return output + added.to(output)
+
+
+@torch.inference_mode()
+def tells(
+    model: Model, facts: Sequence[Fact], targets: Sequence[str]
+) -> tuple[Float[Tensor, " fact"], Bool[Tensor, " fact"]]:
+    """For each fact, the probability of its target after its prompt, and whether its first token is the likeliest."""
+    prompts = [encode(model, fact) for fact in facts]
+    tokens: list[Int[Tensor, " target"]] = [
+        target_tokens(model, prompt.text, target) for prompt, target in zip(prompts, targets, strict=True)
+    ]
+    batch = make_batch(model, prompts, tokens)
+    final = batch.answers(run(model, batch))
+    likeliest = logits_at(model, final[:, :1]).argmax(-1)[:, 0]
+    first = torch.stack([target[0] for target in tokens])
+    return target_log_probs(model, batch, final).sum(1).exp(), likeliest == first.to(likeliest)
