@@ -21,6 +21,12 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOMES` reads the same line
         localizer_matrix as localizer_matrix,
     )
     from loc_edit.analysis.regression.ols import Fit as Fit, fit as fit, fits as fits
+    from loc_edit.analysis.regression.planted import (
+        planted_accuracy as planted_accuracy,
+        planted_edits as planted_edits,
+        planted_gain as planted_gain,
+        planted_in as planted_in,
+    )
     from loc_edit.analysis.regression.statistics import statistics as statistics
     from loc_edit.analysis.regression.verdict import localization_informs_editing as localization_informs_editing
     from loc_edit.analysis.run import Run as Run, load_run as load_run

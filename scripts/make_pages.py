@@ -25,6 +25,10 @@ ANSWER = re.compile(
 )
 
 
+NAMES = {"smollm2": "SmolLM2-135M", "gemma3-270m": "Gemma 3 270M", "builtin": "built-in model"}
+"""The models that may have a folder of figures, in the order of the page."""
+
+
 class NotTrue(ValueError):
     """A sentence of a page is contradicted by its files."""
 
@@ -49,6 +53,17 @@ def value(name: str, column: str, **where: Any) -> float:
     if len(found) != 1:
         raise ValueError(f"{name}.csv has {len(found)} rows where {where}, expected 1")
     return float(found[column].iloc[0])
+
+
+def models() -> list[str]:
+    """The models whose folder has a verdict."""
+    return [name for name in NAMES if (FIGURES / name / "verdict.csv").is_file()]
+
+
+def counts(model: str, question: str) -> str:
+    """How many pairs of problem and method have the answers no, unclear and yes to a question about the rewrite score."""
+    answers = list(rows(f"{model}/verdict", outcome="rewrite")[question])
+    return " / ".join(str(answers.count(answer)) for answer in ("no", "unclear", "yes"))
 
 
 def claim(condition: bool) -> str:
@@ -87,6 +102,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
     )
     made.globals |= {"t": table, "rows": rows, "value": value, "claim": claim}
+    made.globals |= {"models": models, "names": NAMES, "counts": counts}
     made.filters |= {"decimals": decimals, "points": points, "percent": percent}
     return made
 

@@ -1,6 +1,7 @@
 """Turns the rows of a run, or of several that belong together, into tables and figures.  No torch here."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from matplotlib.figure import Figure
 from loc_edit.analysis.figures.choices import plot_layer_choices
 from loc_edit.analysis.figures.localizers import plot_localizer_choices, plot_localizer_matrix
 from loc_edit.analysis.figures.paper import draw_all
+from loc_edit.analysis.figures.planted import plot_planted_accuracy, plot_planted_edits
 from loc_edit.analysis.regression.choices import layer_choices
 from loc_edit.analysis.regression.localizers import localizer_choices, localizer_matrix
 from loc_edit.analysis.regression.ols import fits
 from loc_edit.analysis.regression.paper import write_tables
+from loc_edit.analysis.regression.planted import planted_accuracy, planted_edits, planted_gain, planted_in
 from loc_edit.analysis.run import Run
 from loc_edit.analysis.tables.paper import write_table
 from loc_edit.analysis.tables.rows import RowsMissing, StudyRows
@@ -89,6 +92,7 @@ def analyze(
     drawn, not_drawn = draw_all(rows, folder / "figures", second=other)
     compared, not_compared = _write_comparisons(rows, folder, draws, seed)
     missing |= not_drawn | not_compared
+    compared |= _write_planted(runs[0], traces, edits, folder) if "planted" in runs[0].config else {}
     try:
         fitted = fits(rows.joined())
     except RowsMissing as error:
@@ -162,6 +166,22 @@ def _write_comparisons(
         drawn = save(comparison.draw(data), data, folder / "figures", comparison.figure)
         written[comparison.figure] = [*written.get(comparison.figure, []), *drawn]
     return written, missing
+
+
+def _write_planted(run: Run, traces: pd.DataFrame, edits: pd.DataFrame, folder: Path) -> dict[str, list[Path]]:
+    """The tables and figures about planted facts."""
+    planted, written = planted_in(run), dict[str, list[Path]]()
+    tables = {
+        "planted_accuracy": (lambda: planted_accuracy(traces, planted), plot_planted_accuracy),
+        "planted_edits": (lambda: planted_edits(edits, planted), plot_planted_edits),
+        "planted_gain": (lambda: planted_gain(edits, planted), None),
+    }
+    for name, (compute, draw) in tables.items():
+        with suppress(RowsMissing):
+            data = compute()
+            written[name] = write_table(data, folder / "tables", name)
+            written[name] += save(draw(data), data, folder / "figures", name) if draw else []
+    return written
 
 
 def gather(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -70,7 +70,7 @@ def test_what_cannot_be_planted_is_refused(deep, shapes, facts):
         plant(deep, [replace(facts[0], target_new=None)], [[1]])
     with pytest.raises(loc_edit.BadFact, match=r"facts \[0\] are to be planted and kept"):
         plant(deep, facts[:1], [[1]], kept=facts[:1])
-    with pytest.raises(ValueError, match="layers .*9"):
+    with pytest.raises(ValueError, match=r"layers .*9"):
         plant(deep, facts[:1], [[9]])
     with pytest.raises(ValueError, match="expected facts and layers for each of them, got 1 facts, 2 layers"):
         plant(deep, facts[:1], [[1], [2]])

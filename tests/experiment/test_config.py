@@ -48,6 +48,7 @@ def test_every_field_survives_toml(file, tmp_path):
         plugins=(str(tmp_path / "scored.py"),),
         scores=("scored",),
         model="gpt2-xl",
+        edit="planted.safetensors",
         data='a "quoted" path.json',
         data_limit=7,
         skip_invalid=True,
