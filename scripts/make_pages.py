@@ -61,7 +61,7 @@ def models() -> list[str]:
 
 
 def counts(model: str, question: str) -> str:
-    """How many pairs of problem and method have the answers no, unclear and yes to a question about the rewrite score."""
+    """How many pairs of problem and method answer a question about the rewrite score with no, unclear and yes."""
     answers = list(rows(f"{model}/verdict", outcome="rewrite")[question])
     return " / ".join(str(answers.count(answer)) for answer in ("no", "unclear", "yes"))
 

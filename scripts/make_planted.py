@@ -1,0 +1,82 @@
+"""Make `figures/planted/`: which localizers find the layer that learned a fact, and where its edits work.
+
+python scripts/make_planted.py                      # built-in model, 40 facts in every layer, seeds 0, 1, 2: hours
+python scripts/make_planted.py --seeds 0            # one of them
+python scripts/make_planted.py --no-run             # from the rows that are there
+
+Each seed plants other facts, in every layer at once, and is a run of its own, which can be stopped and continues.
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+import loc_edit
+from loc_edit.analysis.figures.planted import plot_planted_accuracy, plot_planted_edits
+from loc_edit.analysis.regression.planted import group_name
+from loc_edit.analysis.tables.paper import write_table
+from loc_edit.events import ProgressLines, listening
+from loc_edit.experiment.planting import EDIT, FACTS, TOLD, choose, make, save
+from loc_edit.views.style import save as save_figure
+
+CONFIGURATION = Path(__file__).parent / "experiments" / "planted.toml"
+SEED = 1_000_000
+"""What is added to the ids of a seed's facts, so that a fact that two seeds plant stands for two."""
+
+
+def planted_run(folder: Path, model: str, seed: int, facts: int, kept: int) -> loc_edit.Run:
+    """Plant, unless it was done, then trace and edit what is missing."""
+    if not (folder / TOLD).is_file():
+        net, data = loc_edit.load_model(model), loc_edit.load_facts("builtin")
+        planting = choose(data, [(layer,) for layer in range(net.cfg.n_layers)], facts, kept, seed)
+        save(folder, planting, *make(net, planting, "mlp_out", loc_edit.PlantSettings(), seed))
+    files = {"edit": str(folder / EDIT), "data": str(folder / FACTS)}
+    config = loc_edit.ExperimentConfig.from_toml(CONFIGURATION)
+    experiment = loc_edit.Experiment(config.model_copy(update={"model": model, "seed": seed, **files}))
+    return experiment.run(folder / "study", workers=experiment.default_workers())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="builtin")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--facts", type=int, default=40, help="facts planted in each layer")
+    parser.add_argument("--kept", type=int, default=40, help="facts that the model is held to")
+    parser.add_argument("--runs", type=Path, default=Path("runs/planted"), help="the folder of the runs")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "figures" / "planted")
+    parser.add_argument("--no-run", action="store_true", help="compute nothing, draw what is there")
+    args = parser.parse_args()
+    planted: dict[int, list[int]] = {}
+    traces, edits, told = [], [], []
+    for seed in args.seeds:
+        folder = args.runs / f"{args.model}-{seed}"
+        with listening(ProgressLines()):
+            run = (
+                loc_edit.load_run(folder / "study")
+                if args.no_run
+                else planted_run(folder, args.model, seed, args.facts, args.kept)
+            )
+        first = SEED * seed
+        planted |= {first + fact: layers for fact, layers in loc_edit.planted_in(run).items()}
+        traces.append(run.traces.assign(fact_id=run.traces["fact_id"] + first))
+        edits.append(run.edits.assign(fact_id=run.edits["fact_id"] + first))
+        told.append(pd.read_csv(folder / TOLD).assign(seed=seed))
+    all_traces, all_edits = pd.concat(traces, ignore_index=True), pd.concat(edits, ignore_index=True)
+    says = pd.concat(told).drop(columns=["fact_id"]).groupby(["group"], sort=False).mean(numeric_only=False)
+    tables = {
+        "told": says.drop(columns="seed").reset_index(),
+        "planted_accuracy": loc_edit.planted_accuracy(all_traces, planted),
+        "planted_edits": loc_edit.planted_edits(all_edits, planted),
+        "planted_gain": loc_edit.planted_gain(all_edits, planted),
+    }
+    for name, table in tables.items():
+        write_table(table, args.out, name)
+    for name, draw in (("planted_accuracy", plot_planted_accuracy), ("planted_edits", plot_planted_edits)):
+        save_figure(draw(tables[name]), tables[name], args.out, name)
+    counts = pd.Series([group_name(layers) for layers in planted.values()]).value_counts()
+    print(f"{args.out}: {len(planted)} planted facts, {counts.min()} to {counts.max()} of each group")
+
+
+if __name__ == "__main__":
+    main()
