@@ -112,8 +112,9 @@ def planted_gain(edits: pd.DataFrame, planted: Planted, outcome: str = "rewrite"
     rows = without_controls(edits)
     rows = rows[rows["fact_id"].isin(list(planted))]
     here = [float(layer in planted[fact]) for fact, layer in zip(rows["fact_id"], rows["layer"], strict=True)]
+    rows = rows.assign(trace=here, layer=rows["layer"].astype("int64"))
     table = []
-    for key, part in by_combination(rows.assign(trace=here)):
+    for key, part in by_combination(rows):
         profiles = Profiles.of(part, outcome).within_facts()
         slope = common_slope(profiles, level)
         columns = {"gain": slope.middle, "low": slope.low, "high": slope.high, "p": slope.p}
