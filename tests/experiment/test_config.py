@@ -42,6 +42,7 @@ def test_the_full_one_is_the_whole_grid():
     assert full.windows == (1, 3, 5, 10)
 
 
+@pytest.mark.usefixtures("registries")
 def test_every_field_survives_toml(file, tmp_path):
     (tmp_path / "scored.py").write_text("import loc_edit\nloc_edit.scorer('scored')(lambda model, fact: 0.0)\n")
     config = ExperimentConfig(

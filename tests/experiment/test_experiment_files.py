@@ -23,7 +23,14 @@ def config(name):
 
 def test_there_are_files_and_no_other_than_these():
     of_the_paper, of_the_builtin_model = ["paper_gpt2xl", "paper_gptj"], ["full", "localizers", "small"]
-    names = [*(f"builtin_{name}" for name in of_the_builtin_model), "gemma3", *of_the_paper, "smoke", "smollm2"]
+    names = [
+        *(f"builtin_{name}" for name in of_the_builtin_model),
+        "gemma3",
+        *of_the_paper,
+        "planted",
+        "smoke",
+        "smollm2",
+    ]
     assert [path.stem for path in FILES] == names
 
 

@@ -204,3 +204,43 @@ def test_without_an_address_ray_is_started_for_the_run_and_ended_after_it(config
     assert not ray.is_initialized()
     assert len(rows(run)[1]) == 2 + 2 + 2  # edits, without an edit, at a layer drawn by lot
     assert isinstance(run, loc_edit.Run)
+
+
+PLUGIN = """
+from dataclasses import dataclass
+
+import torch
+
+import loc_edit
+
+
+@dataclass(frozen=True)
+class LongSettings:
+    length: float = 1.0
+
+
+@loc_edit.editor("long", settings=LongSettings)
+def long(model, requests, layers, *, settings):
+    updates = [loc_edit.WeightUpdate(layer, full=0.01 * settings.length * model.W_out[layer]) for layer in layers]
+    return [loc_edit.Edit(tuple(updates)) for _ in requests]
+
+
+@loc_edit.localizer("flat")
+def flat(question):
+    return torch.ones(question.model.cfg.n_layers, len(question.prompt))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("registries")
+def test_actors_get_the_plug_ins_of_the_caller(cluster, nodes, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(PLUGIN)
+    options = {"plugins": (str(file),), "methods": ("long",), "localizers": ("causal_tracing", "flat"), "layers": (1,)}
+    more = {"facts": 4, "chunk": 2, "essence": False, "corpus": "identity", "settings": {"long": {"length": 3.0}}}
+    there = ExperimentConfig(**options, **more, engine="ray", workers=2, address=cluster.address)
+    here = ExperimentConfig(**options, **more)
+    file.unlink()  # what the actors run came with the tasks
+    alone = Experiment(here).run(tmp_path / "here")
+    assert_same_rows(alone, Experiment(there).run(tmp_path / "there"))
+    assert (alone.edits.query("method == 'long'")["status"] == "done").all()
