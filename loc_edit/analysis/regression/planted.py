@@ -42,7 +42,7 @@ def planted_accuracy(traces: pd.DataFrame, planted: Planted, level: float = 0.95
         level: coverage of the intervals (Wilson's).
 
     Returns:
-        A row per localizer, window and group of layers, and one for all groups: n, found (a share; layers that tie
+        A row per localizer, window and group, and one for all groups: n, found (a share; layers that tie
         share the peak), low, high, chance: what a layer drawn by lot finds; distance: the mean distance of the peak
         from the nearest of the fact's layers.
     """
