@@ -73,7 +73,7 @@ class Origin:
 def origin_of(function: Callable[..., Any]) -> Origin | None:
     """Where a plug-in's function comes from; `None` for the package's own.
 
-    The content of a package is that of all its Python files, and that of a notebook the text of the function alone.
+    For a package, the content is a hash of all its Python files; for a notebook, of the text of the function alone.
     """
     function = unwrapped(function)
     name = function.__module__

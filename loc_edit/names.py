@@ -177,7 +177,7 @@ SCORES = {
     "overall": Score("mean of rewrite, paraphrase and neighborhood"),
     "essence": Score("how little the perplexity of texts about the subject rises"),
 }
-"""The scores of an edit, 1 the best, in the order of the study's tables; after them those of plug-ins."""
+"""The scores of an edit, 1 the best, in the order of the study's tables; plug-ins add theirs at the end."""
 OWN_SCORES = tuple(SCORES)
 """The package's own scores, which every edit has."""
 
@@ -216,6 +216,11 @@ class BadPlugin(ValueError):
     """A plug-in that breaks the contract; the message names it, what it did, and what was expected."""
 
 
+def spelled_out(error: Exception, *own: type[Exception]) -> str:
+    """An error of a plug-in in words: with its type, unless it is one of the package's own, whose words suffice."""
+    return str(error) if isinstance(error, (BadPlugin, *own)) else f"{type(error).__name__}: {error}"
+
+
 def describe_plugin(kind: str, known: dict[str, Description], name: str, description: Description) -> None:
     """Add a plug-in's description to the problems, methods, localizers or scores.
 
@@ -228,9 +233,11 @@ def describe_plugin(kind: str, known: dict[str, Description], name: str, descrip
     where = f"{kind} {name!r} of {origin.name if origin else 'loc_edit'}"
     if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in ("all", *CONTROLS) or name.startswith("random_layer"):
         raise BadPlugin(f"{where}: expected a name of lower-case letters, digits and _, not {name!r}")
-    other = owner is not None and (owner.origin is None or owner.origin.is_loaded)
-    if owner is not None and other and (owner.origin is None or origin is None or owner.origin.name != origin.name):
-        raise BadPlugin(f"{where}: the name belongs to {owner.origin.name if owner.origin else 'loc_edit'}")
+    if owner is not None:
+        only_described = owner.origin is not None and not owner.origin.is_loaded
+        same_file = owner.origin is not None and origin is not None and owner.origin.name == origin.name
+        if not only_described and not same_file:
+            raise BadPlugin(f"{where}: the name belongs to {owner.origin.name if owner.origin else 'loc_edit'}")
     known[name] = description
 
 

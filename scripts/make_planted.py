@@ -61,11 +61,11 @@ def main() -> None:
         planted |= {first + fact: layers for fact, layers in loc_edit.planted_in(run).items()}
         traces.append(run.traces.assign(fact_id=run.traces["fact_id"] + first))
         edits.append(run.edits.assign(fact_id=run.edits["fact_id"] + first))
-        told.append(pd.read_csv(folder / TOLD).assign(seed=seed))
+        told.append(pd.read_csv(folder / TOLD))
     all_traces, all_edits = pd.concat(traces, ignore_index=True), pd.concat(edits, ignore_index=True)
     says = pd.concat(told).drop(columns=["fact_id"]).groupby(["group"], sort=False).mean(numeric_only=False)
     tables = {
-        "told": says.drop(columns="seed").reset_index(),
+        "told": says.reset_index(),
         "planted_accuracy": loc_edit.planted_accuracy(all_traces, planted),
         "planted_edits": loc_edit.planted_edits(all_edits, planted),
         "planted_gain": loc_edit.planted_gain(all_edits, planted),

@@ -1,6 +1,7 @@
 """The change of one weight: whole, or as low-rank factors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,19 @@ EXACT = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
-class WeightUpdate:
+class _Update:
+    """What the updates of all weights share."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that the update has, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+
+AnyUpdate = TypeVar("AnyUpdate", bound=_Update)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightUpdate(_Update):
     """The change of one layer's `W_out`, whole or as factors `left @ right`, and of its bias if that was trained.
 
     Attributes:
@@ -45,13 +58,9 @@ class WeightUpdate:
             raise ValueError(f"update of layer {self.layer} has neither factors nor a whole change")
         return self.left, self.right
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors that the update has, by name."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-
 
 @dataclass(frozen=True, eq=False)
-class OtherUpdate:
+class OtherUpdate(_Update):
     """The change of any other parameter, whole or as factors `left @ right`.
 
     Attributes:
@@ -75,9 +84,11 @@ class OtherUpdate:
             raise ValueError(f"update of {self.name} has neither factors nor a whole change")
         return self.left @ self.right
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors that the update has, by name."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+def moved(update: AnyUpdate, device: torch.device | str | None) -> AnyUpdate:
+    """The update on a device."""
+    tensors: dict[str, Any] = {name: value.to(device) for name, value in update.tensors().items()}
+    return replace(update, **tensors)
 
 
 def parts(delta: Float[Tensor, "*any"]) -> dict[str, Tensor]:
@@ -86,10 +97,9 @@ def parts(delta: Float[Tensor, "*any"]) -> dict[str, Tensor]:
         return {"full": delta}
     wide = delta.double()
     most = min(MOST_RANK, min(delta.shape) // 2)
-    torch_state = torch.random.get_rng_state()  # the sketch is random, and nobody else's draws may depend on it
-    torch.manual_seed(0)
-    u, s, v = torch.svd_lowrank(wide, q=most, niter=4)
-    torch.random.set_rng_state(torch_state)
+    with torch.random.fork_rng():  # the decomposition is random, and nobody else's draws may depend on it
+        torch.manual_seed(0)
+        u, s, v = torch.svd_lowrank(wide, q=most, niter=4)
     rank = max(1, int((s > EXACT * s[0]).sum()))
     left, right = u[:, :rank] * s[:rank], v[:, :rank].T
     if (wide - left @ right).norm() > EXACT * wide.norm():

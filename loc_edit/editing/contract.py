@@ -11,11 +11,10 @@ from loc_edit.editing.settings import SETTINGS
 from loc_edit.editing.update import Edit
 from loc_edit.editing.value import EditFailed
 from loc_edit.files import origin_of
-from loc_edit.models.checks import ModelChanged, left_alone
+from loc_edit.models.checks import ends_run, left_alone
 from loc_edit.models.identity import fingerprint
-from loc_edit.models.memory import out_of_memory
 from loc_edit.models.model import Model
-from loc_edit.names import METHODS, BadPlugin, Method, describe_plugin, first_sentence
+from loc_edit.names import METHODS, BadPlugin, Method, describe_plugin, first_sentence, spelled_out
 
 EditAll = TypeVar("EditAll", bound=Callable[..., Any])
 
@@ -101,11 +100,10 @@ def _checked(name: str, edit_all: Callable[..., Any]) -> Callable[..., list[Edit
             for made in edits:
                 _check_edit(model, made, layers)
         except Exception as error:
-            if isinstance(error, ModelChanged) or out_of_memory(error):
+            if ends_run(error):
                 raise
-            said = str(error) if isinstance(error, BadPlugin | EditFailed) else f"{type(error).__name__}: {error}"
             facts = ", ".join(str(request.fact_id) for request in requests)
-            raise EditFailed(f"{who}, fact {facts}: {said}") from error
+            raise EditFailed(f"{who}, fact {facts}: {spelled_out(error, EditFailed)}") from error
         about = {
             "method": name,
             "settings": asdict(given["settings"]),

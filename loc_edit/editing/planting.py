@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 from einops import einsum
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from loc_edit.editing.changes import OtherUpdate
@@ -18,7 +18,7 @@ from loc_edit.models.identity import fingerprint
 from loc_edit.models.model import Hook, Model, W_out, logits_at
 from loc_edit.models.norms import output_change, output_norm
 from loc_edit.models.passes import run_layers
-from loc_edit.prompts.batches import make_batch, run, target_log_probs
+from loc_edit.prompts.batches import Batch, make_batch, run, target_log_probs
 from loc_edit.prompts.encoding import encode, target_tokens
 
 SITES = ("mlp_out", "attn_out")
@@ -51,7 +51,7 @@ def plant(
     """An edit under which the model says each fact's `target_new`, learned through chosen layers of that fact alone.
 
     All facts are taught together.  The loss of a fact reaches only the output matrices of its own layers, although the
-    other layers change too while it is taught; that of the facts that are kept reaches all of them.
+    other layers change too while it is taught; the loss of a fact that is kept reaches all layers.
 
     Args:
         model: any that can be edited.
@@ -125,14 +125,12 @@ class _Training:
         settings: PlantSettings,
     ) -> None:
         self.model, self.site, self.settings, self.n = model, site, settings, len(facts)
-        prompts = [encode(model, fact) for fact in (*facts, *kept)]
-        texts = [*(str(fact.target_new) for fact in facts), *(fact.target_true for fact in kept)]
-        targets = [target_tokens(model, p.text, text) for p, text in zip(prompts, texts, strict=True)]
-        self.batch, trained = make_batch(model, prompts, targets), sorted({layer for own in layers for layer in own})
-        self.first = trained[0]
+        objects = [*(str(fact.target_new) for fact in facts), *(fact.target_true for fact in kept)]
+        trained = sorted({layer for own in layers for layer in own})
+        self.batch, self.first = _batch(model, [*facts, *kept], objects), trained[0]
         with torch.no_grad():
             self.stream = run(model, self.batch, stop_at_layer=self.first)
-            self.before = self._log_p([])[self.n :, 0]
+            self.before = self._log_p_of_kept(self._final([]))
         self.changes = {layer: torch.zeros_like(self._weight(layer), dtype=torch.float32) for layer in trained}
         for change in self.changes.values():
             change.requires_grad_()
@@ -150,10 +148,9 @@ class _Training:
         """One Adam step of all changes."""
         hooks = [hook for layer in self.changes for hook in self._hooks(layer)]
         final = self._final(hooks)
-        told = -target_log_probs(self.model, self.batch, final)[: self.n].sum(1)
-        loss = told.mean()
+        loss = -target_log_probs(self.model, self.batch, final)[: self.n].sum(1).mean()
         if len(self.before):
-            now = logits_at(self.model, final[self.n :, :1]).float().log_softmax(-1)[:, 0]
+            now = self._log_p_of_kept(final)
             loss = loss + self.settings.brake * (self.before.exp() * (self.before - now)).sum(-1).mean()
         self.adam.zero_grad()
         loss.backward()
@@ -164,8 +161,9 @@ class _Training:
             stream = run_layers(self.model, self.stream, start=self.first, stop=self.model.cfg.n_layers)
         return self.batch.answers(stream)
 
-    def _log_p(self, hooks: Sequence[Hook]) -> Float[Tensor, "row target d_vocab"]:
-        return logits_at(self.model, self._final(hooks)).float().log_softmax(-1)
+    def _log_p_of_kept(self, final: Float[Tensor, "row target d_model"]) -> Float[Tensor, "kept d_vocab"]:
+        """The next token's log-probabilities after the prompts of the facts that are kept."""
+        return logits_at(self.model, final[self.n :, :1]).float().log_softmax(-1)[:, 0]
 
     def _hooks(self, layer: int) -> list[Hook]:
         """Hooks that add a layer's change to the output of its site."""
@@ -196,12 +194,14 @@ def tells(
     model: Model, facts: Sequence[Fact], targets: Sequence[str]
 ) -> tuple[Float[Tensor, " fact"], Bool[Tensor, " fact"]]:
     """For each fact, the probability of its target after its prompt, and whether its first token is the likeliest."""
-    prompts = [encode(model, fact) for fact in facts]
-    tokens: list[Int[Tensor, " target"]] = [
-        target_tokens(model, prompt.text, target) for prompt, target in zip(prompts, targets, strict=True)
-    ]
-    batch = make_batch(model, prompts, tokens)
+    batch = _batch(model, facts, targets)
     final = batch.answers(run(model, batch))
     likeliest = logits_at(model, final[:, :1]).argmax(-1)[:, 0]
-    first = torch.stack([target[0] for target in tokens])
-    return target_log_probs(model, batch, final).sum(1).exp(), likeliest == first.to(likeliest)
+    return target_log_probs(model, batch, final).sum(1).exp(), likeliest == batch.targets[:, 0]
+
+
+def _batch(model: Model, facts: Sequence[Fact], objects: Sequence[str]) -> Batch:
+    """The facts' prompts, each with an object as its target."""
+    prompts = [encode(model, fact) for fact in facts]
+    targets = [target_tokens(model, p.text, text) for p, text in zip(prompts, objects, strict=True)]
+    return make_batch(model, prompts, targets)

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from loc_edit.facts.fact import Fact
 from loc_edit.files import origin_of
-from loc_edit.models.checks import ModelChanged, left_alone
-from loc_edit.models.memory import out_of_memory
+from loc_edit.models.checks import ends_run, left_alone
 from loc_edit.models.model import Model, logits_at, token_texts
-from loc_edit.names import PROBLEMS, BadPlugin, Problem, describe_plugin, first_sentence, named_in, nearest
+from loc_edit.names import PROBLEMS, BadPlugin, Problem, describe_plugin, first_sentence, named_in, nearest, spelled_out
 from loc_edit.prompts.batches import make_batch, run, target_log_probs
 from loc_edit.prompts.encoding import Prompt, encode, target_tokens
 from loc_edit.prompts.noise import subject_noise
@@ -158,10 +157,9 @@ def _target(problem: str, fact: Fact, given: dict[str, Any]) -> tuple[str, Int[T
             return "".join(token_texts(model, target)).strip(), target
         raise BadPlugin(f"expected a text or a tensor of token ids, got {target!r}")
     except Exception as error:
-        if PROBLEMS[problem].origin is None or isinstance(error, NotEligible | ModelChanged) or out_of_memory(error):
+        if PROBLEMS[problem].origin is None or isinstance(error, NotEligible) or ends_run(error):
             raise
-        said = str(error) if isinstance(error, BadPlugin) else f"{type(error).__name__}: {error}"
-        raise NotEligible(f"problem {problem!r}, fact {fact.fact_id}: {said}") from error
+        raise NotEligible(f"problem {problem!r}, fact {fact.fact_id}: {spelled_out(error)}") from error
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from loc_edit.editing.changes import OtherUpdate as OtherUpdate, WeightUpdate as WeightUpdate, parts
+from loc_edit.editing.changes import OtherUpdate as OtherUpdate, WeightUpdate as WeightUpdate, moved, parts
 from loc_edit.files import write_atomic
 from loc_edit.models.checkpoints import hf_state_dict
 from loc_edit.models.checks import check_layers
@@ -95,16 +95,14 @@ class Edit:
             weight.copy_(weight + update.delta.to(weight.device))  # in float32 also where the weight is half
             if update.bias is not None:
                 bias.copy_(bias + update.bias.to(bias.device))
-        named = dict(model.named_parameters()) if self.others else {}
-        for change in self.others:
-            weight = named[change.name]
-            weight.copy_(weight + change.delta.to(weight.device))
+        for other in self.others:
+            weight = model.get_parameter(other.name)
+            weight.copy_(weight + other.delta.to(weight.device))
 
     def parameters(self, model: Model) -> dict[tuple[str, int], Tensor]:
         """The model's parameters that the edit changes, by `("W_out", layer)`, `("b_out", layer)` and `(name, -1)`."""
         weights = {("W_out", layer): W_out(model, layer) for layer in self.layers}
-        named = dict(model.named_parameters()) if self.others else {}
-        weights |= {(update.name, -1): named[update.name] for update in self.others}
+        weights |= {(other.name, -1): model.get_parameter(other.name) for other in self.others}
         return weights | {("b_out", layer): b_out(model, layer) for layer in self._biased_layers}
 
     @property
@@ -248,15 +246,9 @@ class Edit:
             raise EditMismatch(f"the edit was made for model {made_for}, got model {given}")
         self.check_shapes(model)
         device = model.cfg.device
-        moved = [
-            WeightUpdate(update.layer, **{name: value.to(device) for name, value in update.tensors().items()})
-            for update in self.updates
-        ]
-        others = [
-            OtherUpdate(other.name, **{name: value.to(device) for name, value in other.tensors().items()})
-            for other in self.others
-        ]
-        return replace(self, updates=tuple(moved), others=tuple(others))
+        updates = tuple(moved(update, device) for update in self.updates)
+        others = tuple(moved(other, device) for other in self.others)
+        return replace(self, updates=updates, others=others)
 
     def __repr__(self) -> str:
         names = [name for name in ("method", "target", "objective", "fact_id") if name in self.about]

@@ -175,12 +175,10 @@ class ExperimentConfig(BaseModel):
         for problem in self.problems:
             if problem not in PROBLEMS:
                 raise ValueError(f"problem {problem!r}: {nearest(problem, PROBLEMS)}")
-        for score in self.scores:
-            plugins = [name for name, known in SCORES.items() if known.origin]
-            if score not in plugins:
-                raise ValueError(
-                    f"score {score!r}: expected a score of a plug-in; there are {', '.join(plugins) or 'none'}"
-                )
+        plugins = [name for name, known in SCORES.items() if known.origin]
+        if unknown := [score for score in self.scores if score not in plugins]:
+            there = ", ".join(plugins) or "none"
+            raise ValueError(f"score {unknown[0]!r}: expected a score of a plug-in; there are {there}")
         if "fact_forcing" in self.problems and (self.noise == "swap" or self.noise[:1] in ("u", "m")):
             raise ValueError(
                 f"noise {self.noise!r}: fact_forcing draws fresh Gaussian noise while it edits; "

@@ -18,7 +18,6 @@ from loc_edit.experiment.batch import Batch, Posed
 from loc_edit.experiment.setup import Setup
 from loc_edit.localization.hooks import window_layers
 from loc_edit.models.memory import halving
-from loc_edit.models.model import Model
 from loc_edit.names import METHODS
 from loc_edit.scoring.contract import measure, score_of
 from loc_edit.scoring.scores import EditScore, compare
@@ -70,28 +69,29 @@ def edit_batch(
     return outcomes
 
 
-def score_batch(model: Model, posed: Posed, edits: Sequence[Edit | Exception | None]) -> list[Outcome]:
+def score_batch(posed: Posed, edits: Sequence[Edit | Exception | None]) -> list[Outcome]:
     """The score of each request's edit (`None`: of the unedited model), or why it has none."""
     after = posed.meter.measure([edit if isinstance(edit, Edit) else None for edit in edits])
     return [
         edit
         if isinstance(edit, Exception)
-        else _with_more(model, posed, i, edit, compare(before, measured, posed.requests[i].objective))
+        else _with_plugin_scores(posed, i, edit, compare(before, measured, posed.requests[i].objective))
         for i, (edit, before, measured) in enumerate(zip(edits, posed.meter.before, after, strict=True))
     ]
 
 
-def _with_more(model: Model, posed: Posed, i: int, edit: Edit | None, score: EditScore) -> EditScore:
-    """The score of a request's edit, with those of plug-ins, which measure the edited model itself."""
+def _with_plugin_scores(posed: Posed, i: int, edit: Edit | None, score: EditScore) -> EditScore:
+    """The score of a request's edit, and the scores of plug-ins, for which the edit is written into the model."""
     if not posed.before:
         return score
-    fact, request, more, reasons = posed.facts[i], posed.requests[i], dict[str, float](), [score.reason]
+    model, fact, request = posed.meter.model, posed.facts[i], posed.requests[i]
+    values, reasons = dict[str, float](), [score.reason]
     with (edit or Edit(())).applied(model):
         after = {name: measure(name, model, fact, request) for name in posed.before}
     for name, before in posed.before.items():
-        more[name], reason = score_of(name, before[i], after[name])
+        values[name], reason = score_of(name, before[i], after[name])
         reasons.append(reason)
-    return replace(score, more=more, reason="; ".join(filter(None, reasons)))
+    return replace(score, plugin_scores=values, reason="; ".join(filter(None, reasons)))
 
 
 def rows_of_edits(

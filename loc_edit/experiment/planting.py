@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from loc_edit.analysis.regression.planted import group_name
 from loc_edit.editing.planting import PlantSettings, plant, tells
 from loc_edit.editing.update import Edit
 from loc_edit.facts.fact import BadFact, Fact
@@ -84,7 +85,7 @@ def make(model: Model, planting: Planting, site: str, settings: PlantSettings, s
     edit = replace(edit, about={**edit.about, "seed": seed})
     facts = [*planting.facts, *planting.kept]
     objects = [fact.target_true for fact in facts]
-    groups = ["+".join(map(str, layers)) for layers in planting.layers] + ["kept"] * len(planting.kept)
+    groups = [group_name(layers) for layers in planting.layers] + ["kept"] * len(planting.kept)
     columns = {"fact_id": [fact.fact_id for fact in facts], "group": groups}
     columns["says_before"] = tells(model, facts, objects)[1].tolist()
     with edit.applied(model):

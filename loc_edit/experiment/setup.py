@@ -115,10 +115,8 @@ class Setup:
             BadFact: the data set has only one subject.
         """
         known = [LOCALIZERS[name] for name in self.config.localizers]
-        if not any(localizer.references or localizer.facts for localizer in known):
-            return []
         if not any(localizer.references for localizer in known):
-            return self.data
+            return self.data if any(localizer.facts for localizer in known) else []
         if len({fact.subject for fact in self.data}) < 2:
             raise BadFact(f"{self.config.data}: mean and resample ablation need facts with several subjects")
         return self.data

@@ -117,7 +117,7 @@ class EditCell(Cell):
             _ = batch.setup.stats  # the first edit should not be charged with them
         start = time.perf_counter()
         edits = edit_batch(batch.setup, posed.requests, self.method, self.window, self.layer, self.settings)
-        scores = score_batch(batch.setup.model, posed, edits)
+        scores = score_batch(posed, edits)
         seconds = (time.perf_counter() - start) / max(1, len(edits))
         return rows_of_edits(self.columns(batch.setup), batch, posed, scores, seconds=seconds)
 
@@ -142,7 +142,7 @@ class UneditedCell(Cell):
     def rows(self, batch: Batch) -> pd.DataFrame:
         """Pose and score: one row per fact."""
         posed = batch.posed(self.problem)
-        scores = score_batch(batch.setup.model, posed, [None] * len(posed.requests))
+        scores = score_batch(posed, [None] * len(posed.requests))
         return rows_of_edits(self.columns(batch.setup), batch, posed, scores)
 
     def __str__(self) -> str:

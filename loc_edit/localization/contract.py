@@ -10,9 +10,17 @@ from torch import Tensor
 
 from loc_edit.files import origin_of
 from loc_edit.localization.question import Grids, Question, Questions
-from loc_edit.models.checks import left_alone
-from loc_edit.models.memory import out_of_memory
-from loc_edit.names import LOCALIZERS, BadPlugin, Localizer, Metric, describe_plugin, first_sentence, keyword_defaults
+from loc_edit.models.checks import ends_run, left_alone
+from loc_edit.names import (
+    LOCALIZERS,
+    BadPlugin,
+    Localizer,
+    Metric,
+    describe_plugin,
+    first_sentence,
+    keyword_defaults,
+    spelled_out,
+)
 
 Effect = TypeVar("Effect", bound=Callable[..., Any])
 
@@ -55,9 +63,9 @@ def localizer(
             seeded, facts = "seed" in defaults, "facts" in defaults
             about = meaning or first_sentence(effect)
             description = Localizer(about, cost, metric, options, references, seeded, facts, origin)
+            if wrong := [key for key, value in options.items() if not isinstance(value, bool | int | float | str)]:
+                raise BadPlugin(f"localizer {name!r}: expected a bool, int, float or string as default of {wrong[0]}")
             describe_plugin("localizer", LOCALIZERS, name, description)
-            if unset := [key for key, value in options.items() if not isinstance(value, bool | int | float | str)]:
-                raise BadPlugin(f"localizer {name!r}: expected a bool, int, float or string as default of {unset[0]}")
         many = effect if batched else _one_by_one(effect)
         EFFECTS[name] = _checked(name, many) if origin else many
         return effect
@@ -87,11 +95,11 @@ def _checked(name: str, effects: Callable[..., Any]) -> Callable[..., Grids]:
             _check(questions, grids)
             return grids
         except Exception as error:
-            if out_of_memory(error):
+            if ends_run(error):
                 raise
             if len(questions.facts) == 1:
-                said = str(error) if isinstance(error, BadPlugin) else f"{type(error).__name__}: {error}"
-                questions.failed[0] = f"localizer {name!r}, fact {questions.facts[0].prompt.fact_id}: {said}"
+                fact_id = questions.facts[0].prompt.fact_id
+                questions.failed[0] = f"localizer {name!r}, fact {fact_id}: {spelled_out(error)}"
                 return [[torch.full(_shape(question), math.nan) for question in questions.each()[0]]]
         each = [questions.alone(i) for i in range(len(questions.facts))]
         together = [isolated(own, options)[0] for own in each]

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformer_lens.components import RMSNorm
 
 from loc_edit.models.identity import checksums
+from loc_edit.models.memory import out_of_memory
 from loc_edit.models.model import Model
 from loc_edit.models.norms import output_norm
 
@@ -46,10 +47,14 @@ def left_alone(model: Model, who: str) -> Iterator[None]:
             raise ModelChanged(f"{who} left {left} hooks on the model; `with model.hooks(...)` takes them away again")
 
 
+def ends_run(error: Exception) -> bool:
+    """Whether an error in a plug-in is more than one fact's: the model has changed, or memory has run out."""
+    return isinstance(error, ModelChanged) or out_of_memory(error)
+
+
 def _state(model: Model) -> dict[str, tuple[bytes, bool]]:
     """Of each parameter, a checksum, and whether it requires a gradient."""
-    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    return {name: (value, trained[name]) for name, value in checksums(model).items()}
+    return {name: (value, model.get_parameter(name).requires_grad) for name, value in checksums(model).items()}
 
 
 def _n_hooks(model: Model) -> int:

@@ -9,10 +9,9 @@ from typing import Any, Literal, TypeVar
 from loc_edit.editing.problems import EditRequest
 from loc_edit.facts.fact import Fact
 from loc_edit.files import origin_of
-from loc_edit.models.checks import ModelChanged, left_alone
-from loc_edit.models.memory import out_of_memory
+from loc_edit.models.checks import ends_run, left_alone
 from loc_edit.models.model import Model
-from loc_edit.names import SCORES, BadPlugin, Score, describe_plugin, first_sentence, named_in
+from loc_edit.names import SCORES, BadPlugin, Score, describe_plugin, first_sentence, named_in, spelled_out
 from loc_edit.scoring.probes import Measured
 from loc_edit.scoring.scores import EditScore, magnitudes
 
@@ -89,7 +88,7 @@ def measure(name: str, model: Model, fact: Fact, request: EditRequest) -> Any:
         with left_alone(model, f"score {name!r}"):
             return function(model, fact, **named_in(function, {"request": request}))
     except Exception as error:
-        if isinstance(error, ModelChanged) or out_of_memory(error):
+        if ends_run(error):
             raise
         return BadPlugin(f"{type(error).__name__}: {error}")
 
@@ -106,8 +105,7 @@ def score_of(name: str, before: Any, after: Any) -> tuple[float, str]:
             raise BadPlugin(f"expected a number from {known.low:g} to {known.high:g}, got {value!r}")
         return float(value), ""
     except Exception as error:
-        said = str(error) if isinstance(error, BadPlugin) else f"{type(error).__name__}: {error}"
-        return math.nan, f"{name}: {said}"
+        return math.nan, f"{name}: {spelled_out(error)}"
 
 
 def _columns() -> set[str]:

@@ -34,7 +34,7 @@ class EditScore:
         before: raw numbers of the unedited model.
         after: raw numbers of the edited model.
         reason: why a score is NaN; empty if none is.
-        more: the scores of plug-ins, in a grid.
+        plugin_scores: by name, in a grid.
         fact: the edited fact; `show` needs it, and `request` and `edit`.  `None` in a grid.
         request: the request that the edit answers.
         edit: the edit; `None` for the unedited model.
@@ -51,7 +51,7 @@ class EditScore:
     before: Measured = field(repr=False)
     after: Measured = field(repr=False)
     reason: str = ""
-    more: Mapping[str, float] = field(default_factory=dict)
+    plugin_scores: Mapping[str, float] = field(default_factory=dict)
     fact: Fact | None = field(default=None, repr=False, compare=False)
     request: EditRequest | None = field(default=None, repr=False, compare=False)
     edit: Edit | None = field(default=None, repr=False, compare=False)
@@ -59,7 +59,7 @@ class EditScore:
     def to_row(self) -> dict[str, Any]:
         """Flat columns: scores, magnitudes, and the raw numbers as `<name>_before` and `<name>_after` lists."""
         names = (*OWN_SCORES, "overall_essence", "neighborhood_new", "reason")
-        row = {name: getattr(self, name) for name in names} | self.magnitudes | dict(self.more)
+        row = {name: getattr(self, name) for name in names} | self.magnitudes | dict(self.plugin_scores)
         for when, measured in (("before", self.before), ("after", self.after)):
             row |= {f"{each.name}_{when}": list(measured.of(each.name)) for each in fields(measured)}
         return row

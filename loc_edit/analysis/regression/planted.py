@@ -93,11 +93,11 @@ def planted_edits(edits: pd.DataFrame, planted: Planted, outcome: str = "rewrite
     rows = rows[(rows["status"] == "done") & rows["fact_id"].isin(list(planted))]
     if rows.empty:
         raise RowsMissing("no planted fact has a finished edit")
-    groups = rows.assign(group=[group_name(planted[fact]) for fact in rows["fact_id"]])
+    here = [layer in planted[fact] for fact, layer in zip(rows["fact_id"], rows["layer"], strict=True)]
+    groups = rows.assign(group=[group_name(planted[fact]) for fact in rows["fact_id"]], planted=here)
     keys = ["problem", "method", "window", "group", "layer"]
-    means = groups.groupby(keys, sort=True)[outcome].agg(n="count", mean="mean").reset_index()
-    here = [str(layer) in str(group).split("+") for group, layer in zip(means["group"], means["layer"], strict=True)]
-    return means.assign(outcome=outcome, planted=here)
+    means = groups.groupby(keys).agg(n=(outcome, "count"), mean=(outcome, "mean"), planted=("planted", "first"))
+    return means.reset_index().assign(outcome=outcome)
 
 
 def planted_gain(edits: pd.DataFrame, planted: Planted, outcome: str = "rewrite", level: float = 0.95) -> pd.DataFrame:
