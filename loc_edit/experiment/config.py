@@ -163,7 +163,8 @@ class ExperimentConfig(BaseModel):
     @model_validator(mode="after")
     def _known_names(self) -> "ExperimentConfig":
         methods = {name.partition("-")[0] for name in {*self.methods, *self.settings}}
-        if not (methods <= {*METHODS} and {*self.localizers} <= {*LOCALIZERS} and {*self.problems} <= {*PROBLEMS}):
+        pairs = ((methods, METHODS), (self.localizers, LOCALIZERS), (self.problems, PROBLEMS), (self.scores, SCORES))
+        if any(not {*named} <= {*known} for named, known in pairs):
             load_installed()
         if self.site == "resid_post" and {*self.windows, *(self.localizer_windows or ())} != {1}:
             raise ValueError("site resid_post is restored in one layer at a time: expected windows = [1]")

@@ -450,7 +450,7 @@ def test_installed_packages_offer_plug_ins(plugin, monkeypatch, tmp_path):
     entry = EntryPoint("offered", "offered", plugins.GROUP)
     monkeypatch.setattr(plugins, "entry_points", lambda group: [entry] if group == plugins.GROUP else [])
     plugins.load_installed.cache_clear()
-    config = ExperimentConfig(methods=("push",), localizers=("depth",))
+    config = ExperimentConfig(scores=("length",), methods=("push",), localizers=("depth",))
     [sent] = to_send(config.used)
     assert sent.module == "offered"
     assert "depth" not in ExperimentConfig(localizers="all").localizers, "`all` does not depend on what is installed"
