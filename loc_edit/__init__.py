@@ -60,6 +60,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOMES` reads the same line
     from loc_edit.editing.update import Edit as Edit, EditMismatch as EditMismatch, WeightUpdate as WeightUpdate
     from loc_edit.editing.value import EditFailed as EditFailed
     from loc_edit.events import Event as Event, ProgressLines as ProgressLines, listening as listening
+    from loc_edit.experiment.benchmark import Benchmark as Benchmark, Grade as Grade
     from loc_edit.experiment.config import ExperimentConfig as ExperimentConfig
     from loc_edit.experiment.experiment import Experiment as Experiment
     from loc_edit.facts.download import DownloadFailed as DownloadFailed, fetch as fetch
@@ -101,7 +102,8 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOMES` reads the same line
     from loc_edit.prompts.sampling import sample_contexts as sample_contexts
     from loc_edit.report.write import write_report as write_report
     from loc_edit.scoring.contract import scorer as scorer
-    from loc_edit.scoring.scores import EditScore as EditScore, score as score
+    from loc_edit.scoring.score import score as score
+    from loc_edit.scoring.scores import EditScore as EditScore
 
 _HOMES = {
     alias.name: node.module or ""

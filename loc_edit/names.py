@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -160,6 +161,7 @@ class Score:
         low: the smallest possible value.
         high: the largest.
         better: which end is the better one.
+        scorer: what a run is asked for, to have it (`--scores`); empty for the scores that every edit has.
         origin: of a plug-in.
     """
 
@@ -167,6 +169,7 @@ class Score:
     low: float = 0.0
     high: float = 1.0
     better: Literal["high", "low"] = "high"
+    scorer: str = ""
     origin: Origin | None = None
 
 
@@ -176,10 +179,29 @@ SCORES = {
     "neighborhood": Score("how little p(target) changes on other subjects' prompts"),
     "overall": Score("mean of rewrite, paraphrase and neighborhood"),
     "essence": Score("how little the perplexity of texts about the subject rises"),
+    "generation_rewrite": Score("whether what follows the edit prompt begins with the target", scorer="generation"),
+    "generation_paraphrase": Score("the same of the paraphrases", scorer="generation"),
+    "generation_neighborhood": Score(
+        "the share of other subjects' prompts after which the target stands if and only if it did before",
+        scorer="generation",
+    ),
+    "generation_anywhere": Score("whether the target stands anywhere after the edit prompt", scorer="generation"),
+    "generation_paraphrase_anywhere": Score("the same of the paraphrases", scorer="generation"),
+    "generation_open": Score("whether a text that begins with the subject has the target", scorer="generation"),
+    "generation_entropy": Score("change of the texts' n-gram entropy, in bits", -inf, inf, scorer="generation"),
+    "generation_surprise": Score(
+        "change of the unedited model's loss on the texts, in nats per token", -inf, inf, "low", "generation"
+    ),
 }
-"""The scores of an edit, 1 the best, in the order of the study's tables; plug-ins add theirs at the end."""
-OWN_SCORES = tuple(SCORES)
-"""The package's own scores, which every edit has."""
+"""The scores of an edit, in the order of tables: the study's, 1 the best, and what else a run may be asked for."""
+OWN_SCORES = tuple(name for name, known in SCORES.items() if not known.scorer)
+"""The scores that every edit has."""
+
+
+def scores_of(scorer: str) -> list[str]:
+    """The scores that come with one thing that a run is asked for: `generation` gives several."""
+    return [name for name, known in SCORES.items() if known.scorer == scorer]
+
 
 STATUSES = ("done", "skipped", "failed")
 """What can be said of an edit row."""

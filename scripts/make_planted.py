@@ -13,12 +13,18 @@ from pathlib import Path
 import pandas as pd
 
 import loc_edit
-from loc_edit.analysis.figures.planted import plot_planted_accuracy, plot_planted_edits
+from loc_edit.analysis.comparisons import planted_comparisons, write_comparisons
 from loc_edit.analysis.regression.planted import group_name
 from loc_edit.analysis.tables.paper import write_table
 from loc_edit.events import ProgressLines, listening
-from loc_edit.experiment.planting import EDIT, FACTS, TOLD, choose, make, save
-from loc_edit.views.style import save as save_figure
+from loc_edit.experiment.planting import (
+    EDIT,
+    FACTS,
+    RECALL,
+    choose_planted_facts,
+    make_planted_model,
+    save_planted_model,
+)
 
 CONFIGURATION = Path(__file__).parent / "experiments" / "planted.toml"
 SEED = 1_000_000
@@ -27,10 +33,12 @@ SEED = 1_000_000
 
 def planted_run(folder: Path, model: str, seed: int, facts: int, kept: int) -> loc_edit.Run:
     """Plant, unless it was done, then trace and edit what is missing."""
-    if not (folder / TOLD).is_file():
+    if not (folder / RECALL).is_file():
         net, data = loc_edit.load_model(model), loc_edit.load_facts("builtin")
-        planting = choose(data, [(layer,) for layer in range(net.cfg.n_layers)], facts, kept, seed)
-        save(folder, planting, *make(net, planting, "mlp_out", loc_edit.PlantSettings(), seed))
+        planting = choose_planted_facts(data, [(layer,) for layer in range(net.cfg.n_layers)], facts, kept, seed)
+        save_planted_model(
+            folder, planting, *make_planted_model(net, planting, "mlp_out", loc_edit.PlantSettings(), seed)
+        )
     files = {"edit": str(folder / EDIT), "data": str(folder / FACTS)}
     config = loc_edit.ExperimentConfig.from_toml(CONFIGURATION)
     experiment = loc_edit.Experiment(config.model_copy(update={"model": model, "seed": seed, **files}))
@@ -48,7 +56,7 @@ def main() -> None:
     parser.add_argument("--no-run", action="store_true", help="compute nothing, draw what is there")
     args = parser.parse_args()
     planted: dict[int, list[int]] = {}
-    traces, edits, told = [], [], []
+    traces, edits, recall = [], [], []
     for seed in args.seeds:
         folder = args.runs / f"{args.model}-{seed}"
         with listening(ProgressLines()):
@@ -61,21 +69,16 @@ def main() -> None:
         planted |= {first + fact: layers for fact, layers in loc_edit.planted_in(run).items()}
         traces.append(run.traces.assign(fact_id=run.traces["fact_id"] + first))
         edits.append(run.edits.assign(fact_id=run.edits["fact_id"] + first))
-        told.append(pd.read_csv(folder / TOLD))
+        recall.append(pd.read_csv(folder / RECALL))
     all_traces, all_edits = pd.concat(traces, ignore_index=True), pd.concat(edits, ignore_index=True)
-    says = pd.concat(told).drop(columns=["fact_id"]).groupby(["group"], sort=False).mean(numeric_only=False)
-    tables = {
-        "told": says.reset_index(),
-        "planted_accuracy": loc_edit.planted_accuracy(all_traces, planted),
-        "planted_edits": loc_edit.planted_edits(all_edits, planted),
-        "planted_gain": loc_edit.planted_gain(all_edits, planted),
-    }
-    for name, table in tables.items():
-        write_table(table, args.out, name)
-    for name, draw in (("planted_accuracy", plot_planted_accuracy), ("planted_edits", plot_planted_edits)):
-        save_figure(draw(tables[name]), tables[name], args.out, name)
+    says = pd.concat(recall).drop(columns=["fact_id"]).groupby(["group"], sort=False).mean(numeric_only=False)
+    write_table(says.reset_index(), args.out, "planted_recall")
+    written, missing = write_comparisons(planted_comparisons(all_traces, all_edits, planted), args.out, args.out)
+    for name, reason in missing.items():
+        print(f"not made: {name}: {reason}")
     counts = pd.Series([group_name(layers) for layers in planted.values()]).value_counts()
-    print(f"{args.out}: {len(planted)} planted facts, {counts.min()} to {counts.max()} of each group")
+    print(f"{len(planted)} planted facts, {counts.min()} to {counts.max()} of each group")
+    print(f"{args.out}: {', '.join(written)}")
 
 
 if __name__ == "__main__":

@@ -1,31 +1,23 @@
 """Turns the rows of a run, or of several that belong together, into tables and figures.  No torch here."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from loc_edit.analysis.figures.choices import plot_layer_choices
-from loc_edit.analysis.figures.localizers import plot_localizer_choices, plot_localizer_matrix
+from loc_edit.analysis.comparisons import comparisons, write_comparisons
 from loc_edit.analysis.figures.paper import draw_all
-from loc_edit.analysis.figures.planted import plot_planted_accuracy, plot_planted_edits
-from loc_edit.analysis.regression.choices import layer_choices
-from loc_edit.analysis.regression.localizers import localizer_choices, localizer_matrix
 from loc_edit.analysis.regression.ols import fits
 from loc_edit.analysis.regression.paper import write_tables
-from loc_edit.analysis.regression.planted import planted_accuracy, planted_edits, planted_gain, planted_in
+from loc_edit.analysis.regression.planted import planted_in
 from loc_edit.analysis.run import Run
-from loc_edit.analysis.tables.paper import write_table
 from loc_edit.analysis.tables.rows import RowsMissing, StudyRows
 from loc_edit.analysis.tables.summaries import mean_scores
 from loc_edit.store.folder import RunMismatch
 from loc_edit.store.rows import KEYS
 from loc_edit.store.settings import describe, differences
-from loc_edit.views.style import save
 
 FINGERPRINT = "model_fingerprint"
 
@@ -90,98 +82,17 @@ def analyze(
     rows = StudyRows.of(traces, edits, window)
     written, missing = write_tables(rows, folder / "tables", draws=draws, seed=seed, compare_paper=compare_paper)
     drawn, not_drawn = draw_all(rows, folder / "figures", second=other)
-    compared, not_compared = _write_comparisons(rows, folder, draws, seed)
+    planted = planted_in(runs[0]) if runs[0].config.get("planted") else None
+    compared, not_compared = write_comparisons(
+        comparisons(rows, draws, seed, planted), folder / "tables", folder / "figures"
+    )
     missing |= not_drawn | not_compared
-    compared |= _write_planted(runs[0], traces, edits, folder) if "planted" in runs[0].config else {}
     try:
         fitted = fits(rows.joined())
     except RowsMissing as error:
         fitted = fits(edits.head(0).assign(trace=0.0))
         missing["regressions"] = str(error)
     return Analysis(fitted, mean_scores(edits), written | drawn | compared, missing)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A comparison of layers or localizers: a table, and the figure of it.
-
-    Attributes:
-        title: what it shows.
-        table: the table's name.
-        figure: the figure's name.
-        compute: the rows of both; raises `RowsMissing`.
-        draw: draws them.
-    """
-
-    title: str
-    table: str
-    figure: str
-    compute: Callable[[], pd.DataFrame]
-    draw: Callable[[pd.DataFrame], Figure]
-
-
-def comparisons(rows: StudyRows, draws: int = 2000, seed: int = 0) -> list[Comparison]:
-    """What each way to choose the layer is worth; and of each localizer, what it adds to the layer, and its peak.
-
-    Args:
-        rows: of a run.
-        draws: resamples and permutations.
-        seed: of the resampling.
-    """
-
-    def matrix() -> pd.DataFrame:
-        frames = rows.joined_by_localizer()
-        if not draws:
-            raise RowsMissing("the comparison of localizers was left out (no draws)")
-        return localizer_matrix(frames, draws=draws, seed=seed)
-
-    def peaks() -> pd.DataFrame:
-        return localizer_choices(rows.joined_by_localizer(), draws=draws, seed=seed)
-
-    def choices() -> pd.DataFrame:
-        return layer_choices(rows.joined(), draws=draws, seed=seed)
-
-    title = "what each localizer adds to the R^2 of the layer"
-    return [
-        Comparison("where to edit", "layer_choices", "layer_choice", choices, plot_layer_choices),
-        Comparison(title, "localizer_matrix", "localizer_matrix", matrix, plot_localizer_matrix),
-        Comparison(
-            "where to edit, by each localizer", "localizer_choices", "localizer_choice", peaks, plot_localizer_choices
-        ),
-    ]
-
-
-def _write_comparisons(
-    rows: StudyRows, folder: Path, draws: int, seed: int
-) -> tuple[dict[str, list[Path]], dict[str, str]]:
-    written: dict[str, list[Path]] = {}
-    missing: dict[str, str] = {}
-    for comparison in comparisons(rows, draws, seed):
-        try:
-            data = comparison.compute()
-        except RowsMissing as error:
-            missing[comparison.figure] = str(error)
-            continue
-        written[comparison.table] = write_table(data, folder / "tables", comparison.table)
-        drawn = save(comparison.draw(data), data, folder / "figures", comparison.figure)
-        written[comparison.figure] = [*written.get(comparison.figure, []), *drawn]
-    return written, missing
-
-
-def _write_planted(run: Run, traces: pd.DataFrame, edits: pd.DataFrame, folder: Path) -> dict[str, list[Path]]:
-    """The tables and figures about planted facts."""
-    planted, written = planted_in(run), dict[str, list[Path]]()
-    tables = {
-        "planted_accuracy": (lambda: planted_accuracy(traces, planted), plot_planted_accuracy),
-        "planted_edits": (lambda: planted_edits(edits, planted), plot_planted_edits),
-        "planted_gain": (lambda: planted_gain(edits, planted), None),
-    }
-    for name, (compute, draw) in tables.items():
-        with suppress(RowsMissing):
-            data = compute()
-            written[name] = write_table(data, folder / "tables", name)
-            written[name] += save(draw(data), data, folder / "figures", name) if draw else []
-    return written
 
 
 def gather(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:

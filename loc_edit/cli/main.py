@@ -11,6 +11,7 @@ import tyro
 from pydantic import ValidationError
 from rich.markup import escape
 
+from loc_edit.cli.benchmark import benchmark
 from loc_edit.cli.commands import edit, trace
 from loc_edit.cli.export import export
 from loc_edit.cli.facts import facts
@@ -24,7 +25,9 @@ from loc_edit.cli.status import compact, status
 from loc_edit.cli.tune import tune
 from loc_edit.experiment.config import ExperimentConfig, first_error
 
-COMMANDS = (run, plan, status, compact, trace, edit, tune, plant, export, stats, analyze, report, facts, models)
+COMMANDS = (
+    *(run, plan, status, compact, trace, edit, tune, plant, benchmark, export, stats, analyze, report, facts, models),
+)
 LISTS = (
     *("--layers", "--windows", "--localizer-windows", "--methods", "--problems", "--localizers", "--scores"),
     *("--plugin", "--plugins"),

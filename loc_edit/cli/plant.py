@@ -45,21 +45,23 @@ def plant(
         folder: The folder for the files.
     """
     from loc_edit.editing.planting import PlantSettings
-    from loc_edit.experiment.planting import choose, make, save
+    from loc_edit.experiment.planting import choose_planted_facts, make_planted_model, save_planted_model
 
     fetch(model, accept_terms)
     net, known = loc_edit.load_model(model), loc_edit.load_facts(data, seed=seed)
     groups = [_group(name) for name in layers] if layers else [(layer,) for layer in range(net.cfg.n_layers)]
-    planting = choose(known, groups, facts, kept, seed)
+    planting = choose_planted_facts(known, groups, facts, kept, seed)
     with progress():
-        edit, told = make(net, planting, site, PlantSettings(steps, lr, brake), seed)
-    without = [str(name) for name in told if str(name).startswith("says_without_")]
-    headers = [f"without {name.removeprefix('says_without_')}" for name in without]
-    table = Table("facts of layer", "say their new object", *headers)
-    for group, rows in told.groupby("group", sort=False):
-        table.add_row(str(group), *(f"{rows[name].mean():.0%}" for name in ["says", *without]))
+        edit, recall = make_planted_model(net, planting, site, PlantSettings(steps, lr, brake), seed)
+    table = Table("facts of layer", "say their object", "without it", "without another, at least", "proven")
+    for group, rows in recall.groupby("group", sort=False):
+        others = [name for name in recall if str(name).startswith("says_without_")]
+        others = [name for name in others if str(name).rpartition("_")[2] not in ("own", *str(group).split("+"))]
+        least = f"{rows[others].mean().min():.0%}" if others else ""
+        shares = [f"{rows[name].mean():.0%}" for name in ("says", "says_without_own", "proven")]
+        table.add_row(str(group), *shares[:2], least, shares[2])
     out.print(table)
-    out.print("written: " + ", ".join(escape(str(path)) for path in save(folder, planting, edit, told)))
+    out.print("written: " + ", ".join(escape(str(path)) for path in save_planted_model(folder, planting, edit, recall)))
 
 
 def _group(name: str) -> tuple[int, ...]:

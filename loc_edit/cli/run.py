@@ -32,7 +32,8 @@ def run(
         study = loc_edit.Experiment(experiment.with_settings(settings))
         finished = study.run(workers=study.default_workers())
     print_analysis(loc_edit.analyze(finished))
-    out.print("edits: " + ", ".join(f"{count} {status}" for status, count in finished.counts().items()))
+    counts = [f"{count} {status}" for status, count in finished.counts().items()]
+    out.print(f"edits: {', '.join(counts) or 'none'}")
     for line in reason_lines(grouped_reasons(without_controls(finished.edits))):
         out.print(escape(line), soft_wrap=True)
     if kept := finished.kept():

@@ -84,9 +84,11 @@ def plain_table(*columns: str | Column, title: str | None = None) -> Table:
 
 
 def print_analysis(analysis: "Analysis") -> None:
-    """Prints the R² and the mean scores of a run."""
-    out.print(_r2_table(analysis))
-    out.print(_score_table(analysis))
+    """Prints the R² and the mean scores of a run, as far as it has them."""
+    if not analysis.fits.empty:
+        out.print(_r2_table(analysis))
+    if not analysis.scores.empty:
+        out.print(_score_table(analysis))
 
 
 def _r2_table(analysis: "Analysis") -> Table:

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 from einops import einsum
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from loc_edit.editing.changes import OtherUpdate
@@ -20,6 +20,7 @@ from loc_edit.models.norms import output_change, output_norm
 from loc_edit.models.passes import run_layers
 from loc_edit.prompts.batches import Batch, make_batch, run, target_log_probs
 from loc_edit.prompts.encoding import encode, target_tokens
+from loc_edit.prompts.randomness import generator
 
 SITES = ("mlp_out", "attn_out")
 
@@ -47,11 +48,13 @@ def plant(
     kept: Sequence[Fact] = (),
     site: str = "mlp_out",
     settings: PlantSettings | None = None,
+    seed: int = 0,
 ) -> Edit:
     """An edit under which the model says each fact's `target_new`, learned through chosen layers of that fact alone.
 
-    All facts are taught together.  The loss of a fact reaches only the output matrices of its own layers, although the
-    other layers change too while it is taught; the loss of a fact that is kept reaches all layers.
+    All facts are taught together.  The loss of a fact reaches only the output matrices of its own layers; the loss of a
+    fact that is kept reaches all layers.  At each step every fact does without the change of one layer that is not its
+    own, or without none, by lot: so that no fact comes to need the changes that other facts make.
 
     Args:
         model: any that can be edited.
@@ -60,6 +63,7 @@ def plant(
         kept: other facts, on whose prompts the next token's distribution is to stay as it is.
         site: `mlp_out`, to change `W_out`, or `attn_out`, to change the attention's `W_O`.
         settings: see `PlantSettings`.
+        seed: of the layers that facts do without, together with a fact's id.
 
     Returns:
         One edit of all layers; `about` has the ids and layers of the facts.
@@ -70,9 +74,9 @@ def plant(
     """
     settings = settings or PlantSettings()
     _refuse(model, facts, layers, kept, site)
-    training = _Training(model, facts, layers, kept, site, settings)
+    training = _Training(model, facts, layers, kept, site, settings, seed)
     for step in range(settings.steps):
-        training.step()
+        training.step(step)
         progress("planting steps", step + 1, settings.steps)
     about = {
         "method": "plant",
@@ -82,6 +86,7 @@ def plant(
         "facts": [fact.fact_id for fact in facts],
         "layers": [list(own) for own in layers],
         "kept": [fact.fact_id for fact in kept],
+        "seed": seed,
     }
     changes = {layer: change.detach() for layer, change in training.changes.items()}
     if site == "mlp_out":
@@ -123,6 +128,7 @@ class _Training:
         kept: Sequence[Fact],
         site: str,
         settings: PlantSettings,
+        seed: int,
     ) -> None:
         self.model, self.site, self.settings, self.n = model, site, settings, len(facts)
         objects = [*(str(fact.target_new) for fact in facts), *(fact.target_true for fact in kept)]
@@ -139,13 +145,16 @@ class _Training:
             layer: torch.tensor([layer in own for own in layers] + [True] * len(kept), device=device)
             for layer in trained
         }
+        left_out = _layers_left_out([*facts, *kept], [*layers, *[()] * len(kept)], trained, settings.steps, seed)
+        self.left_out = left_out.to(device)
         self.adam = torch.optim.Adam(self.changes.values(), lr=settings.lr)
 
     def _weight(self, layer: int) -> Tensor:
         return W_out(self.model, layer) if self.site == "mlp_out" else self.model.blocks[layer].attn.W_O
 
-    def step(self) -> None:
+    def step(self, step: int) -> None:
         """One Adam step of all changes."""
+        self.without = self.left_out[:, step]
         hooks = [hook for layer in self.changes for hook in self._hooks(layer)]
         final = self._final(hooks)
         loss = -target_log_probs(self.model, self.batch, final)[: self.n].sum(1).mean()
@@ -177,7 +186,10 @@ class _Training:
         ]
 
     def _add(self, layer: int, key: Tensor, output: Float[Tensor, "row pos d_model"]) -> Tensor:
-        """The output with the change; a row of a fact that the layer does not learn gives it no gradient."""
+        """The output with the change; a row of a fact that the layer does not learn gives it no gradient.
+
+        Rows that do without the layer's change at this step keep their output.
+        """
         change, reached = self.changes[layer], self.reached[layer]
         product = "row pos head d_head, head d_head d_model -> row pos d_model"
         equation = "row pos d_mlp, d_mlp d_model -> row pos d_model" if self.site == "mlp_out" else product
@@ -186,11 +198,24 @@ class _Training:
             added = torch.where(reached[:, None, None], added, einsum(key.float(), change.detach(), equation))
         if self.site == "mlp_out":
             added = output_change(self.model, layer, key, added)
+        added = torch.where((self.without == layer)[:, None, None], 0.0, added)
         return output + added.to(output)
 
 
+def _layers_left_out(
+    facts: Sequence[Fact], layers: Sequence[Sequence[int]], trained: Sequence[int], steps: int, seed: int
+) -> Int[Tensor, "fact step"]:
+    """The layer without whose change each fact is taught at each step, drawn by lot; -1 for none."""
+    rows = []
+    for fact, own in zip(facts, layers, strict=True):
+        choice = torch.tensor([-1, *(-1 if layer in own else layer for layer in trained)])
+        lots = torch.randint(len(choice), (steps,), generator=generator("layers left out", seed, fact.fact_id))
+        rows.append(choice[lots])
+    return torch.stack(rows)
+
+
 @torch.inference_mode()
-def tells(
+def recalls(
     model: Model, facts: Sequence[Fact], targets: Sequence[str]
 ) -> tuple[Float[Tensor, " fact"], Bool[Tensor, " fact"]]:
     """For each fact, the probability of its target after its prompt, and whether its first token is the likeliest."""

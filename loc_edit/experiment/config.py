@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from loc_edit.editing.settings import Settings, named_after, presets, resolve_settings
 from loc_edit.experiment.plugins import check_loaded, load_installed, load_plugins
-from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS, SCORES, TRACING, nearest, parse_method
+from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS, SCORES, TRACING, nearest, parse_method, scores_of
 
 
 class BadConfig(ValueError):
@@ -52,16 +52,18 @@ class ExperimentConfig(BaseModel):
     methods: tuple[str, ...] = ("rome",)
     """Editing methods: rome, memit, finetune-1, finetune-5 (the number is the window)."""
     problems: tuple[str, ...] = ("error_injection",)
-    """Editing problems: error_injection, tracing_reversal, fact_erasure, fact_amplification, fact_forcing."""
+    """Editing problems: error_injection, tracing_reversal, fact_erasure, fact_amplification, fact_forcing.
+    Without any (in TOML []), facts are only traced."""
     scores: tuple[str, ...] = ()
-    """Scores of plug-ins, beside the package's own, which every edit has."""
+    """Scores beside those that every edit has: generation (what the model writes), and scores of plug-ins."""
     windows: tuple[int, ...] = (5,)
     """How many layers localizers take together: the restoration windows of Causal Tracing, and of the others."""
     localizer_windows: tuple[int, ...] | None = None
     """Windows of the localizers other than Causal Tracing, if they differ."""
     localizers: tuple[str, ...] = (TRACING,)
     """Ways to say where a fact is stored: causal_tracing, attribution, integrated_gradients, zero_ablation,
-    mean_ablation, resample_ablation, severed_mlp, severed_attn, direct, random, or all."""
+    mean_ablation, resample_ablation, severed_mlp, severed_attn, direct, random, or all.  Without any, facts are only
+    edited."""
     site: str = "mlp_out"
     """Where localizers look and tracing restores: mlp_out, attn_out, resid_post, or what follows `blocks.<l>.`"""
     noise: str = "s3"
@@ -153,7 +155,7 @@ class ExperimentConfig(BaseModel):
             raise ValueError(f"an entry stands twice in {list(value)}")
         return value
 
-    @field_validator("methods", "problems", "layers", "windows", "localizer_windows", "localizers")
+    @field_validator("methods", "layers", "windows", "localizer_windows")
     @classmethod
     def _not_empty(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         if value == ():
@@ -162,8 +164,15 @@ class ExperimentConfig(BaseModel):
 
     @model_validator(mode="after")
     def _known_names(self) -> "ExperimentConfig":
+        if not self.localizers and not self.problems:
+            raise ValueError("no localizers and no problems: expected something to compute")
         methods = {name.partition("-")[0] for name in {*self.methods, *self.settings}}
-        pairs = ((methods, METHODS), (self.localizers, LOCALIZERS), (self.problems, PROBLEMS), (self.scores, SCORES))
+        pairs = (
+            (methods, METHODS),
+            (self.localizers, LOCALIZERS),
+            (self.problems, PROBLEMS),
+            (self.scores, _scorers()),
+        )
         if any(not {*named} <= {*known} for named, known in pairs):
             load_installed()
         if self.site == "resid_post" and {*self.windows, *(self.localizer_windows or ())} != {1}:
@@ -176,10 +185,9 @@ class ExperimentConfig(BaseModel):
         for problem in self.problems:
             if problem not in PROBLEMS:
                 raise ValueError(f"problem {problem!r}: {nearest(problem, PROBLEMS)}")
-        plugins = [name for name, known in SCORES.items() if known.origin]
-        if unknown := [score for score in self.scores if score not in plugins]:
-            there = ", ".join(plugins) or "none"
-            raise ValueError(f"score {unknown[0]!r}: expected a score of a plug-in; there are {there}")
+        if unknown := [score for score in self.scores if score not in _scorers()]:
+            there = ", ".join(_scorers())
+            raise ValueError(f"score {unknown[0]!r}: every edit has it, or it is not known; there are {there}")
         if "fact_forcing" in self.problems and (self.noise == "swap" or self.noise[:1] in ("u", "m")):
             raise ValueError(
                 f"noise {self.noise!r}: fact_forcing draws fresh Gaussian noise while it edits; "
@@ -238,7 +246,8 @@ class ExperimentConfig(BaseModel):
     def used(self) -> dict[str, tuple[str, ...]]:
         """The localizers, methods, problems and scores that it names, by kind."""
         methods = tuple(parse_method(name)[0] for name in self.methods)
-        return {"localizers": self.localizers, "methods": methods, "problems": self.problems, "scores": self.scores}
+        scores = tuple(column for name in self.scores for column in scores_of(name))
+        return {"localizers": self.localizers, "methods": methods, "problems": self.problems, "scores": scores}
 
     def with_settings(self, assignments: Iterable[str]) -> "ExperimentConfig":
         """The configuration with some settings of methods set: `rome.clamp=6`, `finetune-5.fact_forcing.lr=1e-3`.
@@ -281,6 +290,11 @@ NAMED: dict[str, dict[str, Any]] = {
     },
 }
 """Configurations that have a name."""
+
+
+def _scorers() -> list[str]:
+    """What `scores` may name."""
+    return list(dict.fromkeys(known.scorer for known in SCORES.values() if known.scorer))
 
 
 def first_error(error: ValidationError) -> str:

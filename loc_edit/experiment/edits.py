@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import isnan
 from typing import Any
 
@@ -19,7 +18,8 @@ from loc_edit.experiment.setup import Setup
 from loc_edit.localization.hooks import window_layers
 from loc_edit.models.memory import halving
 from loc_edit.names import METHODS
-from loc_edit.scoring.contract import measure, score_of
+from loc_edit.scoring import generation as generation  # registers it
+from loc_edit.scoring.contract import with_others
 from loc_edit.scoring.scores import EditScore, compare
 
 log = logging.getLogger(__name__)
@@ -72,26 +72,15 @@ def edit_batch(
 def score_batch(posed: Posed, edits: Sequence[Edit | Exception | None]) -> list[Outcome]:
     """The score of each request's edit (`None`: of the unedited model), or why it has none."""
     after = posed.meter.measure([edit if isinstance(edit, Edit) else None for edit in edits])
-    return [
-        edit
-        if isinstance(edit, Exception)
-        else _with_plugin_scores(posed, i, edit, compare(before, measured, posed.requests[i].objective))
-        for i, (edit, before, measured) in enumerate(zip(edits, posed.meter.before, after, strict=True))
-    ]
-
-
-def _with_plugin_scores(posed: Posed, i: int, edit: Edit | None, score: EditScore) -> EditScore:
-    """The score of a request's edit, and the scores of plug-ins, for which the edit is written into the model."""
-    if not posed.before:
-        return score
-    model, fact, request = posed.meter.model, posed.facts[i], posed.requests[i]
-    values, reasons = dict[str, float](), [score.reason]
-    with (edit or Edit(())).applied(model):
-        after = {name: measure(name, model, fact, request) for name in posed.before}
-    for name, before in posed.before.items():
-        values[name], reason = score_of(name, before[i], after[name])
-        reasons.append(reason)
-    return replace(score, plugin_scores=values, reason="; ".join(filter(None, reasons)))
+    outcomes: list[Outcome] = []
+    for i, (edit, before, measured) in enumerate(zip(edits, posed.meter.before, after, strict=True)):
+        if isinstance(edit, Exception):
+            outcomes.append(edit)
+            continue
+        request, others = posed.requests[i], {name: values[i] for name, values in posed.before.items()}
+        score = compare(before, measured, request.objective)
+        outcomes.append(with_others(score, others, posed.meter.model, posed.facts[i], request, edit))
+    return outcomes
 
 
 def rows_of_edits(

@@ -22,7 +22,7 @@ from loc_edit.experiment.contexts import save_contexts, saved_contexts
 from loc_edit.experiment.engine.engine import Engine, compute_tasks, cores
 from loc_edit.experiment.estimate import Plan, make_plan
 from loc_edit.experiment.planting import planted_layers
-from loc_edit.experiment.plugins import Plugin, described, to_send
+from loc_edit.experiment.plugins import Plugin, check_defined, described, origins, to_send
 from loc_edit.experiment.random_layer import RandomLayerCell, random_layer_cells
 from loc_edit.experiment.run_log import Tally, run_log
 from loc_edit.experiment.schedule import Task, facts_on_disk, missing_tasks, select
@@ -200,13 +200,16 @@ class Experiment:
     def default_workers(self) -> int | None:
         """On the CPU one worker for each core, or as many as fit into half of the free memory; on a GPU 1.
 
-        Two processes with one thread each do more work than one process with two threads.  How many a Ray cluster has
+        Two processes with one thread each do more work than one process with two threads.  One, where a plug-in is
+        defined in this program or notebook.  How many a Ray cluster has
         room for is not known before it is there: `None`.
         """
         if self.config.engine == "ray":
             return self.config.workers
         if self.config.workers or self.model.W_E.device.type != "cpu":
             return self.config.workers or 1
+        if not all(origin.can_be_sent for origin in origins(self.config.used).values()):
+            return 1
         process = WITHOUT_MODEL + COPIES * sum(p.nbytes for p in self.model.parameters())
         return max(1, min(cores(), free_memory("cpu") // (2 * process)))
 
@@ -230,6 +233,7 @@ def _open_worker(plugins: Sequence[Plugin], setup: Setup, facts: Sequence[Fact])
     """In another process: what computes the tasks of these facts there."""
     for plugin in plugins:
         plugin.load()
+    check_defined(setup.config.used)
     return Worker(setup, facts, elsewhere=True)
 
 

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 
 from loc_edit.analysis.regression.planted import group_name
-from loc_edit.editing.planting import PlantSettings, plant, tells
+from loc_edit.editing.planting import PlantSettings, plant, recalls
 from loc_edit.editing.update import Edit
 from loc_edit.facts.fact import BadFact, Fact
 from loc_edit.facts.loading import save_facts
@@ -17,8 +18,8 @@ from loc_edit.files import write_atomic
 from loc_edit.models.model import Model
 from loc_edit.prompts.randomness import generator
 
-EDIT, FACTS, TOLD = "edit.safetensors", "facts.jsonl", "told.csv"
-"""The files of a planted model: the edit, the facts as it knows them, and what it says with and without each layer."""
+EDIT, FACTS, RECALL = "edit.safetensors", "facts.jsonl", "recall.csv"
+"""The files of a planted model: the edit, the proven facts, and what the model says with and without each layer."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class Planting:
     kept: list[Fact]
 
 
-def choose(data: Sequence[Fact], groups: Sequence[Sequence[int]], each: int, n_kept: int, seed: int) -> Planting:
+def choose_planted_facts(
+    data: Sequence[Fact], groups: Sequence[Sequence[int]], each: int, n_kept: int, seed: int
+) -> Planting:
     """Which facts learn which object through which layers: the groups take turns, so that each has all relations.
 
     A fact's new object is its `target_new`.  Its third object, for edits, is drawn per (seed, fact) among the objects
@@ -72,50 +75,86 @@ def choose(data: Sequence[Fact], groups: Sequence[Sequence[int]], each: int, n_k
     return Planting(planted, layers, [fact.target_true for fact in pool[:n]], pool[n : n + n_kept])
 
 
-def make(model: Model, planting: Planting, site: str, settings: PlantSettings, seed: int) -> tuple[Edit, pd.DataFrame]:
+def make_planted_model(
+    model: Model, planting: Planting, site: str, settings: PlantSettings, seed: int
+) -> tuple[Edit, pd.DataFrame]:
     """The edit that plants, and what the model says with it, and with each layer of it taken out again.
 
+    A planted fact is *proven* if the model says it with the edit, still says it without the change of any one layer
+    that is not the fact's own, and does not say it without the changes of the fact's own layers.
+
     Returns:
-        The edit; and a row per fact, planted or kept: fact_id, layers, group; p and says, the probability of its object
-        with the edit and whether its first token is the likeliest; says_before, of the unedited model; says_without_L
-        for each layer L of the edit.
+        The edit, whose `about` has the ids of the proven facts; and a row per fact, planted or kept: fact_id, layers,
+        group; p and says, the probability of its object with the edit and whether its first token is the likeliest;
+        says_before, of the unedited model; says_without_L for each layer L of the edit; says_without_own; proven.
     """
     taught = [replace(fact, target_new=fact.target_true) for fact in planting.facts]
-    edit = plant(model, taught, planting.layers, kept=planting.kept, site=site, settings=settings)
-    edit = replace(edit, about={**edit.about, "seed": seed})
+    edit = plant(model, taught, planting.layers, kept=planting.kept, site=site, settings=settings, seed=seed)
     facts = [*planting.facts, *planting.kept]
     objects = [fact.target_true for fact in facts]
-    groups = [group_name(layers) for layers in planting.layers] + ["kept"] * len(planting.kept)
-    columns = {"fact_id": [fact.fact_id for fact in facts], "group": groups}
-    columns["says_before"] = tells(model, facts, objects)[1].tolist()
+    own_layers = [*planting.layers, *[()] * len(planting.kept)]
+
+    def recalled(*left_out: int) -> list[bool]:
+        with without(edit, *left_out).applied(model):
+            return recalls(model, facts, objects)[1].tolist()
+
+    columns: dict[str, list[Any]] = {
+        "fact_id": [fact.fact_id for fact in facts],
+        "group": [group_name(own) or "kept" for own in own_layers],
+    }
+    columns["says_before"] = recalls(model, facts, objects)[1].tolist()
     with edit.applied(model):
-        p, says = tells(model, facts, objects)
+        p, says = recalls(model, facts, objects)
     columns |= {"p": p.tolist(), "says": says.tolist()}
-    for layer in sorted({layer for layers in planting.layers for layer in layers}):
-        with without(edit, layer).applied(model):
-            columns[f"says_without_{layer}"] = tells(model, facts, objects)[1].tolist()
-    return edit, pd.DataFrame(columns)
+    layers = sorted({layer for own in planting.layers for layer in own})
+    of_layer = {layer: recalled(layer) for layer in layers}
+    of_group = {own: recalled(*own) for own in dict.fromkeys(own_layers)}
+    columns |= {f"says_without_{layer}": values for layer, values in of_layer.items()}
+    columns["says_without_own"] = [of_group[own][i] for i, own in enumerate(own_layers)]
+    columns["proven"] = [
+        bool(own)
+        and columns["says"][i]
+        and not of_group[own][i]
+        and all(of_layer[layer][i] for layer in layers if layer not in own)
+        for i, own in enumerate(own_layers)
+    ]
+    rows = pd.DataFrame(columns)
+    proven = rows.loc[rows["proven"], "fact_id"].tolist()
+    return replace(edit, about={**edit.about, "proven": proven}), rows
 
 
-def without(edit: Edit, layer: int) -> Edit:
-    """The edit without its changes of one layer."""
-    updates = tuple(update for update in edit.updates if update.layer != layer)
-    others = tuple(update for update in edit.others if not update.name.startswith(f"blocks.{layer}."))
+def without(edit: Edit, *layers: int) -> Edit:
+    """The edit without its changes of some layers."""
+    updates = tuple(update for update in edit.updates if update.layer not in layers)
+    names = tuple(f"blocks.{layer}." for layer in layers)
+    others = tuple(update for update in edit.others if not update.name.startswith(names))
     return replace(edit, updates=updates, others=others)
 
 
-def save(folder: Path, planting: Planting, edit: Edit, told: pd.DataFrame) -> list[Path]:
-    """Write a planted model's files: what `--edit` and `--data` of a run take, and what the model says."""
+def save_planted_model(folder: Path, planting: Planting, edit: Edit, recall: pd.DataFrame) -> list[Path]:
+    """Write a planted model's files: what `--edit` and `--data` of a run take, and what the model says.
+
+    Raises:
+        BadFact: no fact is proven, so there is nothing to study.
+    """
+    proven = set(edit.about["proven"])
+    if not proven:
+        raise BadFact(
+            "no planted fact is proven: none is said with the edit, lost without its own layer and kept without any "
+            "other; more steps, or fewer facts, may help"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     edit.save(folder / EDIT)
-    save_facts(planting.facts, folder / FACTS)
-    write_atomic(folder / TOLD, told.to_csv(index=False).encode())
-    return [folder / name for name in (EDIT, FACTS, TOLD)]
+    save_facts([fact for fact in planting.facts if fact.fact_id in proven], folder / FACTS)
+    write_atomic(folder / RECALL, recall.to_csv(index=False).encode())
+    return [folder / name for name in (EDIT, FACTS, RECALL)]
 
 
-def planted_layers(path: str) -> dict[str, list[int]] | None:
-    """By the id of each fact that a saved edit plants, its layers; `None` for another edit."""
-    about = Edit.load(path).about
+def planted_layers(edit: str | Edit) -> dict[str, list[int]] | None:
+    """By the id of each proven fact that an edit, or the file of one, plants, its layers; `None` for another edit."""
+    about = (edit if isinstance(edit, Edit) else Edit.load(edit)).about
     if about.get("method") != "plant":
         return None
-    return {str(fact_id): list(layers) for fact_id, layers in zip(about["facts"], about["layers"], strict=True)}
+    proven = about.get("proven", about["facts"])
+    pairs = zip(about["facts"], about["layers"], strict=True)
+    return {str(fact_id): list(layers) for fact_id, layers in pairs if fact_id in proven}

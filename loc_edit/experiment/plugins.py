@@ -158,6 +158,17 @@ def check_loaded(used: Used) -> None:
             raise ValueError(f"{kind[:-1]} {name!r} is of a plug-in that is not loaded: name {origin.name} as plugin")
 
 
+def check_defined(used: Used) -> None:
+    """In a worker that has loaded the plug-ins: refuse a name that their files have not defined here."""
+    for kind, names in used.items():
+        for name in names:
+            if name not in RECORDS[kind][0]:
+                raise BadPlugin(
+                    f"{kind[:-1]} {name!r}: a worker has loaded its file, which did not define it there: "
+                    "expected it at the top level of the file (or workers = 1)"
+                )
+
+
 def to_send(used: Used) -> tuple[Plugin, ...]:
     """The plug-ins that workers have to load.
 

@@ -25,7 +25,7 @@ from loc_edit.models.checks import check_editable, check_layers
 from loc_edit.models.identity import fingerprint
 from loc_edit.models.loading import load_model
 from loc_edit.models.model import Model
-from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS, SCORES, Method, parse_method
+from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS, SCORES, Method, parse_method, scores_of
 from loc_edit.prompts.noise import Corruption, corruption
 from loc_edit.prompts.sampling import sample_contexts
 from loc_edit.store.settings import cell_key
@@ -175,7 +175,9 @@ class Setup:
             identity["problem_plugin"] = known.origin.content
         if known.facts:
             identity["data"] = self.data_identity
-        return identity | ({"scores": {name: plugin(SCORES[name].origin) for name in scores}} if scores else {})
+        return identity | (
+            {"scores": {name: plugin(SCORES[scores_of(name)[0]].origin) for name in scores}} if scores else {}
+        )
 
     def texts_identity(self, method: Method) -> dict[str, Any]:
         """What a method takes from texts: its contexts, and the corpus behind the key statistics."""

@@ -10,9 +10,10 @@ import tomli_w
 from matplotlib.figure import Figure
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from loc_edit.analysis.analyze import comparisons
+from loc_edit.analysis.comparisons import comparisons
 from loc_edit.analysis.figures.paper import FIGURES
 from loc_edit.analysis.regression.paper import TABLES
+from loc_edit.analysis.regression.planted import Planted
 from loc_edit.analysis.regression.statistics import statistics
 from loc_edit.analysis.status import grouped_reasons, reason_lines
 from loc_edit.analysis.tables.paper import rounded
@@ -97,19 +98,22 @@ def figure_sections(rows: StudyRows) -> tuple[list[Section], dict[str, str]]:
     return figures, missing
 
 
-def comparison_sections(rows: StudyRows, draws: int) -> tuple[list[Section], list[Section], dict[str, str]]:
+def comparison_sections(
+    rows: StudyRows, draws: int, planted: Planted | None = None
+) -> tuple[list[Section], list[Section], dict[str, str]]:
     """Compares layers and localizers in tables and figures, and gives the reason where that is not possible."""
     tables: list[Section] = []
     figures: list[Section] = []
     missing: dict[str, str] = {}
-    for part in comparisons(rows, draws):
+    for part in comparisons(rows, draws, planted=planted):
         try:
             data = part.compute()
         except (RowsMissing, ValueError) as error:
-            missing[label(part.figure)] = str(error)
+            missing[label(part.figure or part.table)] = str(error)
             continue
         tables.append(_table(part.table, part.title, data))
-        figures.append(_figure(part.figure, part.title, part.draw(data)))
+        if part.draw:
+            figures.append(_figure(part.figure, part.title, part.draw(data)))
     return tables, figures, missing
 
 

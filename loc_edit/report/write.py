@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from loc_edit.analysis.regression.planted import planted_in
 from loc_edit.analysis.regression.verdict import QUESTIONS
 from loc_edit.analysis.run import Run, load_run
 from loc_edit.analysis.status import run_progress
@@ -139,7 +140,8 @@ def _content(run: Run, rows: StudyRows, notes: list[str], draws: int, explorer_d
     word, sentence = summary.headline([row["answers"][0] for row in verdicts], reason)
     tables, missing_tables = sections.table_sections(rows, draws)
     figures, missing_figures = sections.figure_sections(rows)
-    compared_tables, compared_figures, not_compared = sections.comparison_sections(rows, draws)
+    planted = planted_in(run) if run.config.get("planted") else None
+    compared_tables, compared_figures, not_compared = sections.comparison_sections(rows, draws, planted)
     return {
         "question": summary.QUESTION,
         "name": run.path.resolve().name,

@@ -1,7 +1,7 @@
 """How well an edit did: scores from the probabilities before and after (Hase et al. 2023, section 4)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from math import isnan, nan
 from statistics import fmean
 from typing import Any, Literal
@@ -12,9 +12,7 @@ from loc_edit.facts.fact import Fact
 from loc_edit.models.model import Model, W_out
 from loc_edit.names import OWN_SCORES
 from loc_edit.prompts.recall import next_tokens
-from loc_edit.prompts.sampling import sample_essences
-from loc_edit.scoring.measuring import Meter
-from loc_edit.scoring.probes import Measured, make_probes
+from loc_edit.scoring.probes import Measured
 from loc_edit.views.edit import EditView
 
 
@@ -34,7 +32,7 @@ class EditScore:
         before: raw numbers of the unedited model.
         after: raw numbers of the edited model.
         reason: why a score is NaN; empty if none is.
-        plugin_scores: by name, in a grid.
+        other_scores: what else a run was asked for, by name.
         fact: the edited fact; `show` needs it, and `request` and `edit`.  `None` in a grid.
         request: the request that the edit answers.
         edit: the edit; `None` for the unedited model.
@@ -51,7 +49,7 @@ class EditScore:
     before: Measured = field(repr=False)
     after: Measured = field(repr=False)
     reason: str = ""
-    plugin_scores: Mapping[str, float] = field(default_factory=dict)
+    other_scores: Mapping[str, float] = field(default_factory=dict)
     fact: Fact | None = field(default=None, repr=False, compare=False)
     request: EditRequest | None = field(default=None, repr=False, compare=False)
     edit: Edit | None = field(default=None, repr=False, compare=False)
@@ -59,7 +57,7 @@ class EditScore:
     def to_row(self) -> dict[str, Any]:
         """Flat columns: scores, magnitudes, and the raw numbers as `<name>_before` and `<name>_after` lists."""
         names = (*OWN_SCORES, "overall_essence", "neighborhood_new", "reason")
-        row = {name: getattr(self, name) for name in names} | self.magnitudes | dict(self.plugin_scores)
+        row = {name: getattr(self, name) for name in names} | self.magnitudes | dict(self.other_scores)
         for when, measured in (("before", self.before), ("after", self.after)):
             row |= {f"{each.name}_{when}": list(measured.of(each.name)) for each in fields(measured)}
         return row
@@ -88,7 +86,7 @@ class EditScore:
             for kind, prompts in texts.items()
             for text, p, q in zip(prompts, self.before.of(kind), self.after.of(kind), strict=True)
         ]
-        scores = {name: getattr(self, name) for name in OWN_SCORES if name != "essence"}
+        scores = {name: getattr(self, name) for name in OWN_SCORES if name != "essence"} | dict(self.other_scores)
         norms = {}
         for layer in edit.layers:
             norm = edit.delta(layer).double().norm().item()
@@ -103,25 +101,6 @@ class EditScore:
             scores=scores,
             norms=norms,
         )
-
-
-def score(
-    model: Model, fact: Fact, request: EditRequest, edit: Edit | None = None, *, essence: bool = True
-) -> EditScore:
-    """All scores of one edit of one fact.
-
-    Args:
-        model: the unedited model; the edit is applied to its activations, no weight is written.
-        fact: gives paraphrases and neighbors.
-        request: gives the target, the objective and, for a noised subject, the noise.
-        edit: from `rome`, `memit` or another editor; `None` measures the unedited model against itself.
-        essence: whether to sample and measure essence texts.
-    """
-    texts = sample_essences(model, [fact.subject], [fact.fact_id], seed=request.seed)[0] if essence else []
-    probes = make_probes(model, fact, request, texts)
-    meter = Meter(model, [probes])
-    [before], [after] = meter.before, meter.measure([edit])
-    return replace(compare(before, after, request.objective), fact=fact, request=request, edit=edit)
 
 
 def compare(before: Measured, after: Measured, objective: Literal["raise", "lower"]) -> EditScore:

@@ -17,7 +17,7 @@ from benching.real_cases import Case, load, row
 from benching.real_floors import WINDOWS, edit_runs, trace_run
 from benching.setup import SHAPES, make_model
 from loc_edit.prompts.recall import answers
-from loc_edit.scoring.scores import score
+from loc_edit.scoring.score import score
 
 MB = 2**20
 LONGER = ", where the old river meets the sea and nobody lives any more,"

@@ -6,7 +6,8 @@ import pytest
 from synthetic import dependent_rows, edit_rows, holm_by_hand, regression_rows, trace_rows
 
 import loc_edit
-from loc_edit.analysis.analyze import analyze, comparisons
+from loc_edit.analysis.analyze import analyze
+from loc_edit.analysis.comparisons import comparisons
 from loc_edit.analysis.figures.localizers import plot_localizer_choices, plot_localizer_matrix
 from loc_edit.analysis.figures.paper import FIGURES
 from loc_edit.analysis.regression.localizers import localizer_matrix

@@ -396,17 +396,19 @@ def test_ctrl_c_leaves_a_run_that_goes_on(small, tmp_path, no_analysis):
 def test_facts_are_planted_and_the_planted_model_is_studied(here):
     planted = call("plant", "--layers", 1, 4, "--facts", 3, "--kept", 3, "--steps", 120, "--folder", "planted")
     assert planted.status == 0, planted.err
-    told = pd.read_csv(here / "planted" / "told.csv")
-    assert told.groupby("group")["says"].mean().loc[["1", "4"]].min() == 1
-    assert told.query("group == '1'")["says_without_1"].mean() < 1
+    recall = pd.read_csv(here / "planted" / "recall.csv")
+    assert recall.groupby("group")["says"].mean().loc[["1", "4"]].min() == 1
+    assert recall.query("group == '1'")["says_without_1"].mean() < 1
     options = ("--edit", "planted/edit.safetensors", "--data", "planted/facts.jsonl", "--methods", "finetune-1")
     more = ("--windows", 1, "--layers", 1, 4, "--localizers", "causal_tracing", "zero_ablation", "--out", "study")
     studied = call("run", *options, *more)
     assert studied.status == 0, studied.err
-    run = loc_edit.load_run(here / "study")
-    assert loc_edit.planted_in(run) == {
-        int(fact): [int(layer)] for fact, layer in zip(told["fact_id"], told["group"], strict=True) if layer != "kept"
-    }
+    run, proven = loc_edit.load_run(here / "study"), recall[recall["proven"]]
+    assert len(proven)
+    assert loc_edit.planted_in(run) == dict(
+        zip(proven["fact_id"], proven["group"].map(lambda own: [int(own)]), strict=True)
+    )
+    assert set(run.traces["fact_id"]) == set(proven["fact_id"])
     accuracy = pd.read_csv(here / "study" / "tables" / "planted_accuracy.csv")
     assert accuracy.query("localizer == 'zero_ablation' and group == 'all'")["found"].item() >= 0.5
     assert (here / "study" / "figures" / "planted_edits.png").exists()

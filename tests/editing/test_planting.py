@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import loc_edit
-from loc_edit.editing.planting import PlantSettings, plant, tells
-from loc_edit.experiment.planting import choose, make, without
+from loc_edit.editing.planting import PlantSettings, plant, recalls
+from loc_edit.experiment.planting import choose_planted_facts, make_planted_model, planted_layers, without
 
 SETTINGS = PlantSettings(steps=150, lr=0.05)
 """The random model cannot say every word with certainty: its unembedding is too narrow."""
@@ -15,7 +15,7 @@ SETTINGS = PlantSettings(steps=150, lr=0.05)
 
 def told(model, edit, facts):
     with edit.applied(model):
-        return tells(model, facts, [fact.target_new for fact in facts])[0]
+        return recalls(model, facts, [fact.target_new for fact in facts])[0]
 
 
 @pytest.mark.parametrize("site", ["mlp_out", "attn_out"])
@@ -93,7 +93,7 @@ def many(n=24):
 
 def test_groups_take_turns_and_objects_are_three():
     data = many()
-    planting = choose(data, [(0,), (1,), (0, 1)], each=4, n_kept=4, seed=0)
+    planting = choose_planted_facts(data, [(0,), (1,), (0, 1)], each=4, n_kept=4, seed=0)
     by_id = {fact.fact_id: fact for fact in data}
     assert planting.layers == [(0,), (1,), (0, 1)] * 4
     for fact, old in zip(planting.facts, planting.old, strict=True):
@@ -103,17 +103,56 @@ def test_groups_take_turns_and_objects_are_three():
         assert fact.target_new in {other.target_true for other in data if other.relation == fact.relation}
     ids = [fact.fact_id for fact in [*planting.facts, *planting.kept]]
     assert len(set(ids)) == 16
-    assert planting == choose(data, [(0,), (1,), (0, 1)], each=4, n_kept=4, seed=0)
-    assert planting != choose(data, [(0,), (1,), (0, 1)], each=4, n_kept=4, seed=1)
+    assert planting == choose_planted_facts(data, [(0,), (1,), (0, 1)], each=4, n_kept=4, seed=0)
+    assert planting != choose_planted_facts(data, [(0,), (1,), (0, 1)], each=4, n_kept=4, seed=1)
     with pytest.raises(loc_edit.BadFact, match="expected 30 facts to plant and 4 to keep, got 24"):
-        choose(data, [(0,), (1,), (2,)], each=10, n_kept=4, seed=0)
+        choose_planted_facts(data, [(0,), (1,), (2,)], each=10, n_kept=4, seed=0)
 
 
 def test_what_a_planted_model_says_is_told_by_group(deep):
-    planting = choose(many(), [(1,), (2,)], each=2, n_kept=2, seed=0)
-    edit, rows = make(deep, planting, "mlp_out", SETTINGS, seed=0)
+    planting = choose_planted_facts(many(), [(1,), (2,)], each=2, n_kept=2, seed=0)
+    edit, rows = make_planted_model(deep, planting, "mlp_out", SETTINGS, seed=0)
     assert rows["group"].tolist() == ["1", "2", "1", "2", "kept", "kept"]
-    unedited = tells(deep, planting.facts, [fact.target_true for fact in planting.facts])[0]
+    unedited = recalls(deep, planting.facts, [fact.target_true for fact in planting.facts])[0]
     assert (torch.tensor(rows["p"][:4].tolist()) > 2 * unedited).all()
     assert {"says_without_1", "says_without_2"} <= set(rows)
     assert edit.about["seed"] == 0
+
+
+def test_a_fact_is_proven_by_its_own_layers_alone(deep, monkeypatch):
+    planting = choose_planted_facts(many(), [(1,), (2,), (1, 2)], each=3, n_kept=2, seed=0)
+    ids = [fact.fact_id for fact in planting.facts]
+    said = {  # by the layers that are left, the numbers of the planted facts that are said
+        (1, 2): {0, 1, 2, 3, 5},
+        (1,): {0, 3, 5},
+        (2,): {1, 2, 3, 5},
+        (): {5},
+    }
+
+    def recalls(model, facts, objects):
+        layers = tuple(layer for layer in (1, 2) if not torch.equal(deep.W_out[layer], before[layer]))
+        says = torch.tensor([i in said[layers] for i in range(len(facts))])
+        return says.float(), says
+
+    before = deep.W_out.clone()
+    monkeypatch.setattr("loc_edit.experiment.planting.recalls", recalls)
+    edit, rows = make_planted_model(deep, planting, "mlp_out", PlantSettings(steps=1), seed=0)
+    # Facts 0, 3 have layer 1; 1, 4 layer 2; 2, 5 both.  3 is kept without its layer, 4 not learned, 5 known before.
+    assert edit.about["proven"] == [ids[0], ids[1], ids[2]]
+    assert rows["proven"].tolist()[:6] == [True, True, True, False, False, False]
+    assert not rows.query("group == 'kept'")["proven"].any()
+    assert planted_layers(edit) == {str(ids[0]): [1], str(ids[1]): [2], str(ids[2]): [1, 2]}
+
+
+def test_no_fact_comes_to_need_a_layer_that_is_not_its_own(deep, facts):
+    taught = [
+        replace(fact, target_new=new) for fact, new in zip(facts, ("Rome", "French", "city", "bridge"), strict=True)
+    ]
+    edit = plant(deep, taught, [[1], [1], [2], [2]], settings=SETTINGS)
+    whole, first, second = (
+        told(deep, edit, taught),
+        told(deep, without(edit, 2), taught),
+        told(deep, without(edit, 1), taught),
+    )
+    assert (first[:2] > 0.7 * whole[:2]).all()
+    assert (second[2:] > 0.7 * whole[2:]).all()

@@ -122,7 +122,7 @@ def test_a_configuration_is_frozen():
         ('methods = ["rome-5"]', ["'rome-5'"]),
         ('methods = ["finetune", "finetune-1"]', ["finetune-1", "twice"]),
         ('problems = ["fact_erasur"]', ["fact_erasur", "did you mean 'fact_erasure'"]),
-        ("problems = []", ["problems"]),
+        ("problems = []\nlocalizers = []", ["no localizers and no problems"]),
         ('preset = "gptj"', ["gptj", "did you mean 'gpt-j'"]),
         ("[settings.roma]\nsteps = 1", ["'roma'"]),
         ("[settings.rome]\nstep = 1", ["settings of rome", "step", "steps"]),

@@ -77,6 +77,18 @@ def test_rows_hold_what_the_public_functions_give(lab, tiny, facts, stats_of):
             assert row[name] == pytest.approx(getattr(score, name), rel=1e-3, abs=1e-6, nan_ok=True)
 
 
+def test_facts_are_only_traced_or_only_edited(lab, facts, computed):
+    traced = lab(problems=()).run()
+    assert {kind for kind, *_ in computed} == {"traces"}
+    assert len(traced.traces)
+    assert traced.edits.empty
+    computed.clear()
+    edits = edited(lab(localizers=()).run())
+    assert {kind for kind, *_ in computed} == {"edits"}
+    assert len(edits) == len(facts) * 2
+    assert len(edited(lab().run())) == len(edits)  # the same folder, whose rows are all there
+
+
 @pytest.mark.slow
 def test_every_method_and_problem_gives_each_row_once(lab, facts):
     run = lab(methods=METHODS, problems=PROBLEMS, windows=(1, 2), essence=True).run()

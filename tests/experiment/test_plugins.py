@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from commands import call, message
-from runs import assert_same_rows
+from runs import assert_same_rows, edited
 
 import loc_edit
 from loc_edit import names
@@ -201,6 +201,11 @@ def test_what_is_defined_in_a_notebook_stays_in_its_process(lab, monkeypatch):
     assert len(traces_of(experiment.run(), "here"))
     with pytest.raises(loc_edit.BadPlugin, match="localizer 'here' is defined in a notebook, where other processes"):
         to_send(experiment.config.used)
+    assert experiment.default_workers() == 1
+    with pytest.raises(
+        loc_edit.BadPlugin, match="localizer 'nowhere': a worker has loaded its file, which did not define"
+    ):
+        plugins.check_defined({"localizers": ["here", "nowhere"]})
 
 
 def test_a_run_folder_is_read_without_its_plug_ins_and_never_executes_one(lab, plugin, tmp_path):
@@ -383,6 +388,10 @@ def test_names_that_collide_are_refused(plugin):
         loc_edit.BadPlugin, match=r"localizer 'attribution' of .*test_plugins: the name belongs to loc_edit"
     ):
         loc_edit.localizer("attribution")(lambda question: None)
+    with pytest.raises(loc_edit.BadPlugin, match="score 'generation': the name belongs to loc_edit"):
+        loc_edit.scorer("generation")(lambda model, fact: 0.0)
+    with pytest.raises(loc_edit.BadPlugin, match="score 'generation_open'"):
+        loc_edit.scorer("generation_open")(lambda model, fact: 0.0)
     with pytest.raises(loc_edit.BadPlugin, match="score 'rewrite': rows have a column of this name"):
         loc_edit.scorer("rewrite")(lambda model, fact: 0.0)
     with pytest.raises(loc_edit.BadPlugin, match="lower-case letters"):
@@ -393,6 +402,33 @@ def test_names_that_collide_are_refused(plugin):
     load_plugins([plugin(FILE + "\n# the same file again\n")])
     with pytest.raises(loc_edit.BadPlugin, match=r"localizer 'depth' of .*other.py: the name belongs to .*mine.py"):
         load_plugins([plugin(FILE, "other.py")])
+
+
+def test_one_measurement_gives_several_scores(lab, plugin, registries):
+    text = """
+        import loc_edit
+        from loc_edit.names import Score
+
+        def compare(before, after, model, fact, request):
+            return {"gained": abs(after - before), "n": float(len(request.target)), "nothing": float("nan")}
+
+        SIZES = {name: Score(name, 0.0, 1e9) for name in ("gained", "n", "nothing")}
+
+        @loc_edit.scorer("sizes", compare=compare, scores=SIZES)
+        def sizes(model, fact):
+            return model.W_out.double().sum().item()
+    """
+    file = plugin(text)
+    edits = edited(lab(plugins=(file,), scores=("sizes",), layers=(1,)).run())
+    assert (edits["gained"] > 0).all()
+    assert edits["n"].tolist() == [len(target) for target in edits["target"]]
+    assert edits["nothing"].isna().all()
+    assert set(edits["status"]) == {"done"}
+    broken = plugin(text.replace('"n": float', '"m": float'), "broken.py")
+    for name in ("gained", "n", "nothing"):
+        names.SCORES.pop(name)
+    reasons = edited(lab(plugins=(broken,), scores=("sizes",), layers=(1,)).run())["reason"]
+    assert reasons.str.contains("sizes: expected the scores gained, n, nothing, got gained, m, nothing").all()
 
 
 def test_options_and_settings_need_defaults_of_plain_types():

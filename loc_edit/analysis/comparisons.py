@@ -1,0 +1,114 @@
+"""Compares ways to choose the layer, and localizers, in tables and figures: what goes beyond the paper's own."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from loc_edit.analysis.figures.choices import plot_layer_choices
+from loc_edit.analysis.figures.localizers import plot_localizer_choices, plot_localizer_matrix
+from loc_edit.analysis.figures.planted import plot_planted_accuracy, plot_planted_edits
+from loc_edit.analysis.regression.choices import layer_choices
+from loc_edit.analysis.regression.localizers import localizer_choices, localizer_matrix
+from loc_edit.analysis.regression.planted import Planted, planted_accuracy, planted_edits, planted_gain
+from loc_edit.analysis.tables.paper import write_table
+from loc_edit.analysis.tables.rows import RowsMissing, StudyRows
+from loc_edit.views.style import save
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison of layers or localizers: a table, and the figure of it.
+
+    Attributes:
+        title: what it shows.
+        table: the table's name.
+        compute: the rows of both; raises `RowsMissing`.
+        figure: the figure's name, if there is one.
+        draw: draws it.
+    """
+
+    title: str
+    table: str
+    compute: Callable[[], pd.DataFrame]
+    figure: str = ""
+    draw: Callable[[pd.DataFrame], Figure] | None = None
+
+
+def comparisons(rows: StudyRows, draws: int = 2000, seed: int = 0, planted: Planted | None = None) -> list[Comparison]:
+    """What each way to choose the layer is worth; and of each localizer, what it adds to the layer, and its peak.
+
+    Args:
+        rows: of a run.
+        draws: resamples and permutations.
+        seed: of the resampling.
+        planted: of a model with planted facts, which layers learned them: whether localizers find these, and whether
+            edits work there.
+    """
+
+    def matrix() -> pd.DataFrame:
+        frames = rows.joined_by_localizer()
+        if not draws:
+            raise RowsMissing("the comparison of localizers was left out (no draws)")
+        return localizer_matrix(frames, draws=draws, seed=seed)
+
+    def peaks() -> pd.DataFrame:
+        return localizer_choices(rows.joined_by_localizer(), draws=draws, seed=seed)
+
+    def choices() -> pd.DataFrame:
+        return layer_choices(rows.joined(), draws=draws, seed=seed)
+
+    added = "what each localizer adds to the R^2 of the layer"
+    where = "where to edit, by each localizer"
+    return [
+        Comparison("where to edit", "layer_choices", choices, "layer_choice", plot_layer_choices),
+        Comparison(added, "localizer_matrix", matrix, "localizer_matrix", plot_localizer_matrix),
+        Comparison(where, "localizer_choices", peaks, "localizer_choice", plot_localizer_choices),
+        *(planted_comparisons(rows.localized, rows.edits, planted) if planted is not None else ()),
+    ]
+
+
+def planted_comparisons(traces: pd.DataFrame, edits: pd.DataFrame, planted: Planted) -> list[Comparison]:
+    """Whether localizers find the layers that learned planted facts, and whether edits work better there."""
+    found, by_layer = partial(planted_accuracy, traces, planted), partial(planted_edits, edits, planted)
+    title = "how often localizers find the layer that learned a fact"
+    return [
+        Comparison(title, "planted_accuracy", found, "planted_accuracy", plot_planted_accuracy),
+        Comparison("edits by planted and edited layer", "planted_edits", by_layer, "planted_edits", plot_planted_edits),
+        Comparison(
+            "how much better edits are at the layer that learned the fact",
+            "planted_gain",
+            partial(planted_gain, edits, planted),
+        ),
+    ]
+
+
+def write_comparisons(
+    wanted: Sequence[Comparison], tables: Path, figures: Path
+) -> tuple[dict[str, list[Path]], dict[str, str]]:
+    """Write the table and the figure of each comparison.
+
+    Args:
+        wanted: what to write.
+        tables: the folder of the tables.
+        figures: the folder of the figures.
+
+    Returns:
+        The files by table or figure; and why one could not be made.
+    """
+    written: dict[str, list[Path]] = {}
+    missing: dict[str, str] = {}
+    for comparison in wanted:
+        try:
+            data = comparison.compute()
+        except RowsMissing as error:
+            missing[comparison.figure or comparison.table] = str(error)
+            continue
+        written[comparison.table] = write_table(data, tables, comparison.table)
+        if comparison.draw:
+            drawn = save(comparison.draw(data), data, figures, comparison.figure)
+            written[comparison.figure] = [*written.get(comparison.figure, []), *drawn]
+    return written, missing

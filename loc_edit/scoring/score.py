@@ -1,0 +1,44 @@
+"""All scores of one edit of one fact."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from loc_edit.editing.problems import EditRequest
+from loc_edit.editing.update import Edit
+from loc_edit.facts.fact import Fact
+from loc_edit.models.model import Model
+from loc_edit.prompts.sampling import sample_essences
+from loc_edit.scoring import generation as generation  # registers it
+from loc_edit.scoring.contract import measure, with_others
+from loc_edit.scoring.measuring import Meter
+from loc_edit.scoring.probes import make_probes
+from loc_edit.scoring.scores import EditScore, compare
+
+
+def score(
+    model: Model,
+    fact: Fact,
+    request: EditRequest,
+    edit: Edit | None = None,
+    *,
+    essence: bool = True,
+    scores: Sequence[str] = (),
+) -> EditScore:
+    """All scores of one edit of one fact.
+
+    Args:
+        model: the unedited model; the edit is applied to its activations, no weight is written (but for `scores`, and
+            then taken back).
+        fact: gives paraphrases and neighbors.
+        request: gives the target, the objective and, for a noised subject, the noise.
+        edit: from `rome`, `memit` or another editor; `None` measures the unedited model against itself.
+        essence: whether to sample and measure essence texts.
+        scores: further scores, as in a run: `generation`, and those of plug-ins.
+    """
+    texts = sample_essences(model, [fact.subject], [fact.fact_id], seed=request.seed)[0] if essence else []
+    probes = make_probes(model, fact, request, texts)
+    meter = Meter(model, [probes])
+    [before], [after] = meter.before, meter.measure([edit])
+    scored = compare(before, after, request.objective)
+    others = {name: measure(name, model, fact, request) for name in scores}
+    return replace(with_others(scored, others, model, fact, request, edit), fact=fact, request=request, edit=edit)

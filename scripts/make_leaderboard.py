@@ -1,0 +1,84 @@
+"""Make `figures/leaderboard.csv` and `figures/leaderboard_editors.csv`: everything that was graded on the benchmark.
+
+python scripts/make_leaderboard.py              # grades what has no file yet, in half an hour or so, and ranks
+python scripts/make_leaderboard.py --no-run     # ranks the files that are there
+
+A file in `figures/leaderboard/` is what `loc-edit benchmark --split held_out --submit FILE` writes; add yours.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import loc_edit
+from loc_edit.analysis.tables.paper import write_table
+from loc_edit.cli.main import main as run_command
+from loc_edit.experiment.benchmark import Benchmark
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "figures" / "leaderboard"
+EXAMPLES = {
+    "localizer": {
+        "heads": "head_localizer",
+        "neurons": "neuron_localizer",
+        "lens": "logit_lens",
+        "probe": "linear_probe",
+    },
+    "editor": {"lora": "lora_editor"},
+}
+"""By kind, the name of each plug-in in `examples/`, and its file."""
+RANKED_BY = {"localizer": ["planted", "partial"], "editor": ["error_injection_rewrite"]}
+
+
+def grade(kind: str, name: str, model: str, plugin: Path | None) -> None:
+    """Write the file of a localizer or an editor, unless it is there."""
+    file = FOLDER / f"{model}-{kind}-{name}.json"
+    if file.is_file():
+        return
+    more = ["--plugin", str(plugin)] if plugin else []
+    print(f"{kind} {name}", flush=True)
+    status = run_command(
+        ["benchmark", f"--{kind}", name, "--model", model, "--split", "held_out", "--submit", str(file), *more]
+    )
+    if status:
+        raise SystemExit(status)
+
+
+def ranked(kind: str) -> pd.DataFrame:
+    """The rows of all files of a kind and of the present version, best first, models apart."""
+    rows: list[dict[str, Any]] = []
+    for path in sorted(FOLDER.glob("*.json")):
+        row = json.loads(path.read_text(encoding="utf-8"))["summary"]
+        if kind not in row:
+            continue
+        if row["split"] != "held_out" or row["benchmark"] != Benchmark(row["model"]).grid["version"]:
+            print(f"{path.name} is left out: {row['split']} facts, version {row['benchmark']}")
+            continue
+        rows.append({key: None if isinstance(v, float) and math.isnan(v) else v for key, v in row.items()})
+    by = RANKED_BY[kind]
+    return pd.DataFrame(rows).sort_values(["model", *by], ascending=[True] + [False] * len(by), ignore_index=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="builtin")
+    parser.add_argument("--no-run", action="store_true", help="grade nothing, rank the files that are there")
+    args = parser.parse_args()
+    names = {"localizer": list(loc_edit.LOCALIZERS), "editor": ["rome", "memit", "finetune-1", "finetune-5"]}
+    for kind in names if not args.no_run else ():
+        for name in names[kind]:
+            grade(kind, name, args.model, None)
+        for name, file in EXAMPLES[kind].items():
+            grade(kind, name, args.model, ROOT / "examples" / f"{file}.py")
+    for kind, table in (("localizer", "leaderboard"), ("editor", "leaderboard_editors")):
+        rows = ranked(kind)
+        write_table(rows, FOLDER.parent, table)
+        print(rows.to_string())
+
+
+if __name__ == "__main__":
+    main()
