@@ -9,6 +9,7 @@ Each seed plants other facts, in every layer at once, and is a run of its own, w
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -21,6 +22,7 @@ from loc_edit.experiment.planting import (
     EDIT,
     FACTS,
     RECALL,
+    RELEARN,
     choose_planted_facts,
     make_planted_model,
     save_planted_model,
@@ -31,7 +33,11 @@ SEED = 1_000_000
 """What is added to the ids of a seed's facts, so that a fact that two seeds plant stands for two."""
 
 
-def planted_run(folder: Path, model: str, seed: int, facts: int, kept: int) -> loc_edit.Run:
+STUDY, RELEARNING = "study", "relearning"
+"""The runs of a seed: traces and edits of the planted facts; and edits that teach the object from before again."""
+
+
+def study_planted(folder: Path, model: str, seed: int, facts: int, kept: int, workers: int | None) -> None:
     """Plant, unless it was done, then trace and edit what is missing."""
     if not (folder / RECALL).is_file():
         net, data = loc_edit.load_model(model), loc_edit.load_facts("builtin")
@@ -39,10 +45,13 @@ def planted_run(folder: Path, model: str, seed: int, facts: int, kept: int) -> l
         save_planted_model(
             folder, planting, *make_planted_model(net, planting, "mlp_out", loc_edit.PlantSettings(), seed)
         )
-    files = {"edit": str(folder / EDIT), "data": str(folder / FACTS)}
     config = loc_edit.ExperimentConfig.from_toml(CONFIGURATION)
-    experiment = loc_edit.Experiment(config.model_copy(update={"model": model, "seed": seed, **files}))
-    return experiment.run(folder / "study", workers=experiment.default_workers())
+    config = config.model_copy(update={"model": model, "seed": seed, "edit": str(folder / EDIT)})
+    edits_only = {"localizers": (), "problems": ("error_injection",)}
+    runs: list[tuple[str, str, dict[str, Any]]] = [(STUDY, FACTS, {}), (RELEARNING, RELEARN, edits_only)]
+    for name, data, changes in runs:
+        experiment = loc_edit.Experiment(config.model_copy(update={"data": str(folder / data), **changes}))
+        experiment.run(folder / name, workers=workers or experiment.default_workers())
 
 
 def main() -> None:
@@ -53,22 +62,21 @@ def main() -> None:
     parser.add_argument("--kept", type=int, default=40, help="facts that the model is held to")
     parser.add_argument("--runs", type=Path, default=Path("runs/planted"), help="the folder of the runs")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "figures" / "planted")
+    parser.add_argument("--workers", type=int, help="processes; default: as many as cores and memory allow")
     parser.add_argument("--no-run", action="store_true", help="compute nothing, draw what is there")
     args = parser.parse_args()
     planted: dict[int, list[int]] = {}
     traces, edits, recall = [], [], []
     for seed in args.seeds:
-        folder = args.runs / f"{args.model}-{seed}"
-        with listening(ProgressLines()):
-            run = (
-                loc_edit.load_run(folder / "study")
-                if args.no_run
-                else planted_run(folder, args.model, seed, args.facts, args.kept)
-            )
-        first = SEED * seed
+        folder, first = args.runs / f"{args.model}-{seed}", SEED * seed
+        if not args.no_run:
+            with listening(ProgressLines()):
+                study_planted(folder, args.model, seed, args.facts, args.kept, args.workers)
+        run, relearning = loc_edit.load_run(folder / STUDY), loc_edit.load_run(folder / RELEARNING).edits
         planted |= {first + fact: layers for fact, layers in loc_edit.planted_in(run).items()}
         traces.append(run.traces.assign(fact_id=run.traces["fact_id"] + first))
-        edits.append(run.edits.assign(fact_id=run.edits["fact_id"] + first))
+        for rows in (run.edits, relearning.assign(problem="relearning")):
+            edits.append(rows.assign(fact_id=rows["fact_id"] + first))
         recall.append(pd.read_csv(folder / RECALL))
     all_traces, all_edits = pd.concat(traces, ignore_index=True), pd.concat(edits, ignore_index=True)
     says = pd.concat(recall).drop(columns=["fact_id"]).groupby(["group"], sort=False).mean(numeric_only=False)

@@ -18,8 +18,9 @@ from loc_edit.files import write_atomic
 from loc_edit.models.model import Model
 from loc_edit.prompts.randomness import generator
 
-EDIT, FACTS, RECALL = "edit.safetensors", "facts.jsonl", "recall.csv"
-"""The files of a planted model: the edit, the proven facts, and what the model says with and without each layer."""
+EDIT, FACTS, RELEARN, RECALL = "edit.safetensors", "facts.jsonl", "relearn.jsonl", "recall.csv"
+"""The files of a planted model: the edit; the proven facts, with a third object as `target_new`; the same with the
+object from before the planting; and what the model says with and without each layer."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,11 @@ def save_planted_model(folder: Path, planting: Planting, edit: Edit, recall: pd.
         )
     folder.mkdir(parents=True, exist_ok=True)
     edit.save(folder / EDIT)
-    save_facts([fact for fact in planting.facts if fact.fact_id in proven], folder / FACTS)
+    old = [replace(fact, target_new=before) for fact, before in zip(planting.facts, planting.old, strict=True)]
+    for name, facts in ((FACTS, planting.facts), (RELEARN, old)):
+        save_facts([fact for fact in facts if fact.fact_id in proven], folder / name)
     write_atomic(folder / RECALL, recall.to_csv(index=False).encode())
-    return [folder / name for name in (EDIT, FACTS, RECALL)]
+    return [folder / name for name in (EDIT, FACTS, RELEARN, RECALL)]
 
 
 def planted_layers(edit: str | Edit) -> dict[str, list[int]] | None:
