@@ -55,5 +55,6 @@ def benchmark(
         table.add_row(name.replace("_", " "), escape(f"{value:.3g}" if isinstance(value, float) else str(value)))
     out.print(table)
     if submit:
+        submit.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(submit, (json.dumps(grade.submission(), indent=1, default=float) + "\n").encode())
         out.print(f"written: {escape(str(submit))}")
