@@ -61,6 +61,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOMES` reads the same line
     from loc_edit.editing.value import EditFailed as EditFailed
     from loc_edit.events import Event as Event, ProgressLines as ProgressLines, listening as listening
     from loc_edit.experiment.benchmark import Benchmark as Benchmark, Grade as Grade
+    from loc_edit.experiment.choosing import LayerChoice as LayerChoice, choose_layer as choose_layer
     from loc_edit.experiment.config import ExperimentConfig as ExperimentConfig
     from loc_edit.experiment.experiment import Experiment as Experiment
     from loc_edit.facts.download import DownloadFailed as DownloadFailed, fetch as fetch

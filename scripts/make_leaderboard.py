@@ -1,4 +1,4 @@
-"""Make `figures/leaderboard.csv` and `figures/leaderboard_editors.csv`: everything that was graded on the benchmark.
+"""Make `figures/leaderboard.csv`, `_editors` and `_rules`: everything that was graded on the benchmark.
 
 python scripts/make_leaderboard.py              # grades what has no file yet, in half an hour or so, and ranks
 python scripts/make_leaderboard.py --no-run     # ranks the files that are there
@@ -78,6 +78,9 @@ def main() -> None:
         rows = ranked(kind)
         write_table(rows, FOLDER.parent, table)
         print(rows.to_string())
+    if not args.no_run:
+        rules = Benchmark(args.model, "held_out").rules()
+        write_table(rules, FOLDER.parent, "leaderboard_rules")
 
 
 if __name__ == "__main__":

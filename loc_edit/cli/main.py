@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from loc_edit.cli.benchmark import benchmark
+from loc_edit.cli.choose_layer import choose_layer
 from loc_edit.cli.commands import edit, trace
 from loc_edit.cli.export import export
 from loc_edit.cli.facts import facts
@@ -26,7 +27,24 @@ from loc_edit.cli.tune import tune
 from loc_edit.experiment.config import ExperimentConfig, first_error
 
 COMMANDS = (
-    *(run, plan, status, compact, trace, edit, tune, plant, benchmark, export, stats, analyze, report, facts, models),
+    *(
+        run,
+        plan,
+        status,
+        compact,
+        trace,
+        edit,
+        tune,
+        choose_layer,
+        plant,
+        benchmark,
+        export,
+        stats,
+        analyze,
+        report,
+        facts,
+        models,
+    ),
 )
 LISTS = (
     *("--layers", "--windows", "--localizer-windows", "--methods", "--problems", "--localizers", "--scores"),
@@ -45,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     warnings.filterwarnings("ignore", message=".*Model.*", category=DeprecationWarning)
     try:
-        commands: dict[str, Callable[..., None]] = {command.__name__: command for command in COMMANDS}
+        commands: dict[str, Callable[..., None]] = {command.__name__.replace("_", "-"): command for command in COMMANDS}
         experiment = _experiment(args)
         tyro.extras.subcommand_cli_from_dict(
             commands | {name: partial(commands[name], experiment=experiment) for name in ("run", "plan")},

@@ -65,6 +65,12 @@ class Setup:
         """The same setup with these key statistics."""
         return self._with(stats=stats)
 
+    def with_data(self, facts: list[Fact], model: Model | None = None) -> "Setup":
+        """The same setup with these facts as its data set, and with a model that is loaded already."""
+        if model is not None:
+            check_editable(model)
+        return self._with(data=facts, _names={}, **({} if model is None else {"model": model}))
+
     def _with(self, **values: Any) -> "Setup":
         other = Setup(self.config)
         vars(other).update({**vars(self), **values})

@@ -1,0 +1,75 @@
+"""Choosing a layer from a few facts: every rule says what its numbers say, and how sure it is."""
+
+import pytest
+import torch
+
+import loc_edit
+from loc_edit.editing.gradients import gradient_gains
+from loc_edit.experiment.config import BadConfig
+from loc_edit.experiment.setup import Setup
+from loc_edit.prompts.encoding import encode_text, target_tokens
+
+
+@pytest.fixture
+def options(stats_of, deep, monkeypatch):
+    monkeypatch.setattr(Setup, "stats", stats_of(deep))
+    return {"noise": "1.5", "noise_samples": 2, "settings": {"rome": {"steps": 3}}, "preset": "none"}
+
+
+def test_a_gradient_gain_is_the_slope_of_the_loss(deep, facts):
+    fact = next(fact for fact in facts if fact.paraphrases)
+    request = loc_edit.pose(fact, "error_injection", deep)
+    gains = gradient_gains(deep, fact, request)
+    assert gains.shape == (deep.cfg.n_layers,)
+
+    def mean_loss():
+        total = 0.0
+        for text in fact.paraphrases:
+            prompt, target = encode_text(deep, text), target_tokens(deep, text, request.target)
+            row = torch.cat([prompt.tokens, target[:-1]])
+            log_p = deep(row[None])[0, len(prompt) - 1 :].double().log_softmax(-1)
+            total -= log_p.gather(1, target[:, None]).sum().item()
+        return total / len(fact.paraphrases)
+
+    # Along the gradient of the edit's own loss, by a small step in one layer
+    weight = deep.blocks[2].mlp.W_out
+    needed_gradient = weight.requires_grad
+    row = torch.cat([request.prompt.tokens, request.target_tokens[:-1]])
+    weight.requires_grad_()
+    log_p = deep(row[None])[0, len(request.prompt) - 1 :].log_softmax(-1)
+    [gradient] = torch.autograd.grad(-log_p.gather(1, request.target_tokens[:, None]).sum(), weight)
+    weight.requires_grad_(needed_gradient)
+    before, step = mean_loss(), 1e-2
+    with torch.no_grad():
+        kept = weight.clone()
+        weight -= step * gradient / gradient.norm()
+        after = mean_loss()
+        weight.copy_(kept)
+    assert (before - after) / step == pytest.approx(gains[2].item(), rel=0.05, abs=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["pilot", "gradient", "attribution"])
+def test_every_rule_chooses_a_layer_and_leaves_the_model_as_it_was(deep, facts, options, rule):
+    before = loc_edit.fingerprint(deep)
+    choice = loc_edit.choose_layer(deep, facts, rule=rule, outcome="rewrite", window=1, **options)
+    assert loc_edit.fingerprint(deep) == before
+    table = choice.by_layer.set_index("layer")
+    assert list(table.index) == list(range(deep.cfg.n_layers))
+    assert choice.layer == table["mean"].idxmax()
+    assert choice.sure == table.loc[choice.layer, "votes"]
+    assert table["votes"].sum() == pytest.approx(1)
+    assert bool(choice.worth) == (rule == "pilot")
+    if choice.worth:
+        assert choice.worth["oracle"] >= table["mean"].max() >= choice.worth["any"]
+        assert choice.worth["any"] == pytest.approx(table["mean"].mean())
+
+
+def test_layers_and_names_are_checked(deep, facts, options):
+    choice = loc_edit.choose_layer(deep, facts, rule="gradient", layers=(1, 3), **options)
+    assert list(choice.by_layer["layer"]) == [1, 3]
+    with pytest.raises(BadConfig, match="rule 'pilots': did you mean 'pilot'"):
+        loc_edit.choose_layer(deep, facts, rule="pilots")
+    with pytest.raises(ValueError, match="9"):
+        loc_edit.choose_layer(deep, facts, rule="gradient", layers=(9,), **options)
+    with pytest.raises(BadConfig, match="unknown key 'nois'"):
+        loc_edit.choose_layer(deep, facts, rule="gradient", nois="1")
