@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOMES` reads the same line
         planted_gain as planted_gain,
         planted_in as planted_in,
     )
+    from loc_edit.analysis.regression.rules import layer_rules as layer_rules
     from loc_edit.analysis.regression.statistics import statistics as statistics
     from loc_edit.analysis.regression.verdict import localization_informs_editing as localization_informs_editing
     from loc_edit.analysis.run import Run as Run, load_run as load_run
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOMES` reads the same line
     from loc_edit.editing.emmet import emmet as emmet, emmet_joint as emmet_joint
     from loc_edit.editing.export import export as export
     from loc_edit.editing.finetune import finetune as finetune
+    from loc_edit.editing.gradients import gradient_gains as gradient_gains
     from loc_edit.editing.memit import memit as memit, memit_joint as memit_joint
     from loc_edit.editing.planting import PlantSettings as PlantSettings, plant as plant
     from loc_edit.editing.problems import (
