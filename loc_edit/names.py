@@ -181,17 +181,17 @@ SCORES = {
     "essence": Score("how little the perplexity of texts about the subject rises"),
     "generation_rewrite": Score("whether what follows the edit prompt begins with the target", scorer="generation"),
     "generation_paraphrase": Score("the same of the paraphrases", scorer="generation"),
-    "generation_neighborhood": Score(
-        "the share of other subjects' prompts after which the target stands if and only if it did before",
-        scorer="generation",
-    ),
+    "generation_neighborhood": Score("share of neighbors with the target just where it was", scorer="generation"),
     "generation_anywhere": Score("whether the target stands anywhere after the edit prompt", scorer="generation"),
     "generation_paraphrase_anywhere": Score("the same of the paraphrases", scorer="generation"),
     "generation_open": Score("whether a text that begins with the subject has the target", scorer="generation"),
-    "generation_entropy": Score("change of the texts' n-gram entropy, in bits", -inf, inf, scorer="generation"),
-    "generation_surprise": Score(
-        "change of the unedited model's loss on the texts, in nats per token", -inf, inf, "low", "generation"
-    ),
+    "generation_entropy": Score("change of the texts' n-gram entropy, bits", -inf, inf, scorer="generation"),
+    "generation_surprise": Score("change of the unedited model's loss, nats a token", -inf, inf, "low", "generation"),
+    "survival_int8": Score("rewrite with all weights rounded to 8 bits", scorer="survival"),
+    "survival_int4": Score("rewrite with all weights rounded to 4 bits", scorer="survival"),
+    "survival_merge_75": Score("rewrite with three quarters of the edit", scorer="survival"),
+    "survival_merge_50": Score("rewrite with half of the edit", scorer="survival"),
+    "survival_merge_25": Score("rewrite with a quarter of the edit", scorer="survival"),
 }
 """The scores of an edit, in the order of tables: the study's, 1 the best, and what else a run may be asked for."""
 OWN_SCORES = tuple(name for name, known in SCORES.items() if not known.scorer)

@@ -91,6 +91,12 @@ def moved(update: AnyUpdate, device: torch.device | str | None) -> AnyUpdate:
     return replace(update, **tensors)
 
 
+def times(update: AnyUpdate, factor: float) -> AnyUpdate:
+    """The update times a number."""
+    tensors: dict[str, Any] = {name: factor * value for name, value in update.tensors().items() if name != "left"}
+    return replace(update, **tensors)
+
+
 def parts(delta: Float[Tensor, "*any"]) -> dict[str, Tensor]:
     """A change as factors `left` and `right` if it is a matrix of low rank, else as `full`."""
     if delta.ndim != 2 or min(delta.shape) <= 2:

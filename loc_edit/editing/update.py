@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from loc_edit.editing.changes import OtherUpdate as OtherUpdate, WeightUpdate as WeightUpdate, moved, parts
+from loc_edit.editing.changes import OtherUpdate as OtherUpdate, WeightUpdate as WeightUpdate, moved, parts, times
 from loc_edit.files import write_atomic
 from loc_edit.models.checkpoints import hf_state_dict
 from loc_edit.models.checks import check_layers
@@ -98,6 +98,11 @@ class Edit:
         for other in self.others:
             weight = model.get_parameter(other.name)
             weight.copy_(weight + other.delta.to(weight.device))
+
+    def scaled(self, factor: float) -> "Edit":
+        """The edit with all its changes times a number: `.5` is half of it, `-1` takes it back."""
+        updates = tuple(times(update, factor) for update in self.updates)
+        return replace(self, updates=updates, others=tuple(times(other, factor) for other in self.others))
 
     def parameters(self, model: Model) -> dict[tuple[str, int], Tensor]:
         """The model's parameters that the edit changes, by `("W_out", layer)`, `("b_out", layer)` and `(name, -1)`."""

@@ -18,7 +18,7 @@ from loc_edit.experiment.setup import Setup
 from loc_edit.localization.hooks import window_layers
 from loc_edit.models.memory import halving
 from loc_edit.names import METHODS
-from loc_edit.scoring import generation as generation  # registers it
+from loc_edit.scoring import generation as generation, survival as survival  # registers them
 from loc_edit.scoring.contract import with_others
 from loc_edit.scoring.scores import EditScore, compare
 

@@ -62,8 +62,9 @@ def scorer(
 ) -> Callable[[Measure], Measure]:
     """Register a score: a function that measures a model, called before and after the edit.
 
-    The function gets the model, the fact and, where its signature names it, the `request`.  It returns a number, or
-    whatever `compare` takes.  Rows have the score as a column with its name.
+    The function gets the model, the fact and, where its signature names them, the `request` and the `edit` that is in
+    the weights (`None` before it is).  It returns a number, or whatever `compare` takes.  Rows have the score as a
+    column with its name.
 
     `compare` gets what was measured before and after, and what its signature names of `model` (unedited again), `fact`
     and `request`.
@@ -105,12 +106,12 @@ def _describe(name: str, score: Score) -> None:
     describe_plugin("score", SCORES, name, score)
 
 
-def measure(name: str, model: Model, fact: Fact, request: EditRequest) -> Any:
-    """What a score measures of a model; an exception that says why it measured nothing, if it failed."""
+def measure(name: str, model: Model, fact: Fact, request: EditRequest, edit: Edit | None = None) -> Any:
+    """What a score measures of a model with an edit in its weights; an exception that says why not, if it failed."""
     function = SCORERS[name].measure
     try:
         with left_alone(model, f"score {name!r}"):
-            return function(model, fact, **named_in(function, {"request": request}))
+            return function(model, fact, **named_in(function, {"request": request, "edit": edit}))
     except Exception as error:
         if ends_run(error):
             raise
@@ -168,7 +169,7 @@ def with_others(
         return score
     values, reasons = dict[str, float](), [score.reason]
     with (edit or Edit(())).applied(model):
-        after = {name: measure(name, model, fact, request) for name in before}
+        after = {name: measure(name, model, fact, request, edit) for name in before}
     for name in before:
         scores, reason = compared(name, before[name], after[name], model=model, fact=fact, request=request)
         values |= scores

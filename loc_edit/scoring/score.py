@@ -8,7 +8,7 @@ from loc_edit.editing.update import Edit
 from loc_edit.facts.fact import Fact
 from loc_edit.models.model import Model
 from loc_edit.prompts.sampling import sample_essences
-from loc_edit.scoring import generation as generation  # registers it
+from loc_edit.scoring import generation as generation, survival as survival  # registers them
 from loc_edit.scoring.contract import measure, with_others
 from loc_edit.scoring.measuring import Meter
 from loc_edit.scoring.probes import make_probes

@@ -114,12 +114,12 @@ def compare(before: Measured, after: Measured, objective: Literal["raise", "lowe
     Source: spec section 4.
     """
     reasons: list[str] = []
-    rewrite = _change(before.rewrite, after.rewrite, objective)
+    rewrite = share_of_change(before.rewrite, after.rewrite, objective)
     if isnan(before.rewrite) or isnan(after.rewrite):
         reasons.append(f"rewrite: p goes from {before.rewrite:g} to {after.rewrite:g}")
     elif isnan(rewrite):
         reasons.append(f"rewrite: p before is {before.rewrite:g}, nothing to {objective}")
-    changes = [_change(p, q, objective) for p, q in zip(before.paraphrase, after.paraphrase, strict=True)]
+    changes = [share_of_change(p, q, objective) for p, q in zip(before.paraphrase, after.paraphrase, strict=True)]
     paraphrase = _mean(changes, "paraphrase", reasons)
     neighborhood = _mean(_kept(before.neighborhood, after.neighborhood), "neighborhood", reasons)
     rise = fmean(after.essence) - fmean(before.essence) if before.essence else nan
@@ -157,7 +157,7 @@ def magnitudes(after: Measured, objective: Literal["raise", "lower"]) -> dict[st
     return columns
 
 
-def _change(p: float, q: float, objective: str) -> float:
+def share_of_change(p: float, q: float, objective: Literal["raise", "lower"]) -> float:
     """The share of the possible change from p to q in the direction of the objective; NaN if none was possible."""
     if isnan(p) or isnan(q):
         return nan
