@@ -15,9 +15,11 @@ from typing import Any
 import pandas as pd
 
 import loc_edit
+from loc_edit.analysis.figures.leaderboard import plot_leaderboard
 from loc_edit.analysis.tables.paper import write_table
 from loc_edit.cli.main import main as run_command
 from loc_edit.experiment.benchmark import Benchmark
+from loc_edit.views.style import save
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "figures" / "leaderboard"
@@ -77,6 +79,9 @@ def main() -> None:
     for kind, table in (("localizer", "leaderboard"), ("editor", "leaderboard_editors")):
         rows = ranked(kind)
         write_table(rows, FOLDER.parent, table)
+        if kind == "localizer":
+            own = rows[rows["model"] == args.model]
+            save(plot_leaderboard(own), own, FOLDER.parent, f"leaderboard_{args.model}")
         print(rows.to_string())
     if not args.no_run:
         rules = Benchmark(args.model, "held_out").rules()

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 import loc_edit
+from loc_edit.analysis.figures.leaderboard import plot_leaderboard
 from loc_edit.analysis.figures.planted import plot_planted_accuracy, plot_planted_edits
 
 LAYERS = 4
@@ -84,3 +85,17 @@ def test_the_square_has_the_mean_of_each_group_at_each_layer():
     failed = rows.assign(status="failed")
     with pytest.raises(ValueError, match="no planted fact has a finished edit"):
         loc_edit.planted_edits(failed, PLANTED)
+
+
+def test_the_leaderboard_shows_what_is_found_and_what_it_is_worth():
+    rows = pd.DataFrame(
+        {"localizer": name, "planted": found, "planted_low": found - 0.1, "planted_high": found + 0.1, "chance": 0.1}
+        | {"gain": gain, "gain_of_oracle": 0.04, "gain_of_any_layer": -0.2}
+        for name, found, gain in (("attribution", 0.8, -0.03), ("random", 0.1, -0.2))
+    )
+    finds, gains = plot_leaderboard(rows).axes
+    assert [label.get_text() for label in finds.get_yticklabels()] == ["Attribution", "Random (control)"]
+    np.testing.assert_allclose(finds.collections[1].get_offsets()[:, 0], [0.8, 0.1])
+    np.testing.assert_allclose(gains.collections[0].get_offsets()[:, 0], [-3, -20])
+    with pytest.raises(ValueError, match="plot_leaderboard: no column gain"):
+        plot_leaderboard(rows.drop(columns="gain"))
