@@ -27,10 +27,12 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOMES` reads the same line
         planted_gain as planted_gain,
         planted_in as planted_in,
     )
+    from loc_edit.analysis.regression.pooling import pool as pool
     from loc_edit.analysis.regression.rules import layer_rules as layer_rules
     from loc_edit.analysis.regression.statistics import statistics as statistics
     from loc_edit.analysis.regression.verdict import localization_informs_editing as localization_informs_editing
     from loc_edit.analysis.run import Run as Run, load_run as load_run
+    from loc_edit.analysis.tables.rows import RowsMissing as RowsMissing
     from loc_edit.analysis.tables.summaries import layer_correlations as layer_correlations
     from loc_edit.editing.alphaedit import alphaedit as alphaedit
     from loc_edit.editing.contract import editor as editor
@@ -64,7 +66,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOMES` reads the same line
     from loc_edit.events import Event as Event, ProgressLines as ProgressLines, listening as listening
     from loc_edit.experiment.benchmark import Benchmark as Benchmark, Grade as Grade
     from loc_edit.experiment.choosing import LayerChoice as LayerChoice, choose_layer as choose_layer
-    from loc_edit.experiment.config import ExperimentConfig as ExperimentConfig
+    from loc_edit.experiment.config import BadConfig as BadConfig, ExperimentConfig as ExperimentConfig
     from loc_edit.experiment.experiment import Experiment as Experiment
     from loc_edit.facts.download import DownloadFailed as DownloadFailed, fetch as fetch
     from loc_edit.facts.fact import BadFact as BadFact, Fact as Fact

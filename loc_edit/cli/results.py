@@ -1,5 +1,6 @@
 """The commands that turn a run's rows into tables, figures and a report."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,8 @@ from rich.markup import escape
 
 import loc_edit
 from loc_edit.cli.options import RunFolder
-from loc_edit.cli.show import err, out, print_analysis, progress, size
+from loc_edit.cli.show import err, numbers, out, plain_table, print_analysis, progress, size
+from loc_edit.names import method_label, problem_label
 
 
 def analyze(
@@ -19,28 +21,59 @@ def analyze(
     draws: int = 2000,
     compare_paper: bool = False,
     second: Path | None = None,
+    pool: bool = False,
 ) -> None:
     """Write the tables and figures of a run, and say why others are missing.
 
     Args:
-        more: Further runs of the same model and settings; their rows join those of the first run.
+        more: Further runs of the same model and settings; their rows join those of the first run.  With --pool, runs of
+            any models.
         out_folder: The folder for tables/ and figures/.  By default the run's folder.
         window: The restoration window of the main tables and figures.  By default the run's only window, or 5.
         draws: Resamples and permutations of the statistics; 0 skips these statistics.
         compare_paper: Also compare the results with the study's numbers for GPT-J.
         second: The run of another model, for Figure 13.
+        pool: Instead, set the effect sizes of the runs side by side, and pool them from five models on.
     """
     runs = [loc_edit.load_run(path) for path in (run, *more)]
     for loaded in runs:
         if remaining := _remaining(loaded):
             message = f"{loaded.path} is not finished: {remaining:,} rows and traces remain"
             err.print(escape(message), soft_wrap=True)
+    if pool:
+        _pool(runs, out_folder or Path(), window, draws)
+        return
     other = None if second is None else loc_edit.load_run(second)
     analysis = loc_edit.analyze(runs, out_folder, window=window, draws=draws, compare_paper=compare_paper, second=other)
     print_analysis(analysis)
     out.print(f"written: {', '.join(sorted(analysis.written))}")
     for name, reason in sorted(analysis.missing.items()):
         out.print(f"not made: {name}: {escape(reason)}")
+
+
+def _pool(runs: "Sequence[loc_edit.Run]", folder: Path, window: int | None, draws: int) -> None:
+    """Writes the table `pooled` and the figure `forest`, and prints the pooled effects."""
+    from loc_edit.analysis.figures.forest import plot_forest
+    from loc_edit.analysis.regression.pooling import POOLED
+    from loc_edit.analysis.tables.paper import write_table
+    from loc_edit.views.style import save
+
+    table = loc_edit.pool(runs, window=window, draws=draws)
+    paths = [
+        *write_table(table, folder / "tables", "pooled"),
+        *save(plot_forest(table), table, folder / "figures", "forest"),
+    ]
+    pooled = table[table["model"] == POOLED]
+    shown = plain_table("problem", "method", "effect", *numbers("mean", "low", "high", "models", "I²"))
+    for row in pooled.dropna(subset=["mean"]).to_dict("records"):
+        ends = (f"{row[name]:.3f}" for name in ("mean", "low", "high"))
+        names = (problem_label(row["problem"]), method_label(row["method"], row["window"]), row["effect"])
+        shown.add_row(*names, *ends, f"{row['models']:.0f}", f"{row['i2']:.0%}")
+    if shown.row_count:
+        out.print(shown)
+    for reason in dict.fromkeys(filter(None, pooled["reason"])):
+        out.print(f"not pooled: {escape(reason)}")
+    out.print("written: " + ", ".join(escape(str(path)) for path in paths), soft_wrap=True)
 
 
 def report(

@@ -18,6 +18,9 @@ class BadConfig(ValueError):
     """A configuration that cannot be used; the message names the file and the key."""
 
 
+HINT = "; a plug-in's file is named with --plugin"
+
+
 class ExperimentConfig(BaseModel):
     """An experiment: which facts, layers, methods and problems, on which model.
 
@@ -50,7 +53,8 @@ class ExperimentConfig(BaseModel):
     layers: tuple[int, ...] | None = None
     """Layers to edit, 0-based; all if None.  (Tracing covers every layer.)"""
     methods: tuple[str, ...] = ("rome",)
-    """Editing methods: rome, memit, finetune-1, finetune-5 (the number is the window)."""
+    """Editing methods: rome, memit, finetune-1, finetune-5 (the number is the window), r_rome, emmet, alphaedit,
+    finetune_free-1, finetune_decay-1."""
     problems: tuple[str, ...] = ("error_injection",)
     """Editing problems: error_injection, tracing_reversal, fact_erasure, fact_amplification, fact_forcing.
     Without any (in TOML []), facts are only traced."""
@@ -179,15 +183,16 @@ class ExperimentConfig(BaseModel):
             raise ValueError("site resid_post is restored in one layer at a time: expected windows = [1]")
         for localizer in self.localizers:
             if localizer not in LOCALIZERS:
-                raise ValueError(f"localizer {localizer!r}: {nearest(localizer, [*LOCALIZERS, 'all'])}")
+                raise ValueError(f"localizer {localizer!r}: {nearest(localizer, [*LOCALIZERS, 'all'])}{HINT}")
         if "direct" in self.localizers and self.site not in ("mlp_out", "attn_out"):
             raise ValueError(f"localizer 'direct' looks at site mlp_out or attn_out, not at {self.site!r}")
         for problem in self.problems:
             if problem not in PROBLEMS:
-                raise ValueError(f"problem {problem!r}: {nearest(problem, PROBLEMS)}")
+                raise ValueError(f"problem {problem!r}: {nearest(problem, PROBLEMS)}{HINT}")
         if unknown := [score for score in self.scores if score not in _scorers()]:
-            there = ", ".join(_scorers())
-            raise ValueError(f"score {unknown[0]!r}: every edit has it, or it is not known; there are {there}")
+            if unknown[0] in SCORES:
+                raise ValueError(f"score {unknown[0]!r}: every edit has it, or it comes with {', '.join(_scorers())}")
+            raise ValueError(f"score {unknown[0]!r}: {nearest(unknown[0], _scorers())}{HINT}")
         if "fact_forcing" in self.problems and (self.noise == "swap" or self.noise[:1] in ("u", "m")):
             raise ValueError(
                 f"noise {self.noise!r}: fact_forcing draws fresh Gaussian noise while it edits; "
@@ -300,5 +305,5 @@ def _scorers() -> list[str]:
 def first_error(error: ValidationError) -> str:
     """The first of a validation's errors in one line: the key, and what was expected."""
     first = error.errors()[0]
-    place = ".".join(map(str, first["loc"])) or "values"
-    return f"{place}: {first['msg'].removeprefix('Value error, ')}"
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}{': ' * bool(place)}{first['msg'].removeprefix('Value error, ')}"

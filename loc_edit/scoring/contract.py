@@ -1,5 +1,6 @@
 """Where scores of your own register: a number from a model before and after an edit."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -25,6 +26,8 @@ from loc_edit.names import (
 from loc_edit.scoring.probes import Measured
 from loc_edit.scoring.scores import EditScore, magnitudes
 
+log = logging.getLogger(__name__)
+
 Measure = TypeVar("Measure", bound=Callable[..., Any])
 
 
@@ -41,6 +44,8 @@ class Scorer:
     compare: Callable[..., Any]
 
 
+_WARNED: set[str] = set()
+"""The reasons that were logged: once is enough for a grid of thousands of edits."""
 SCORERS: dict[str, Scorer] = {}
 """What a run may be asked for; the scores that every edit has share one measurement (`Meter`)."""
 
@@ -149,7 +154,11 @@ def compared(name: str, before: Any, after: Any, **available: Any) -> tuple[dict
     except Exception as error:
         if ends_run(error):
             raise
-        return dict.fromkeys(names, math.nan), f"{name}: {spelled_out(error)}"
+        reason = f"{name}: {spelled_out(error)}"
+        if reason not in _WARNED:
+            _WARNED.add(reason)
+            log.warning("a score is not a number, and its rows say why: %s", reason)
+        return dict.fromkeys(names, math.nan), reason
 
 
 def with_others(

@@ -21,7 +21,7 @@ from loc_edit.analysis.tables.summaries import (
     mean_effects,
     mean_scores,
 )
-from loc_edit.names import SCORES
+from loc_edit.names import OWN_SCORES
 
 PAPER_TABLES = Path(__file__).parents[2] / ".." / "shared" / "data" / "paper_tables.csv"
 
@@ -317,7 +317,7 @@ def test_every_table_of_the_paper_is_written(tmp_path):
     edits = edit_rows(traces, methods=(("rome", 1), ("finetune", 5)), problems=("error_injection",))
     written, missing = write_tables(StudyRows.of(traces, edits), tmp_path, draws=50, compare_paper=True)
     assert not missing
-    assert set(pd.read_csv(tmp_path / "statistics.csv")["outcome"]) == set(SCORES)
+    assert set(pd.read_csv(tmp_path / "statistics.csv")["outcome"]) == set(OWN_SCORES)
     assert {f"table_{n}" for n in range(1, 7)} | {"statistics", "verdict", "compare_paper"} < set(written)
     subset = concentrated_facts(by_layer(traces))
     assert 0 < len(subset) < 8

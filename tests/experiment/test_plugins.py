@@ -404,7 +404,7 @@ def test_names_that_collide_are_refused(plugin):
         load_plugins([plugin(FILE, "other.py")])
 
 
-def test_one_measurement_gives_several_scores(lab, plugin, registries):
+def test_one_measurement_gives_several_scores(lab, plugin, registries, caplog):
     text = """
         import loc_edit
         from loc_edit.names import Score
@@ -429,6 +429,8 @@ def test_one_measurement_gives_several_scores(lab, plugin, registries):
         names.SCORES.pop(name)
     reasons = edited(lab(plugins=(broken,), scores=("sizes",), layers=(1,)).run())["reason"]
     assert reasons.str.contains("sizes: expected the scores gained, n, nothing, got gained, m, nothing").all()
+    warned = [record.getMessage() for record in caplog.records if "a score is not a number" in record.getMessage()]
+    assert len(warned) == 1, "once, whatever the number of facts"
 
 
 def test_options_and_settings_need_defaults_of_plain_types():

@@ -141,8 +141,12 @@ def cell_effects(traces: pd.DataFrame, definition: EffectDefinition = PAPER) -> 
     best = cells.groupby("fact_id")["p_restored"].transform("max").to_numpy() if of_max else -np.inf
     fraction = fractional_effect(p_restored, p_clean, p_corrupted, best)
     degenerate = np.isnan(fraction)
+    failed = np.isnan(p_restored)
     cells = cells.assign(effect=p_restored - p_corrupted, fraction=fraction, degenerate=degenerate)
-    n_degenerate = int(cells.loc[degenerate, "fact_id"].nunique())
+    n_degenerate = int(cells.loc[degenerate & ~failed, "fact_id"].nunique())
+    if failed.any():
+        n_failed = int(cells.loc[failed, "fact_id"].nunique())
+        log.warning("%d facts have no effects of localizer %s", n_failed, definition.localizer)
     if n_degenerate:
         log.warning("%d facts have no tracing fraction: clean and corrupted run agree", n_degenerate)
     cells.attrs["n_degenerate"] = n_degenerate
