@@ -49,5 +49,6 @@ def _gradients(model: Model, rows: Sequence[Row]) -> list[Tensor]:
 
 
 def _loss(model: Model, prompt: Prompt, target: Int[Tensor, " target"]) -> Float[Tensor, ""]:
-    logits = model(torch.cat([prompt.tokens, target[:-1]])[None])[0, len(prompt) - 1 :]
+    tokens, target = torch.cat([prompt.tokens, target[:-1]]), target.clone()  # either may come from inference mode
+    logits = model(tokens[None])[0, len(prompt) - 1 :]
     return -logits.float().log_softmax(-1).gather(1, target[:, None]).sum()

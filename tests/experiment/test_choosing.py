@@ -1,5 +1,7 @@
 """Choosing a layer from a few facts: every rule says what its numbers say, and how sure it is."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -46,6 +48,13 @@ def test_a_gradient_gain_is_the_slope_of_the_loss(deep, facts):
         after = mean_loss()
         weight.copy_(kept)
     assert (before - after) / step == pytest.approx(gains[2].item(), rel=0.05, abs=1e-4)
+
+
+def test_targets_that_the_model_chose_have_gradients_too(deep, facts):
+    request = loc_edit.pose(facts[0], "error_injection", deep)
+    with torch.inference_mode():
+        chosen = replace(request, target_tokens=request.target_tokens.clone())
+    torch.testing.assert_close(gradient_gains(deep, facts[0], chosen), gradient_gains(deep, facts[0], request))
 
 
 @pytest.mark.parametrize("rule", ["pilot", "gradient", "attribution"])
