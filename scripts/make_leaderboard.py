@@ -16,7 +16,7 @@ import pandas as pd
 
 import loc_edit
 from loc_edit.analysis.figures.leaderboard import plot_leaderboard
-from loc_edit.analysis.tables.paper import write_table
+from loc_edit.analysis.tables.paper import markdown, rounded, write_table
 from loc_edit.cli.main import main as run_command
 from loc_edit.experiment.benchmark import Benchmark
 from loc_edit.views.style import save
@@ -33,6 +33,14 @@ EXAMPLES = {
     "editor": {"lora": "lora_editor"},
 }
 """By kind, the name of each plug-in in `examples/`, and its file."""
+SHOWN = {
+    "localizer": ["localizer", "model", "planted", "partial", "within_r", "gain", "pairs_gaining"],
+    "editor": [
+        "editor",
+        "model",
+        *(f"error_injection_{name}" for name in ("layer", "rewrite", "paraphrase", "neighborhood")),
+    ],
+}
 RANKED_BY = {"localizer": ["planted", "partial"], "editor": ["error_injection_rewrite"]}
 
 
@@ -79,6 +87,8 @@ def main() -> None:
     for kind, table in (("localizer", "leaderboard"), ("editor", "leaderboard_editors")):
         rows = ranked(kind)
         write_table(rows, FOLDER.parent, table)
+        text = markdown(rounded(rows[SHOWN[kind]]))  # the table of the page, which is narrower
+        (FOLDER.parent / f"{table}.md").write_text(text, encoding="utf-8")
         if kind == "localizer":
             own = rows[rows["model"] == args.model]
             save(plot_leaderboard(own), own, FOLDER.parent, f"leaderboard_{args.model}")
