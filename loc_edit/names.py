@@ -187,11 +187,11 @@ SCORES = {
     "generation_open": Score("whether a text that begins with the subject has the target", scorer="generation"),
     "generation_entropy": Score("change of the texts' n-gram entropy, bits", -inf, inf, scorer="generation"),
     "generation_surprise": Score("change of the unedited model's loss, nats a token", -inf, inf, "low", "generation"),
-    "survival_int8": Score("rewrite with all weights rounded to 8 bits", scorer="survival"),
-    "survival_int4": Score("rewrite with all weights rounded to 4 bits", scorer="survival"),
-    "survival_merge_75": Score("rewrite with three quarters of the edit", scorer="survival"),
-    "survival_merge_50": Score("rewrite with half of the edit", scorer="survival"),
-    "survival_merge_25": Score("rewrite with a quarter of the edit", scorer="survival"),
+    **{f"survival_int{n}": Score(f"rewrite with all weights in {n} bits", scorer="survival") for n in (8, 4)},
+    **{f"survival_merge_{n}": Score(f"rewrite with {n} % of the edit", scorer="survival") for n in (75, 50, 25)},
+    "movement_distance": Score("how far the tracing profile moves, total variation", scorer="movement"),
+    "movement_to_edit": Score("whether tracing peaks in the edited layers afterwards", scorer="movement"),
+    "movement_from_edit": Score("whether tracing peaked in the edited layers before", scorer="movement"),
 }
 """The scores of an edit, in the order of tables: the study's, 1 the best, and what else a run may be asked for."""
 OWN_SCORES = tuple(name for name, known in SCORES.items() if not known.scorer)

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from loc_edit.cli.models import fetch
-from loc_edit.cli.options import PLUGINS, AcceptTerms
+from loc_edit.cli.options import PLUGINS, AcceptTerms, like_config
 from loc_edit.cli.show import out, progress
 from loc_edit.experiment.plugins import load_plugins
 from loc_edit.files import write_atomic
@@ -25,6 +25,7 @@ def benchmark(
     draws: int = 2000,
     submit: Path | None = None,
     runs: Path = Path("runs/benchmark"),
+    workers: Annotated[int | None, like_config("workers")] = None,
     accept_terms: AcceptTerms = False,
 ) -> None:
     """Grade a localizer (does it find planted facts, and does it inform editing?) or an editor, on a fixed grid.
@@ -46,7 +47,7 @@ def benchmark(
     if (localizer is None) == (editor is None):
         raise ValueError("expected --localizer NAME or --editor NAME, one of the two")
     load_plugins(plugins)
-    grid = Benchmark(model, split, runs)
+    grid = Benchmark(model, split, runs, workers)
     fetch(model, accept_terms)
     with progress():
         grade = grid.localizer(localizer, draws=draws) if localizer else grid.editor(str(editor), facts=facts)

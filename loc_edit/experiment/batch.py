@@ -33,13 +33,15 @@ class Posed:
         meter: measures the requests' probes, and holds their numbers on the unedited model.
         skipped: the other facts, each with the reason.
         facts: the fact of each request.
-        before: by score of a plug-in, what it measures of the unedited model for each request.
+        noises: the subject noise of each request's fact.
+        before: by score that the run is asked for, what it measures of the unedited model for each request.
     """
 
     requests: list[EditRequest]
     meter: Meter
     skipped: list[tuple[Fact, str]]
     facts: list[Fact] = field(default_factory=list)
+    noises: list[Tensor | None] = field(default_factory=list)
     before: dict[str, list[Any]] = field(default_factory=dict)
 
 
@@ -143,6 +145,7 @@ class Batch:
         setup = self.setup
         requests: list[EditRequest] = []
         posed_facts: list[Fact] = []
+        noises: list[Tensor | None] = []
         probes: list[Probes] = []
         skipped: list[tuple[Fact, str]] = []
         for fact, noise, texts in zip(self.facts, self.noise, self.essences, strict=True):
@@ -157,8 +160,12 @@ class Batch:
             else:
                 requests.append(request)
                 posed_facts.append(fact)
+                noises.append(noise)
                 probes.append(probes_of_fact)
-        pairs = list(zip(posed_facts, requests, strict=True))
-        before = {name: [measure(name, setup.model, *pair) for pair in pairs] for name in setup.config.scores}
+        each = list(zip(posed_facts, requests, noises, strict=True))
+        before = {
+            name: [measure(name, setup.model, fact, request, noise=noise) for fact, request, noise in each]
+            for name in setup.config.scores
+        }
         meter = Meter(setup.model, probes, setup.first_edited_layers)
-        return Posed(requests, meter, skipped, posed_facts, before)
+        return Posed(requests, meter, skipped, posed_facts, noises, before)

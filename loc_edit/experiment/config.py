@@ -59,7 +59,8 @@ class ExperimentConfig(BaseModel):
     """Editing problems: error_injection, tracing_reversal, fact_erasure, fact_amplification, fact_forcing.
     Without any (in TOML []), facts are only traced."""
     scores: tuple[str, ...] = ()
-    """Scores beside those that every edit has: generation (what the model writes), and scores of plug-ins."""
+    """Scores beside those that every edit has: generation (what the model writes), survival (of rounding and merging),
+    movement (of the tracing profile), and scores of plug-ins."""
     windows: tuple[int, ...] = (5,)
     """How many layers localizers take together: the restoration windows of Causal Tracing, and of the others."""
     localizer_windows: tuple[int, ...] | None = None

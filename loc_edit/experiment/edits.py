@@ -13,6 +13,7 @@ from loc_edit.editing.registry import EDITORS
 from loc_edit.editing.settings import Settings
 from loc_edit.editing.update import Edit
 from loc_edit.editing.value import EditFailed
+from loc_edit.experiment import movement as movement  # registers it
 from loc_edit.experiment.batch import Batch, Posed
 from loc_edit.experiment.setup import Setup
 from loc_edit.localization.hooks import window_layers
@@ -79,7 +80,8 @@ def score_batch(posed: Posed, edits: Sequence[Edit | Exception | None]) -> list[
             continue
         request, others = posed.requests[i], {name: values[i] for name, values in posed.before.items()}
         score = compare(before, measured, request.objective)
-        outcomes.append(with_others(score, others, posed.meter.model, posed.facts[i], request, edit))
+        model, fact, noise = posed.meter.model, posed.facts[i], posed.noises[i]
+        outcomes.append(with_others(score, others, model, fact, request, edit, noise=noise))
     return outcomes
 
 

@@ -28,6 +28,7 @@ from loc_edit.models.model import Model
 from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS, SCORES, Method, parse_method, scores_of
 from loc_edit.prompts.noise import Corruption, corruption
 from loc_edit.prompts.sampling import sample_contexts
+from loc_edit.scoring.contract import gets_noise
 from loc_edit.store.settings import cell_key
 
 SENT = ("config", "corruption", "references", "layers", "contexts")
@@ -176,7 +177,8 @@ class Setup:
     def score_identity(self, problem: str) -> dict[str, Any]:
         """What scores depend on for a problem: the noise and the data set too, if the problem looks at them."""
         known, scores = PROBLEMS[problem], self.config.scores
-        identity: dict[str, Any] = {**(self.noise_identity if known.sees_noise else {}), "essence": self.config.essence}
+        noise = self.noise_identity if known.sees_noise or any(map(gets_noise, scores)) else {}
+        identity: dict[str, Any] = {**noise, "essence": self.config.essence}
         if known.origin:
             identity["problem_plugin"] = known.origin.content
         if known.facts:

@@ -1,5 +1,6 @@
 """Where scores of your own register: a number from a model before and after an edit."""
 
+import inspect
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -111,12 +112,26 @@ def _describe(name: str, score: Score) -> None:
     describe_plugin("score", SCORES, name, score)
 
 
-def measure(name: str, model: Model, fact: Fact, request: EditRequest, edit: Edit | None = None) -> Any:
-    """What a score measures of a model with an edit in its weights; an exception that says why not, if it failed."""
+def gets_noise(name: str) -> bool:
+    """Whether what is asked for depends on the fact's subject noise."""
+    return "noise" in inspect.signature(SCORERS[name].measure).parameters
+
+
+def measure(name: str, model: Model, fact: Fact, request: EditRequest, edit: Edit | None = None, **more: Any) -> Any:
+    """What a score measures of a model with an edit in its weights; an exception that says why not, if it failed.
+
+    Args:
+        name: what was asked for.
+        model: the model.
+        fact: the fact.
+        request: the request.
+        edit: the edit that is in the weights; `None` before it is.
+        more: what else the score gets if its signature names it: the fact's subject `noise`.
+    """
     function = SCORERS[name].measure
     try:
         with left_alone(model, f"score {name!r}"):
-            return function(model, fact, **named_in(function, {"request": request, "edit": edit}))
+            return function(model, fact, **named_in(function, {"request": request, "edit": edit, **more}))
     except Exception as error:
         if ends_run(error):
             raise
@@ -162,7 +177,13 @@ def compared(name: str, before: Any, after: Any, **available: Any) -> tuple[dict
 
 
 def with_others(
-    score: EditScore, before: Mapping[str, Any], model: Model, fact: Fact, request: EditRequest, edit: Edit | None
+    score: EditScore,
+    before: Mapping[str, Any],
+    model: Model,
+    fact: Fact,
+    request: EditRequest,
+    edit: Edit | None,
+    **more: Any,
 ) -> EditScore:
     """A score of an edit, and what else was asked for, measured with the edit in the weights.
 
@@ -173,12 +194,13 @@ def with_others(
         fact: the fact.
         request: the request.
         edit: the edit; `None` for the unedited model.
+        more: see `measure`.
     """
     if not before:
         return score
     values, reasons = dict[str, float](), [score.reason]
     with (edit or Edit(())).applied(model):
-        after = {name: measure(name, model, fact, request, edit) for name in before}
+        after = {name: measure(name, model, fact, request, edit, **more) for name in before}
     for name in before:
         scores, reason = compared(name, before[name], after[name], model=model, fact=fact, request=request)
         values |= scores

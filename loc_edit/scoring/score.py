@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from jaxtyping import Float
+from torch import Tensor
+
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.update import Edit
 from loc_edit.facts.fact import Fact
 from loc_edit.models.model import Model
 from loc_edit.prompts.sampling import sample_essences
 from loc_edit.scoring import generation as generation, survival as survival  # registers them
-from loc_edit.scoring.contract import measure, with_others
+from loc_edit.scoring.contract import SCORERS, measure, with_others
 from loc_edit.scoring.measuring import Meter
 from loc_edit.scoring.probes import make_probes
 from loc_edit.scoring.scores import EditScore, compare
@@ -23,6 +26,7 @@ def score(
     *,
     essence: bool = True,
     scores: Sequence[str] = (),
+    noise: Float[Tensor, "sample subject d_model"] | None = None,
 ) -> EditScore:
     """All scores of one edit of one fact.
 
@@ -33,12 +37,19 @@ def score(
         request: gives the target, the objective and, for a noised subject, the noise.
         edit: from `rome`, `memit` or another editor; `None` measures the unedited model against itself.
         essence: whether to sample and measure essence texts.
-        scores: further scores, as in a run: `generation`, and those of plug-ins.
+        scores: further scores, as in a run: `generation`, `survival`, and those of plug-ins.
+        noise: the fact's subject noise, for scores that need it.
+
+    Raises:
+        ValueError: there is no such further score here; `movement` needs a run.
     """
+    if unknown := [name for name in scores if name not in SCORERS]:
+        raise ValueError(f"score {unknown[0]!r}: expected one of {', '.join(SCORERS)}; others need a run (--scores)")
     texts = sample_essences(model, [fact.subject], [fact.fact_id], seed=request.seed)[0] if essence else []
     probes = make_probes(model, fact, request, texts)
     meter = Meter(model, [probes])
     [before], [after] = meter.before, meter.measure([edit])
     scored = compare(before, after, request.objective)
-    others = {name: measure(name, model, fact, request) for name in scores}
-    return replace(with_others(scored, others, model, fact, request, edit), fact=fact, request=request, edit=edit)
+    others = {name: measure(name, model, fact, request, noise=noise) for name in scores}
+    scored = with_others(scored, others, model, fact, request, edit, noise=noise)
+    return replace(scored, fact=fact, request=request, edit=edit)

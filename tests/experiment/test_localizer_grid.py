@@ -247,7 +247,7 @@ def test_no_false_object_no_direct_attribution(lab, facts, tmp_path):
     [
         ({"localizers": ["atribution"]}, "localizer 'atribution': did you mean 'attribution'?"),
         ({"localizers": ["random", "random"]}, "twice"),
-        ({"localizers": []}, "at least one"),
+        ({"localizers": [], "problems": []}, "expected something to compute"),
         (
             {"localizers": ["direct"], "site": "resid_post", "windows": [1]},
             "'direct' looks at site mlp_out or attn_out",

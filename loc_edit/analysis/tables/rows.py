@@ -27,7 +27,6 @@ EDIT_KEY = ["problem", "method", "window", "layer", "fact_id"]
 CELL_KEY = ["fact_id", "layer", "pos", "window", "site"]
 TRACE_COLUMNS = [*CELL_KEY, "p_restored", "p_clean", "p_corrupted", "subject_begin", "subject_end"]
 
-
 RELATION, PROMPT_LENGTH = "relation", "prompt_length"
 """What rows know of a fact besides its effects."""
 
@@ -135,21 +134,18 @@ def cell_effects(traces: pd.DataFrame, definition: EffectDefinition = PAPER) -> 
         ValueError: a row occurs twice, a column is missing, or the traces are of several metrics.
     """
     cells = _defined_cells(traces, definition)
-    columns = ("p_restored", "p_clean", "p_corrupted")
-    p_restored, p_clean, p_corrupted = (cells[name].to_numpy(float) for name in columns)
+    p_restored, p_clean, p_corrupted = cells[["p_restored", "p_clean", "p_corrupted"]].to_numpy(float).T
     of_max = definition.denominator == "max"
     best = cells.groupby("fact_id")["p_restored"].transform("max").to_numpy() if of_max else -np.inf
     fraction = fractional_effect(p_restored, p_clean, p_corrupted, best)
-    degenerate = np.isnan(fraction)
-    failed = np.isnan(p_restored)
+    failed, degenerate = np.isnan(p_restored), np.isnan(fraction)
     cells = cells.assign(effect=p_restored - p_corrupted, fraction=fraction, degenerate=degenerate)
-    n_degenerate = int(cells.loc[degenerate & ~failed, "fact_id"].nunique())
-    if failed.any():
-        n_failed = int(cells.loc[failed, "fact_id"].nunique())
-        log.warning("%d facts have no effects of localizer %s", n_failed, definition.localizer)
-    if n_degenerate:
-        log.warning("%d facts have no tracing fraction: clean and corrupted run agree", n_degenerate)
-    cells.attrs["n_degenerate"] = n_degenerate
+    failures = {f"no effects of localizer {definition.localizer}": failed}
+    failures["no tracing fraction: clean and corrupted run agree"] = degenerate & ~failed
+    for reason, which in failures.items():
+        if n_facts := int(cells.loc[which, "fact_id"].nunique()):
+            log.warning("%d facts have %s", n_facts, reason)
+    cells.attrs["n_degenerate"] = n_facts
     return cells
 
 
