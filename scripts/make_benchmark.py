@@ -14,11 +14,9 @@ import tomli_w
 
 import loc_edit
 from loc_edit.analysis.tables.rows import EDIT_KEY, without_controls
-from loc_edit.experiment.benchmark import EDITED, EDITS, FOLDER, GRID, PLANTED
+from loc_edit.experiment.benchmark import EDITED, EDITS, FOLDER, GRID, PLANTED, SHOWN
 from loc_edit.experiment.planting import EDIT, FACTS
 from loc_edit.files import writing
-
-SHIPPED = ["rewrite", "paraphrase", "neighborhood", "essence"]
 
 
 def main() -> None:
@@ -32,8 +30,8 @@ def main() -> None:
     folder, run = FOLDER / args.model, loc_edit.load_run(args.run)
     folder.mkdir(parents=True, exist_ok=True)
     edits = without_controls(run.edits)
-    rows = edits.loc[edits["status"] == "done", [*EDIT_KEY, *SHIPPED]].sort_values(EDIT_KEY, ignore_index=True)
-    rows = rows.astype(dict.fromkeys(SHIPPED, "float32")).round(dict.fromkeys(SHIPPED, 4))
+    rows = edits.loc[edits["status"] == "done", [*EDIT_KEY, *SHOWN]].sort_values(EDIT_KEY, ignore_index=True)
+    rows = rows.astype(dict.fromkeys(SHOWN, "float32")).round(dict.fromkeys(SHOWN, 4))
     with writing(folder / EDITS) as file:
         rows.to_parquet(file, index=False, compression="zstd")
     by_id = {fact.fact_id: fact for fact in loc_edit.load_facts(str(run.config["data"]))}

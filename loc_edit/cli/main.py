@@ -27,25 +27,9 @@ from loc_edit.cli.tune import tune
 from loc_edit.experiment.config import ExperimentConfig, first_error
 
 COMMANDS = (
-    *(
-        run,
-        plan,
-        status,
-        compact,
-        trace,
-        edit,
-        tune,
-        choose_layer,
-        plant,
-        benchmark,
-        export,
-        stats,
-        analyze,
-        report,
-        facts,
-        models,
-    ),
-)
+    run, plan, status, compact, trace, edit, tune, choose_layer, plant, benchmark, export, stats, analyze, report,
+    facts, models,
+)  # fmt: skip
 LISTS = (
     *("--layers", "--windows", "--localizer-windows", "--methods", "--problems", "--localizers", "--scores"),
     *("--plugin", "--plugins"),

@@ -26,8 +26,8 @@ def analyze(
     """Write the tables and figures of a run, and say why others are missing.
 
     Args:
-        more: Further runs of the same model and settings; their rows join those of the first run.  With --pool, runs of
-            any models.
+        more: Further runs of the same model and settings; their rows join the rows of the first run.  With --pool,
+            runs of any models.
         out_folder: The folder for tables/ and figures/.  By default the run's folder.
         window: The restoration window of the main tables and figures.  By default the run's only window, or 5.
         draws: Resamples and permutations of the statistics; 0 skips these statistics.

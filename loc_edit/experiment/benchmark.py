@@ -30,11 +30,14 @@ from loc_edit.experiment.planting import EDIT, planted_layers
 from loc_edit.experiment.setup import Setup
 from loc_edit.files import DATA, Origin, short_hash
 from loc_edit.models.identity import versions
-from loc_edit.names import LOCALIZERS, METHODS, SCORES, parse_method
+from loc_edit.names import LOCALIZERS, METHODS, parse_method
 
 FOLDER = DATA / "benchmark"
 GRID, EDITED, PLANTED, EDITS = "grid.toml", "facts.jsonl", "planted.jsonl", "edits.parquet"
 """The files of a model's grid: its configuration, facts that were edited, facts that were planted, scores of edits."""
+
+SHOWN = ("rewrite", "paraphrase", "neighborhood", "essence")
+"""The scores of the edits that ship, and of an editor's row."""
 
 Split = Literal["public", "held_out"]
 
@@ -138,19 +141,20 @@ class Benchmark:
         """
         problems = tuple(self.grid["editor_problems"])
         changes = {"data": str(self.folder / EDITED), "facts": facts, "methods": (name,), "problems": problems}
-        rows = self._run("editors", localizers=(), **changes).edits
-        rows = rows[rows["fact_id"].map(self._has) & (rows["method"] == parse_method(name)[0])]
-        others = self.edits[self.edits["fact_id"].isin(rows["fact_id"]) & self.edits["problem"].isin(problems)]
         method, window = parse_method(name)
+        rows = self._run("editors", localizers=(), **changes).edits
+        rows = rows[rows["fact_id"].map(self._has) & (rows["method"] == method)]
+        others = self.edits[self.edits["fact_id"].isin(rows["fact_id"]) & self.edits["problem"].isin(problems)]
         others = others[(others["method"] != method) | (others["window"] != window)]
         means = mean_scores(pd.concat([others, rows], ignore_index=True))
         best = _best_layers(means)
         own = best[(best["method"] == method) & (best["window"] == window)].to_dict("records")
         scores = {f"{row['problem']}_{score}": row[score] for row in own for score in ("layer", *SHOWN)}
         summary = {"editor": name, **self._place, "n_facts": rows["fact_id"].nunique(), **scores}
-        seconds = {"seconds_per_edit": rows["seconds"].median()}
-        summary = {**summary, **seconds, **_content(METHODS[method].origin)}
-        return Grade(summary, {"best_layers": best, "scores": means}, self.about)
+        summary["seconds_per_edit"] = rows["seconds"].median()
+        return Grade(
+            {**summary, **_content(METHODS[method].origin)}, {"best_layers": best, "scores": means}, self.about
+        )
 
     def rules(self, *, facts: int = 10, draws: int = 200) -> pd.DataFrame:
         """What the layer is worth that each rule chooses from a few facts of this half, judged on the others.
@@ -183,9 +187,6 @@ class Benchmark:
         """The version of the benchmark, hashes of its files, and the software."""
         files = sorted(path for path in self.folder.iterdir() if path.is_file())
         return {**self._place, "files": {path.name: short_hash(path.read_bytes()) for path in files}, **versions()}
-
-
-SHOWN = tuple(score for score in ("rewrite", "paraphrase", "neighborhood", "essence") if score in SCORES)
 
 
 def benchmarks() -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from loc_edit.analysis.regression.folds import chosen_by_others, splits
+from loc_edit.analysis.regression.profiles import sign_of
 from loc_edit.analysis.regression.rules import PILOT, votes
 from loc_edit.analysis.tables.rows import EffectDefinition, RowsMissing, by_layer
 from loc_edit.editing.gradients import gradient_gains
@@ -19,7 +20,7 @@ from loc_edit.experiment.setup import Setup
 from loc_edit.experiment.study import TraceCell, edit_cells
 from loc_edit.facts.fact import Fact
 from loc_edit.models.model import Model
-from loc_edit.names import LOCALIZERS, SCORES, nearest, windows_of
+from loc_edit.names import LOCALIZERS, nearest, windows_of
 
 GRADIENT = "gradient"
 
@@ -107,7 +108,7 @@ def _values(setup: Setup, rule: str, problem: str, outcome: str) -> pd.DataFrame
         rows = by_layer(rows, definition).rename(columns={"trace": "value"})
         rows = rows[rows["layer"].isin(setup.layers)]
     elif rule == PILOT:
-        rows = rows.assign(value=rows[outcome] * (-1.0 if SCORES[outcome].better == "low" else 1.0))
+        rows = rows.assign(value=rows[outcome] * sign_of(outcome))
     wide = rows.pivot_table(index="fact_id", columns="layer", values="value").dropna()
     if wide.empty:
         reasons = rows["reason"][rows["reason"] != ""] if "reason" in rows else pd.Series(dtype=object)

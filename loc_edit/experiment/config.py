@@ -306,5 +306,5 @@ def _scorers() -> list[str]:
 def first_error(error: ValidationError) -> str:
     """The first of a validation's errors in one line: the key, and what was expected."""
     first = error.errors()[0]
-    place = ".".join(map(str, first["loc"]))
-    return f"{place}{': ' * bool(place)}{first['msg'].removeprefix('Value error, ')}"
+    place, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message

@@ -37,7 +37,7 @@ def score(
         request: gives the target, the objective and, for a noised subject, the noise.
         edit: from `rome`, `memit` or another editor; `None` measures the unedited model against itself.
         essence: whether to sample and measure essence texts.
-        scores: further scores, as in a run: `generation`, `survival`, and those of plug-ins.
+        scores: further scores, as in a run: `generation`, `survival`, and the scores of plug-ins.
         noise: the fact's subject noise, for scores that need it.
 
     Raises:

@@ -61,7 +61,7 @@ def test_models_that_agree_are_averaged():
 def test_models_that_differ_are_pooled_by_hand():
     means = [0.0, 0.1, 0.2, 0.4, 0.8]
     row = of(pool([Fake(str(i), mean, half=0.02) for i, mean in enumerate(means)]))
-    # With equal variances the mean is the plain one, and its error that of the means themselves.
+    # With equal variances the pooled mean is the plain mean, and its error the standard error of the five means.
     error = np.std(means, ddof=1) / np.sqrt(5)
     assert row["mean"] == pytest.approx(np.mean(means), abs=1e-6)
     assert row["high"] - row["mean"] == pytest.approx(stats.t.ppf(0.975, 4) * error, rel=1e-3)

@@ -79,7 +79,7 @@ def _choices(profiles: Profiles, resampling: Resampling) -> list[dict[str, Any]]
     own = _own_scores(profiles)
     means = {choice: weights @ scores / weights.sum(1) for choice, scores in own.items()}
     means[ONE], chosen = chosen_by_others(score, splits(len(score), resampling.seed), weights)
-    shares = {PEAK: _peaks(profiles.trace), ONE: chosen, ORACLE: best / best.sum(1, keepdims=True)}
+    shares = {PEAK: peak_shares(profiles.trace), ONE: chosen, ORACLE: best / best.sum(1, keepdims=True)}
     rows = []
     for choice in (PEAK, ONE, ANY, ORACLE):
         mean = _interval(profiles.sign * means[choice], profiles, resampling)
@@ -97,12 +97,12 @@ def _choices(profiles: Profiles, resampling: Resampling) -> list[dict[str, Any]]
 def _own_scores(profiles: Profiles) -> dict[str, NDArray[np.float64]]:
     """Each fact's score, more is better, under the choices that do not depend on other facts."""
     score = profiles.sign * profiles.score
-    return {PEAK: (_peaks(profiles.trace) * score).sum(1), ANY: score.mean(1), ORACLE: score.max(1)}
+    return {PEAK: (peak_shares(profiles.trace) * score).sum(1), ANY: score.mean(1), ORACLE: score.max(1)}
 
 
-def _peaks(trace: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The share of each layer in each fact's peak: 1 at the peak, or equal shares of several."""
-    peak = trace >= trace.max(1, keepdims=True)
+def peak_shares(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The share of each column in its row's peak: 1 at the peak, or equal shares of several."""
+    peak = values >= values.max(1, keepdims=True)
     return np.asarray(peak / peak.sum(1, keepdims=True))
 
 

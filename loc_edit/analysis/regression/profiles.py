@@ -99,9 +99,8 @@ class Profiles:
         facts = frame.drop_duplicates("fact_id").set_index("fact_id").reindex(wide.index)
         length = facts[PROMPT_LENGTH].to_numpy(float) if PROMPT_LENGTH in facts else np.full(len(wide), np.nan)
         trace, score = wide[regressor], wide[outcome]
-        sign = -1.0 if outcome in SCORES and SCORES[outcome].better == "low" else 1.0
         arrays = trace.to_numpy(float), score.to_numpy(float), _relations(facts), length, trace.columns.to_numpy()
-        return cls(*arrays, sign)
+        return cls(*arrays, sign_of(outcome))
 
     @property
     def present(self) -> NDArray[np.bool_]:
@@ -185,6 +184,11 @@ def explained(sums: NDArray[np.float64]) -> tuple[Any, Any]:
     parts = Sums.of(sums)
     with np.errstate(divide="ignore", invalid="ignore"):  # a constant outcome: NaN
         return 1 - parts.rest / parts.total, (parts.signal**2).sum(-1) / parts.total
+
+
+def sign_of(outcome: str) -> float:
+    """-1 for a score of which less is better, else 1: times this, more is better."""
+    return -1.0 if outcome in SCORES and SCORES[outcome].better == "low" else 1.0
 
 
 def _relations(facts: pd.DataFrame) -> NDArray[np.intp]:

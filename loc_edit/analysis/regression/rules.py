@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from loc_edit.analysis.regression.choices import peak_shares
+from loc_edit.analysis.regression.profiles import sign_of
 from loc_edit.analysis.tables.rows import RowsMissing, by_combination, in_paper_order
-from loc_edit.names import SCORES
 
 PILOT = "pilot"
 """The rule that edits the facts at every layer, and takes the layer of the best mean score."""
@@ -24,9 +25,7 @@ def votes(values: NDArray[np.float64], draws: int = 2000, seed: int = 0) -> NDAr
     """
     n = len(values)
     weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws) / n
-    means = weights @ values
-    best = means >= means.max(1, keepdims=True)
-    return np.asarray((best / best.sum(1, keepdims=True)).mean(0))
+    return np.asarray(peak_shares(weights @ values).mean(0))
 
 
 def layer_rules(
@@ -51,20 +50,19 @@ def layer_rules(
 
     Returns:
         A row per problem x method x window x rule: layer, the one most often chosen; share, how often; mean, the
-        mean score of the other facts there; best, that of the one layer that is best for them; any, the mean over the
-        layers; oracle, with each fact's best layer; worth: which share of the way from any to best the rule goes (mean
-        over the draws of mean - any, over that of best - any); n_facts.
+        mean score of the other facts there; best, their mean score at the one layer that is best for them; any, their
+        mean score over all layers; oracle, the mean score at each fact's best layer; worth, the share of the way from
+        any to best that the rule goes: mean - any over best - any, each averaged over the draws; n_facts.
 
     Raises:
         RowsMissing: there are no more than `facts` facts with a score at every layer.
     """
-    sign = -1.0 if outcome in SCORES and SCORES[outcome].better == "low" else 1.0
-    table = []
+    sign, table = sign_of(outcome), []
     for key, rows in by_combination(edits):
         scores = sign * rows.pivot_table(index="fact_id", columns="layer", values=outcome).dropna()
-        of_rule = {PILOT: scores} | {name: _wide(frame, key, scores) for name, frame in values.items()}
         if len(scores) <= facts:
             continue
+        of_rule = {PILOT: scores} | {name: _wide(frame, key, scores) for name, frame in values.items()}
         for name, wide in of_rule.items():
             worth = _worth(wide.to_numpy(float), scores.to_numpy(float), scores.columns, facts, draws, seed)
             flipped = {column: sign * worth[column] for column in ("mean", "best", "any", "oracle")}
@@ -91,8 +89,7 @@ def _worth(
     for draw in range(draws):
         order = rng.permutation(n)
         seen, others = order[:facts], scores[order[facts:]]
-        best = values[seen].mean(0)
-        share = (best >= best.max()) / (best >= best.max()).sum()
+        [share] = peak_shares(values[seen].mean(0, keepdims=True))
         chosen += share
         by_layer = others.mean(0)
         means[draw] = by_layer @ share, by_layer.max(), by_layer.mean()

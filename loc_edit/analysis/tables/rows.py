@@ -140,12 +140,12 @@ def cell_effects(traces: pd.DataFrame, definition: EffectDefinition = PAPER) -> 
     fraction = fractional_effect(p_restored, p_clean, p_corrupted, best)
     failed, degenerate = np.isnan(p_restored), np.isnan(fraction)
     cells = cells.assign(effect=p_restored - p_corrupted, fraction=fraction, degenerate=degenerate)
-    failures = {f"no effects of localizer {definition.localizer}": failed}
-    failures["no tracing fraction: clean and corrupted run agree"] = degenerate & ~failed
-    for reason, which in failures.items():
-        if n_facts := int(cells.loc[which, "fact_id"].nunique()):
-            log.warning("%d facts have %s", n_facts, reason)
-    cells.attrs["n_degenerate"] = n_facts
+    n_failed, n_degenerate = (int(cells.loc[which, "fact_id"].nunique()) for which in (failed, degenerate & ~failed))
+    if n_failed:
+        log.warning("%d facts have no effects of localizer %s", n_failed, definition.localizer)
+    if n_degenerate:
+        log.warning("%d facts have no tracing fraction: clean and corrupted run agree", n_degenerate)
+    cells.attrs["n_degenerate"] = n_degenerate
     return cells
 
 
