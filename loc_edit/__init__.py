@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOMES` reads the same line
     from loc_edit.analysis.run import Run as Run, load_run as load_run
     from loc_edit.analysis.tables.rows import RowsMissing as RowsMissing
     from loc_edit.analysis.tables.summaries import layer_correlations as layer_correlations
+    from loc_edit.contract import BadPlugin as BadPlugin
     from loc_edit.editing.alphaedit import alphaedit as alphaedit
     from loc_edit.editing.contract import editor as editor
     from loc_edit.editing.emmet import emmet as emmet, emmet_joint as emmet_joint
@@ -88,13 +89,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOMES` reads the same line
     from loc_edit.models.checks import BadModel as BadModel, ModelChanged as ModelChanged
     from loc_edit.models.identity import fingerprint as fingerprint
     from loc_edit.models.loading import load_model as load_model
-    from loc_edit.names import (
-        LOCALIZERS as LOCALIZERS,
-        METHODS as METHODS,
-        PROBLEMS as PROBLEMS,
-        SCORES as SCORES,
-        BadPlugin as BadPlugin,
-    )
+    from loc_edit.names import LOCALIZERS as LOCALIZERS, METHODS as METHODS, PROBLEMS as PROBLEMS, SCORES as SCORES
     from loc_edit.prompts.encoding import (
         BadPrompt as BadPrompt,
         Prompt as Prompt,

@@ -5,9 +5,10 @@ from pathlib import Path
 import pandas as pd
 
 from loc_edit.analysis.tables.rows import EffectDefinition, join, without_controls
+from loc_edit.contract import describe_recorded
 from loc_edit.effects import Denominator, Regressor
 from loc_edit.files import StoreError
-from loc_edit.names import TRACING, describe_recorded
+from loc_edit.names import TRACING
 from loc_edit.store.rows import Kind
 from loc_edit.store.run import RunFolder
 

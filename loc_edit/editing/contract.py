@@ -5,6 +5,7 @@ from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from inspect import signature
 from typing import Any, Literal, TypeVar, get_type_hints
 
+from loc_edit.contract import BadPlugin, describe_plugin, first_sentence, spelled_out
 from loc_edit.editing.editor import describe
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.settings import SETTINGS
@@ -14,7 +15,7 @@ from loc_edit.files import origin_of
 from loc_edit.models.checks import ends_run, left_alone
 from loc_edit.models.identity import fingerprint
 from loc_edit.models.model import Model
-from loc_edit.names import METHODS, BadPlugin, Method, describe_plugin, first_sentence, spelled_out
+from loc_edit.names import METHODS, Method
 
 EditAll = TypeVar("EditAll", bound=Callable[..., Any])
 

@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from loc_edit.contract import BadPlugin, describe_plugin, first_sentence, named_in, spelled_out
 from loc_edit.facts.fact import Fact
 from loc_edit.files import origin_of
 from loc_edit.models.checks import ends_run, left_alone
 from loc_edit.models.model import Model, logits_at, token_texts
-from loc_edit.names import PROBLEMS, BadPlugin, Problem, describe_plugin, first_sentence, named_in, nearest, spelled_out
+from loc_edit.names import PROBLEMS, Problem, nearest
 from loc_edit.prompts.batches import make_batch, run, target_log_probs
 from loc_edit.prompts.encoding import Prompt, encode, target_tokens
 from loc_edit.prompts.noise import subject_noise

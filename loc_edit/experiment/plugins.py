@@ -15,8 +15,8 @@ from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
+from loc_edit.contract import RECORDS, BadPlugin, recorded
 from loc_edit.files import Origin, short_hash, text_of
-from loc_edit.names import RECORDS, BadPlugin, recorded
 
 GROUP = "loc_edit.plugins"
 """The entry points of installed packages: `mine = "my_package.my_module"`."""

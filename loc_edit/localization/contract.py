@@ -8,19 +8,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from loc_edit.contract import BadPlugin, describe_plugin, first_sentence, keyword_defaults, spelled_out
 from loc_edit.files import origin_of
 from loc_edit.localization.question import Grids, Question, Questions
 from loc_edit.models.checks import ends_run, left_alone
-from loc_edit.names import (
-    LOCALIZERS,
-    BadPlugin,
-    Localizer,
-    Metric,
-    describe_plugin,
-    first_sentence,
-    keyword_defaults,
-    spelled_out,
-)
+from loc_edit.names import LOCALIZERS, Localizer, Metric
 
 Effect = TypeVar("Effect", bound=Callable[..., Any])
 

@@ -7,6 +7,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from loc_edit.contract import BadPlugin
 from loc_edit.facts.fact import Fact
 from loc_edit.localization.ablation import mean_ablation, resample_ablation, zero_ablation
 from loc_edit.localization.contract import EFFECTS, localizer
@@ -17,7 +18,7 @@ from loc_edit.localization.references import references
 from loc_edit.localization.trace import Trace
 from loc_edit.localization.tracing import restored
 from loc_edit.models.model import Model
-from loc_edit.names import LOCALIZERS, TRACING, BadPlugin, Metric, nearest
+from loc_edit.names import LOCALIZERS, TRACING, Metric, nearest
 from loc_edit.prompts.encoding import Prompt
 
 _OWN: dict[str, Callable[..., Grids]] = {

@@ -8,22 +8,14 @@ from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Any, Literal, TypeVar
 
+from loc_edit.contract import BadPlugin, describe_plugin, first_sentence, named_in, spelled_out
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.update import Edit
 from loc_edit.facts.fact import Fact
 from loc_edit.files import origin_of
 from loc_edit.models.checks import ends_run, left_alone
 from loc_edit.models.model import Model
-from loc_edit.names import (
-    SCORES,
-    BadPlugin,
-    Score,
-    describe_plugin,
-    first_sentence,
-    named_in,
-    scores_of,
-    spelled_out,
-)
+from loc_edit.names import SCORES, Score, scores_of
 from loc_edit.scoring.probes import Measured
 from loc_edit.scoring.scores import EditScore, magnitudes
 
