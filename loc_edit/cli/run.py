@@ -52,7 +52,8 @@ def plan(
         config: A TOML file, or default, smoke or full.  Options given on the command line take precedence.
     """
     fetch(experiment.model, accept_terms)
-    plan = loc_edit.Experiment(experiment.with_settings(settings)).plan()
+    with progress():
+        plan = loc_edit.Experiment(experiment.with_settings(settings)).plan()
     lines = [
         ("facts", f"{plan.facts:,}", ""),
         ("traces", f"{plan.traces:,}", "(each at every layer and position)"),
@@ -64,8 +65,8 @@ def plan(
     processes = "1 process" if plan.processes == 1 else f"{plan.processes} processes, {duration(plan.work)} of work"
     if plan.statistics:
         processes += f", and {duration(plan.statistics)} for the key statistics"
-    lines.append(("time", duration(plan.seconds), f"({processes}; estimated from 4 facts on this machine)"))
-    lines.append(("disk", size(plan.disk), "(rows, measured on these facts)"))
+    lines.append(("time", duration(plan.seconds), f"({processes}; estimated from {plan.probed} facts on this machine)"))
+    lines.append(("disk", size(plan.disk), "(missing rows, measured on these facts)"))
     if plan.stats_disk:
         note = "(key statistics; `loc-edit stats --plan` says more about them)"
         lines.append(("cache", size(plan.stats_disk), note))

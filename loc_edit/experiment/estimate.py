@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import pandas as pd
 
+from loc_edit import events
 from loc_edit.experiment.batch import Batch
 from loc_edit.experiment.cell import Cell
 from loc_edit.experiment.setup import Setup
@@ -24,7 +25,9 @@ from loc_edit.store.shards import shard_size
 T = TypeVar("T")
 
 PROBED_FACTS = 4
-"""Facts that are computed to estimate the rest."""
+"""Facts that are computed to estimate the rest, unless the first takes long."""
+LONG = 20.0
+"""Seconds after which one fact is enough."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,15 @@ class Plan:
         work: seconds that one process needs for what is missing; from a few facts, the edits at the middle layer.  With
             the essence texts and the scores of the unedited model; without key statistics.
         statistics: seconds that computing the key statistics takes; 0 if they are in the cache, or none are needed.
-        disk: the rows of traces, edits and controls.  Measured on the rows of those few facts: bytes per shard, and
-            bytes per row in it, which are fewer in fuller shards, as they compress better.
+        disk: the rows of traces, edits and controls that are missing.  Measured on the rows of those few facts: bytes
+            per shard, and bytes per row in it, which are fewer in fuller shards, as they compress better.
         stats_disk: the key statistics in the cache, d_mlp^2 x 4 bytes x layers of the model; 0 if no method
             needs them.  (Computing them takes more for a while: `loc-edit stats --plan`.)
         model: the model's parameters, as they are in memory.
         stats_memory: d_mlp^2 x 8 bytes x layers of the model: the float64 sums while key statistics are computed,
             and afterwards at most their float64 factors, as many as fit in half of the free memory.
         processes: how many compute side by side, each with a model and factors of its own.
+        probed: how many facts were computed to tell.
     """
 
     facts: int
@@ -66,6 +70,7 @@ class Plan:
     model: int
     stats_memory: int
     processes: int
+    probed: int
 
     @property
     def seconds(self) -> float:
@@ -87,7 +92,7 @@ def make_plan(
     *,
     processes: int = 1,
 ) -> Plan:
-    """The plan of an experiment; computes all cells of a few facts but for the layers beside the middle one.
+    """The plan of an experiment; computes the missing cells of a few facts, but for the layers beside the middle one.
 
     Args:
         setup: what its cells share.
@@ -103,10 +108,12 @@ def make_plan(
     def missing_facts(some_cells: Sequence[Cell]) -> list[int]:
         return [len(facts) - n_on_disk.get(cell.name(setup), 0) for cell in some_cells]
 
-    missing_edits = missing_facts(edits)
     work, disk = 0.0, 0.0
-    share, n_chunks = len(facts) / min(PROBED_FACTS, len(facts)), math.ceil(len(facts) / setup.config.chunk)
-    for probed in _probe(setup, facts[:PROBED_FACTS], traces, edits):
+    missing_traces = [cell for cell in traces if any(missing_facts([cell]))]
+    missing_edits = [cell for cell in edits if any(missing_facts([cell]))]
+    probed_facts, probes = _probe_few(setup, facts, missing_traces, missing_edits)
+    share, n_chunks = len(facts) / len(probed_facts), math.ceil(len(facts) / setup.config.chunk)
+    for probed in probes:
         of_each_cell = missing_facts(probed.stands_for)
         work += probed.seconds * sum(of_each_cell) / probed.n_cells + probed.once * max(of_each_cell)
         n_cells = len(probed.stands_for)
@@ -122,14 +129,15 @@ def make_plan(
         combinations=len({(cell.problem, cell.method, cell.window) for cell in edits}),
         layers=len({cell.layer for cell in edits}),
         traces_missing=sum(missing_facts(traces)),
-        edits_missing=sum(missing_edits),
+        edits_missing=sum(missing_facts(edits)),
         work=work,
-        statistics=_seconds_of_statistics(setup) if any(missing_edits) else 0.0,
+        statistics=_seconds_of_statistics(setup) if missing_edits else 0.0,
         disk=round(disk),
         stats_disk=4 * moments,
         model=sum(p.nbytes for p in setup.model.parameters()),
         stats_memory=8 * moments,
         processes=processes,
+        probed=len(probed_facts),
     )
 
 
@@ -179,6 +187,18 @@ class _Probed:
         return n_chunks * (one_row - row) + share * n_rows * row
 
 
+def _probe_few(
+    setup: Setup, facts: Sequence[Fact], traces: Sequence[TraceCell], edits: Sequence[EditCell]
+) -> tuple[Sequence[Fact], list[_Probed]]:
+    """Compute one fact, with a prompt of the usual length; and if that was quick, a few together, as a run would."""
+    usual = sorted(facts, key=lambda fact: len(fact.prompt))[len(facts) // 2]
+    start = time.perf_counter()
+    probes = list(_probe(setup, [usual], traces, edits))
+    if time.perf_counter() - start > LONG:
+        return [usual], probes
+    return facts[:PROBED_FACTS], list(_probe(setup, facts[:PROBED_FACTS], traces, edits))
+
+
 def _probe(
     setup: Setup, facts: Sequence[Fact], traces: Sequence[TraceCell], edits: Sequence[EditCell]
 ) -> Iterator[_Probed]:
@@ -186,19 +206,31 @@ def _probe(
 
     No key statistics are computed for it: with the identity in their place, an edit takes as long.
     """
+    localizers = list(dict.fromkeys(cell.localizer for cell in traces))
+    problems = list(dict.fromkeys(cell.problem for cell in edits))
+    total, done = len(localizers) + len(problems), 0
     setup = setup.with_stats(KeyStats.identity(setup.model, range(setup.model.cfg.n_layers)))
     batch = Batch(setup, facts)
-    for localizer in dict.fromkeys(cell.localizer for cell in traces):
+    for localizer in localizers:
         windows = [cell for cell in traces if cell.localizer == localizer]
+        events.progress("probes", done := done + 1, total, detail=localizer)
         yield _Probed("traces", *_timed(batch, partial(_rows, windows, batch)), windows)
-    layers = list(dict.fromkeys(cell.layer for cell in edits))
     shards, seconds, once = list[pd.DataFrame](), 0.0, 0.0
-    for problem in setup.config.problems:
-        middle = [cell for cell in edits if cell.problem == problem and cell.layer == layers[len(layers) // 2]]
+    for problem in problems:
+        events.progress("probes", done := done + 1, total, detail=problem)
+        middle = _middle_layers([cell for cell in edits if cell.problem == problem])
         once += _timed(batch, partial(batch.posed, problem))[1]  # with the essence texts, the first time
         of_problem, seconds_of_problem = _timed(batch, partial(_rows, middle, batch))
         shards, seconds = shards + of_problem, seconds + seconds_of_problem
-    yield _Probed("edits", shards, seconds, edits, once)
+    if edits:
+        yield _Probed("edits", shards, seconds, edits, once)
+
+
+def _middle_layers(cells: Sequence[EditCell]) -> list[EditCell]:
+    """Of each method, the cell in the middle of its layers."""
+    methods = dict.fromkeys((cell.method, cell.window) for cell in cells)
+    of_methods = [[cell for cell in cells if (cell.method, cell.window) == method] for method in methods]
+    return [of_method[len(of_method) // 2] for of_method in of_methods]
 
 
 def _rows(cells: Sequence[Cell], batch: Batch) -> list[pd.DataFrame]:

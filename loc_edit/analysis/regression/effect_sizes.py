@@ -4,7 +4,14 @@ import numpy as np
 
 from loc_edit.analysis.regression.choices import gain_at_peak
 from loc_edit.analysis.regression.folds import out_of_sample
-from loc_edit.analysis.regression.intervals import Interval, jackknife_covariance, share_interval, t_interval
+from loc_edit.analysis.regression.intervals import (
+    DAMPED,
+    FISHER,
+    Interval,
+    jackknife_covariance,
+    share_interval,
+    t_interval,
+)
 from loc_edit.analysis.regression.profiles import DEFAULTS, Profiles, Resampling, Sums, explained
 
 SIZES = [
@@ -55,8 +62,9 @@ def shares(profiles: Profiles, level: float = 0.95) -> tuple[Interval, Interval]
                 whole.signal / np.sqrt(getattr(whole, base)),
                 left_out.signal / np.sqrt(getattr(left_out, base))[:, None],
                 level,
+                scale,
             )
-            for base in ("total", "rest")
+            for base, scale in (("total", DAMPED), ("rest", FISHER))
         )
     return added, partial
 

@@ -7,6 +7,7 @@ noncentral F does for one regression with independent errors (Steiger and Foulad
 errors from the jackknife: the rows of a unit may depend on each other in any way.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,29 @@ ERRORS = 4000
 """Draws of the error; a fixed sample, so that a share has one interval."""
 TOWARD_NOISE = 3.0
 """How far, in standard errors, the assumed direction of the truth leans toward the direction of the largest error."""
+DAMPING = 0.3
+"""The length up to which the scale of a share of the total is nearly linear; beyond, it is a logarithm."""
 FEWEST_UNITS = 3
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A scale of the length of a vector on which its error is nearly the same at every length.
+
+    Attributes:
+        there: lengths to the scale.
+        back: the scale to lengths.
+    """
+
+    there: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    back: Callable[[float], float]
+
+
+FISHER = Scale(lambda lengths: np.arctanh(np.minimum(lengths, 1 - 1e-9)), np.tanh)
+"""Fisher's transformation: of a share of what is left, whose length is a correlation."""
+DAMPED = Scale(lambda lengths: DAMPING * np.log1p(lengths / DAMPING), lambda x: DAMPING * np.expm1(x / DAMPING))
+"""Of a share of the total, which the error of the total makes more uncertain the longer it is.  Both this scale and the
+damping were chosen by the simulation (docs/statistics.md)."""
 
 
 @dataclass(frozen=True)
@@ -67,25 +90,28 @@ def t_interval(estimate: float, error: float, n_units: int, level: float = 0.95)
     return Interval(float(estimate), float(estimate - half), float(estimate + half), p)
 
 
-def share_interval(vector: NDArray[np.float64], left_out: NDArray[np.float64], level: float = 0.95) -> Interval:
+def share_interval(
+    vector: NDArray[np.float64], left_out: NDArray[np.float64], level: float = 0.95, scale: Scale = FISHER
+) -> Interval:
     """The interval of a share of variance.
 
     Args:
         vector: [q]; the sum of its squares is the share.
         left_out: [unit, q], the same without one unit each.
         level: coverage; each end misses the truth in half of the rest.
+        scale: on which the errors are taken.
     """
     if len(left_out) < FEWEST_UNITS or not (np.isfinite(vector).all() and np.isfinite(left_out).all()):
         return Interval()
-    stretched = _stretched(vector)
-    size, directions = np.linalg.eigh(jackknife_covariance(_stretched(left_out)))
+    stretched = _stretched(vector, scale)
+    size, directions = np.linalg.eigh(jackknife_covariance(_stretched(left_out, scale)))
     spread = directions * np.sqrt(np.maximum(size, 0.0))
     errors = _draws(len(vector), len(left_out) - 1) @ spread.T
     noisiest = spread[:, -1] * (1.0 if spread[:, -1] @ stretched >= 0 else -1.0)
     truth = stretched + TOWARD_NOISE * noisiest
     tail = (1 - level) / 2
     bounds = [_length(stretched, truth, errors, share) for share in (0.5, 1 - tail, tail)]
-    return Interval(*(float(np.tanh(bound) ** 2) for bound in bounds))
+    return Interval(*(min(1.0, float(scale.back(bound) ** 2)) for bound in bounds))
 
 
 def _length(
@@ -109,10 +135,10 @@ def _length(
     return high * length
 
 
-def _stretched(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Fisher's transformation of the lengths of vectors [..., q], which keeps the error the same at every length."""
-    lengths = np.minimum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1 - 1e-9)
-    factors = np.divide(np.arctanh(lengths), lengths, out=np.ones_like(lengths), where=lengths > 1e-12)
+def _stretched(vectors: NDArray[np.float64], scale: Scale) -> NDArray[np.float64]:
+    """Vectors [..., q] whose lengths are those on the scale."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    factors = np.divide(scale.there(lengths), lengths, out=np.ones_like(lengths), where=lengths > 1e-12)
     return np.asarray(vectors * factors)
 
 
