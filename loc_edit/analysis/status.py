@@ -17,7 +17,7 @@ from loc_edit.analysis.run import Run
 from loc_edit.analysis.tables.rows import method_labels, without_controls
 from loc_edit.facts.loading import load_facts
 from loc_edit.facts.sampling import sample_by_relation
-from loc_edit.names import STATUSES, TRACING, parse_method, windows_of
+from loc_edit.names import STATUSES, TRACING, method_label, parse_method, problem_label, windows_of
 from loc_edit.store.folder import BadRun
 from loc_edit.store.lock import lock_holder
 from loc_edit.store.shards import Shard, aside
@@ -152,6 +152,20 @@ def grouped_reasons(edits: pd.DataFrame) -> pd.DataFrame:
     ]
     frame = pd.DataFrame(table, columns=["problem", "status", "reason", "facts", "rows", "methods", "example"])
     return frame.sort_values(["facts", "rows"], ascending=False, kind="stable", ignore_index=True)
+
+
+def failed_cells(edits: pd.DataFrame) -> list[str]:
+    """The cells in which edits have failed and none is done, in words.
+
+    Args:
+        edits: edit rows with `problem, method, window, layer, status`, controls left out.
+    """
+    names = []
+    for (problem, method, window, layer), rows in edits.groupby([*GROUP, "layer"], sort=False):
+        statuses = set(rows["status"])
+        if "failed" in statuses and "done" not in statuses:
+            names.append(f"{problem_label(problem)}, {method_label(method, window)}, layer {layer}")
+    return names
 
 
 def reason_lines(reasons: pd.DataFrame) -> list[str]:

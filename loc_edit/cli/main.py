@@ -2,7 +2,9 @@
 
 import argparse
 import logging
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +21,7 @@ from loc_edit.cli.facts import facts
 from loc_edit.cli.models import models
 from loc_edit.cli.plant import plant
 from loc_edit.cli.results import analyze, report
-from loc_edit.cli.run import plan, run
+from loc_edit.cli.run import CellsFailed, plan, run
 from loc_edit.cli.show import err
 from loc_edit.cli.stats import stats
 from loc_edit.cli.status import compact, status
@@ -37,12 +39,22 @@ LISTS = (
 """Options whose values may also be separated by commas."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal that asks the program to end, as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; an error that a user can correct takes one line and no traceback.
 
     Returns:
-        The exit status: 0, 1 after an error, 130 after Ctrl-C.  (tyro exits with 2 when an option does not parse.)
+        The exit status: 0, 1 after an error, 3 if a run has ended and every edit of some cell has failed, 130 after
+        Ctrl-C, 143 or another number above 128 after a signal.  (tyro exits with 2 when an option does not parse.)
     """
+    _stop_on_signals()
     args = _split_lists(list(sys.argv[1:] if argv is None else argv))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     warnings.filterwarnings("ignore", message=".*Model.*", category=DeprecationWarning)
@@ -55,15 +67,30 @@ def main(argv: Sequence[str] | None = None) -> int:
             description="Does the place where a fact seems to be stored tell us where to edit it?",
             args=args,
         )
-    except KeyboardInterrupt:
-        err.print("\nstopped; finished rows are kept, and the same command continues from there")
-        return 130
+    except KeyboardInterrupt as stop:
+        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+        by = f" by {signal.Signals(number).name}" * isinstance(stop, Stopped)
+        err.print(f"\nstopped{by}; finished rows are kept, and the same command continues from there")
+        return 128 + number
     except (ValueError, OSError, RuntimeError) as error:
         # `ExperimentConfig.from_toml` describes the errors of a file; those of options come as pydantic raises them.
         message = first_error(error) if isinstance(error, ValidationError) else str(error)
         err.print(f"[bold red]loc-edit:[/] {escape(message)}", soft_wrap=True)
-        return 1
+        return 3 if isinstance(error, CellsFailed) else 1
     return 0
+
+
+def _stop_on_signals() -> None:
+    """Let the signals by which clusters stop a program end it like Ctrl-C, but those that `nohup` has it ignore."""
+
+    def stop(number: int, _: object) -> None:
+        raise Stopped(number)
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP", "SIGUSR1"):
+            number = getattr(signal, name, None)  # Windows has only the first
+            if number and signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, stop)
 
 
 def _split_lists(args: list[str]) -> list[str]:

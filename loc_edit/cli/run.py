@@ -15,22 +15,34 @@ from loc_edit.experiment.config import ExperimentConfig
 Options = Annotated[ExperimentConfig, tyro.conf.arg(name="")]
 
 
+class CellsFailed(RuntimeError):
+    """A run that came to its end, in which every edit of some cells has failed."""
+
+
 def run(
-    experiment: Options, config: str = "default", settings: Assignments = (), accept_terms: AcceptTerms = False
+    experiment: Options,
+    config: str = "default",
+    settings: Assignments = (),
+    accept_terms: AcceptTerms = False,
+    retry_failed: bool = False,
 ) -> None:
     """Run an experiment: trace, edit and score facts; write rows, tables and figures.  A stopped run continues.
 
     Args:
         experiment: the options of the experiment; `config` has set their defaults.
         config: A TOML file, or default, smoke or full.  Options given on the command line take precedence.
+        retry_failed: Compute failed edits and traces of the folder again.
+
+    Raises:
+        CellsFailed: every edit of some cells has failed; all else is there.
     """
-    from loc_edit.analysis.status import grouped_reasons, reason_lines
+    from loc_edit.analysis.status import failed_cells, grouped_reasons, reason_lines
     from loc_edit.analysis.tables.rows import without_controls
 
     fetch(experiment.model, accept_terms)
     with progress():
         study = loc_edit.Experiment(experiment.with_settings(settings))
-        finished = study.run(workers=study.default_workers())
+        finished = study.run(workers=study.default_workers(), retry_failed=retry_failed)
     print_analysis(loc_edit.analyze(finished))
     counts = [f"{count} {status}" for status, count in finished.counts().items()]
     out.print(f"edits: {', '.join(counts) or 'none'}")
@@ -40,6 +52,10 @@ def run(
         out.print(f"{kept:,} rows of earlier settings or facts stay in the folder and are left out")
     folder = escape(str(finished.path))
     out.print(f"rows, tables and figures: [bold]{folder}[/]; `loc-edit report` makes one page of them")
+    if failed := failed_cells(without_controls(finished.edits)):
+        names = "; ".join(failed[:3]) + "; ..." * (len(failed) > 3)
+        cells = "cell" if len(failed) == 1 else "cells"
+        raise CellsFailed(f"every edit has failed in {len(failed)} {cells}: {names} (again: --retry-failed)")
 
 
 def plan(

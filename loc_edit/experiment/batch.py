@@ -105,6 +105,10 @@ class Batch:
             for fact, prompt in zip(self.facts, self.prompts, strict=True)
         ]
 
+    def leave_untraced(self, localizer: str) -> None:
+        """Give every fact an empty trace of this localizer, which has failed."""
+        self._traces[localizer] = {}
+
     def _localize(self, localizer: str) -> dict[tuple[int, int], Trace]:
         """Traces by fact and window; all facts and windows share work."""
         setup, config = self.setup, self.setup.config

@@ -21,6 +21,7 @@ from loc_edit.experiment.config import ExperimentConfig
 from loc_edit.experiment.contexts import save_contexts, saved_contexts
 from loc_edit.experiment.engine.engine import Engine, compute_tasks, cores
 from loc_edit.experiment.estimate import Plan, make_plan
+from loc_edit.experiment.failures import FailureBound
 from loc_edit.experiment.planting import planted_layers
 from loc_edit.experiment.plugins import Plugin, check_defined, described, origins, to_send
 from loc_edit.experiment.random_layer import RandomLayerCell, random_layer_cells
@@ -124,7 +125,7 @@ class Experiment:
         noise = {"corruption": dict(setup.corruption.identity)} if sigma is None else {"sigma": sigma}
         return {**values, "layers": setup.layers, **noise, "settings": settings}
 
-    def run(self, out: str | Path | None = None, workers: int | None = None) -> Run:
+    def run(self, out: str | Path | None = None, workers: int | None = None, *, retry_failed: bool = False) -> Run:
         """Compute what is missing in the run's folder, and return the run for reading.
 
         Args:
@@ -132,18 +133,22 @@ class Experiment:
             workers: processes (or Ray actors) that compute side by side, each with its own copy of the model; the
                 configuration's by default, or 1, which is this process (Ray: as many as the cluster has room for).
                 A script that asks for more needs the usual `if __name__ == "__main__":`.
+            retry_failed: compute failed edits and traces of the folder again.
 
         Raises:
             RunMismatch: the folder holds a run of another model or of other facts.
             BadModel, BadFact, ValueError: the model, a fact or a layer cannot be used.
             StoreError: the disk refused; rows written before are kept, and running again goes on.
             WorkerDied: a task has ended several workers.
+            ManyFailed: the same work failed for more than a fifth of the facts.
         """
-        for _ in self.rows(out, workers):
+        for _ in self.rows(out, workers, retry_failed=retry_failed):
             pass
         return load_run(out or self.config.out)
 
-    def rows(self, out: str | Path | None = None, workers: int | None = None) -> Iterator[pd.DataFrame]:
+    def rows(
+        self, out: str | Path | None = None, workers: int | None = None, *, retry_failed: bool = False
+    ) -> Iterator[pd.DataFrame]:
         """Like `run`, but yields the rows of each shard when they are on disk."""
         facts, folder = self.facts, Path(out or self.config.out).expanduser()
         self._refuse_what_cannot_run()  # before a folder is made
@@ -156,6 +161,8 @@ class Experiment:
         provenance = {**versions(), "model_fingerprint": fingerprint(self.model), "seed": self.config.seed}
         selection = select([*self.cells, *self.copied_cells], setup, facts)
         with RunFolder.create(folder, self.resolved(), provenance, selection) as run, run_log(run.path):
+            if retry_failed:
+                run.forget_failed()
             save_contexts(run.path, self.config.seed, setup.contexts)
             on_disk, chunk = facts_on_disk(run, facts), self.config.chunk
             streams = missing_tasks(computed_cells, len(facts), chunk, on_disk)
@@ -167,8 +174,9 @@ class Experiment:
             with tally.counting(
                 config=cell_key(run.config), facts=len(facts), versions=provenance, folder=str(run.path)
             ):
-                worker = Worker(setup, facts)
+                worker, bound = Worker(setup, facts), FailureBound()
                 for task, computed in chain(self._compute(streams, worker, workers), copy_rows(copies, run, worker)):
+                    bound.check(task.cell, len(task.facts), computed.failures)
                     shard = run.write(task.cell.kind, worker.shard_name(task), computed.rows)
                     if mirror:
                         mirror.copy(shard.path)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from loc_edit.experiment.batch import Batch
+from loc_edit.experiment.failures import Failure, rows_or_reasons
 from loc_edit.experiment.schedule import FactIndices, Task
 from loc_edit.experiment.setup import Setup
 from loc_edit.facts.fact import Fact
@@ -35,11 +36,13 @@ class Computed:
     Attributes:
         rows: as a run folder takes them.
         seconds: how long computing took.
+        failures: the facts that an unexpected error has struck; their rows say so.
         warnings: logged meanwhile, if the worker is another process: they belong into the run's log.
     """
 
     rows: pd.DataFrame
     seconds: float
+    failures: Sequence[Failure] = ()
     warnings: Sequence[LogMessage] = ()
 
 
@@ -61,11 +64,9 @@ class Worker:
     def __call__(self, task: Task) -> Computed:
         """The rows of a task."""
         start = time.perf_counter()
-        if not self.elsewhere:
-            return Computed(task.cell.rows(self.batch(task.facts)), time.perf_counter() - start)
-        with _collected_warnings() as warnings:
-            rows = task.cell.rows(self.batch(task.facts))
-        return Computed(rows, time.perf_counter() - start, warnings)
+        with _collected_warnings(self.elsewhere) as warnings:
+            rows, failures = rows_or_reasons(task.cell, self.batch(task.facts))
+        return Computed(rows, time.perf_counter() - start, failures, warnings)
 
     def batch(self, indices: FactIndices) -> Batch:
         """The batch of some facts; what was computed once for the last batch is let go."""
@@ -82,9 +83,12 @@ class Worker:
 
 
 @contextmanager
-def _collected_warnings() -> Iterator[list[LogMessage]]:
-    """Collects the package's warnings instead of printing them where nobody looks."""
+def _collected_warnings(elsewhere: bool) -> Iterator[list[LogMessage]]:
+    """Collects the package's warnings in another process, instead of printing them where nobody looks."""
     messages: list[LogMessage] = []
+    if not elsewhere:
+        yield messages
+        return
     logger, handler = logging.getLogger("loc_edit"), logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.append(  # type: ignore[method-assign]
         LogMessage(record.name, record.levelno, record.getMessage())

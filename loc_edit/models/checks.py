@@ -48,8 +48,8 @@ def left_alone(model: Model, who: str) -> Iterator[None]:
 
 
 def ends_run(error: Exception) -> bool:
-    """Whether an error in a plug-in is more than one fact's: the model has changed, or memory has run out."""
-    return isinstance(error, ModelChanged) or out_of_memory(error)
+    """Whether an error is more than one fact's: the model has changed, or memory has run out, or the disk refuses."""
+    return isinstance(error, (ModelChanged, OSError)) or out_of_memory(error)
 
 
 def _state(model: Model) -> dict[str, tuple[bytes, bool]]:

@@ -18,7 +18,15 @@ from loc_edit.store.reading import joint_schema, nearly_in_order, read_table
 from loc_edit.store.rows import IDENTITIES, KINDS, SCHEMA_VERSION, BadRows, Kind, is_list
 from loc_edit.store.selection import Selection
 from loc_edit.store.settings import plain
-from loc_edit.store.shards import Shard, remove_shard, set_aside, shard_names, verify_shards, write_shard
+from loc_edit.store.shards import (
+    Shard,
+    remove_shard,
+    set_aside,
+    shard_names,
+    verify_shards,
+    without_failed,
+    write_shard,
+)
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +174,13 @@ class RunFolder:
         self._refuse_reader()
         if key in self._shards(kind):
             remove_shard(self._known[kind].pop(key).path)
+
+    def forget_failed(self) -> None:
+        """Removes the rows of edits and traces that failed, so that they count as not done."""
+        self._refuse_reader()
+        for kind in KINDS:
+            rest = [without_failed(kind, shard) for shard in self._shards(kind).values()]
+            self._known[kind] = {shard.key: shard for shard in rest if shard}
 
     def compact(self, rows: int = ROWS) -> int:
         """Joins small shards of a cell, which makes reading many rows fast; returns the number of files saved.

@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from loc_edit.files import disk_errors, short_hash, write_atomic
@@ -86,6 +87,26 @@ def write_table(folder: Path, kind: Kind, key: str, table: pa.Table) -> Shard:
     path = folder / f"{key}.{short_hash(data)}.parquet"
     write_atomic(path, data)
     return Shard(key, path, len(table), table.schema, cell.decode(), _facts_of(facts))
+
+
+def without_failed(kind: Kind, shard: Shard) -> Shard | None:
+    """The shard without failed rows, so that their facts count as not done; `None` if it had no others.
+
+    An edit row says in its status that it failed; a trace row has a reason only then.
+    """
+    table = pq.read_table(shard.path)
+    if kind == "edits":
+        failed = pc.equal(table["status"], "failed")
+    elif "reason" in table.column_names:
+        failed = pc.not_equal(pc.fill_null(table["reason"], ""), "")
+    else:
+        return shard
+    kept = table.filter(pc.invert(failed))
+    if len(kept) == len(table):
+        return shard
+    rest = write_table(shard.path.parent, kind, shard.key, kept) if len(kept) else None
+    remove_shard(shard.path)
+    return rest
 
 
 def shard_size(kind: Kind, rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> int:

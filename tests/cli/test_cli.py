@@ -18,6 +18,8 @@ from commands import call, files, message
 import loc_edit
 from loc_edit.analysis.analyze import Analysis
 from loc_edit.analysis.tables.rows import without_controls
+from loc_edit.editing.registry import EDITORS
+from loc_edit.editing.value import EditFailed
 from loc_edit.facts.loading import save_facts
 from loc_edit.models import loading
 
@@ -356,13 +358,31 @@ def test_a_full_disk_is_named_and_loses_nothing(small, here, monkeypatch, no_ana
     assert len(without_controls(loc_edit.load_run("full").edits)) == 14
 
 
+def test_a_run_in_which_every_edit_of_a_cell_failed_says_so_in_its_exit_status(here, monkeypatch, no_analysis):
+    def fails(model, requests, layers, **more):
+        raise EditFailed("it does not converge")
+
+    real = EDITORS["finetune_free"]
+    monkeypatch.setitem(EDITORS, "finetune_free", fails)
+    options = ("--facts", 1, "--layers", 1, "--methods", "finetune_free-1", "finetune-1", "--out", "failed")
+    result = call("run", *options)
+    assert result.status == 3
+    assert "every edit has failed in 1 cell: Error injection, FT-1 free, layer 1 (again: --retry-failed)" in result.err
+    assert "it does not converge" in result.out
+    assert (here / "failed" / "edits").is_dir()
+    monkeypatch.setitem(EDITORS, "finetune_free", real)
+    assert call("run", *options).status == 3, "the rows are kept"
+    assert call("run", *options, "--retry-failed").status == 0
+
+
 def test_a_folder_that_cannot_be_made_is_named(here):
     (here / "file").write_text("")
     assert "file" in message(call("run", "--facts", 1, "--out", "file/run"))
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_run_that_goes_on(small, tmp_path, no_analysis):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_leave_a_run_that_goes_on(small, tmp_path, no_analysis, sent):
     options = ("--chunk", "1", "--workers", "2", "--out", "stopped")
     command = [sys.executable, "-m", "loc_edit", "run", "--config", str(small.config), *options]
     process = subprocess.Popen(
@@ -377,10 +397,13 @@ def test_ctrl_c_leaves_a_run_that_goes_on(small, tmp_path, no_analysis):
     while len(list(tmp_path.glob("stopped/edits/*.parquet"))) < 2 and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "stopped; finished rows are kept" in err
+    assert process.returncode == 128 + sent, err
+    assert "; finished rows are kept" in err
+    assert ("stopped by SIGTERM" in err) == (sent == signal.SIGTERM)
+    assert "semaphore" not in err
+    assert json.loads((tmp_path / "stopped" / "log.jsonl").read_text().splitlines()[-1])["how"] == "stopped"
     assert "Traceback" not in err + out
     kept = files(tmp_path / "stopped" / "edits")
     assert 2 <= len(kept) < 24

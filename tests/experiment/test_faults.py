@@ -12,11 +12,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pandas.testing import assert_frame_equal
 from runs import assert_same_rows, edited, files
 
 from loc_edit.analysis.run import load_run
 from loc_edit.editing.registry import EDITORS
 from loc_edit.editing.update import Edit
+from loc_edit.experiment import batch
+from loc_edit.experiment.failures import ManyFailed
 from loc_edit.files import StoreError
 from loc_edit.store.lock import RunLocked
 from loc_edit.store.rows import KEYS
@@ -109,6 +112,74 @@ def test_ctrl_c_keeps_what_is_done_gives_the_lock_back_and_is_logged(lab, tmp_pa
     n = len(load_run(folder).edits)
     assert 0 < n < len(whole.edits)
     assert_same_rows(lab(**SOME).run(), whole)
+
+
+def fails_for(bad, real):
+    """A function in place of `real`, which poses a fact's probes, that raises for some facts."""
+
+    def failing(model, fact, *rest):
+        if fact.fact_id in bad:
+            raise KeyError(f"fact {fact.fact_id}")
+        return real(model, fact, *rest)
+
+    return failing
+
+
+def test_an_unexpected_error_of_one_fact_is_its_row_and_can_be_retried(lab, tmp_path, monkeypatch):
+    whole = lab(chunk=4, out=str(tmp_path / "whole")).run()
+    real = batch.make_probes
+    monkeypatch.setattr(batch, "make_probes", fails_for({2}, real))
+    run = lab(chunk=4).run()
+    failed = run.edits[run.edits["status"] == "failed"]
+    assert set(failed["fact_id"]) == {2}
+    assert set(failed["reason"]) == {"KeyError: 'fact 2'"}
+    assert len(run.edits) == len(whole.edits)
+    columns = ["problem", "method", "layer", "fact_id", "rewrite"]
+    others = [rows.edits.query("fact_id != 2")[columns].reset_index(drop=True) for rows in (run, whole)]
+    assert_frame_equal(*others, rtol=1e-4, atol=1e-5)
+    events = [line for line in log_of(tmp_path / "run") if line["event"] == "failure"]
+    assert {event["fact_id"] for event in events} == {2}
+    assert all("in failing" in event["traceback"] for event in events)
+    monkeypatch.setattr(batch, "make_probes", real)
+    assert "failed" in set(lab(chunk=4).run().edits["status"]), "the same run again keeps the rows"
+    retried = lab(chunk=4).run(retry_failed=True)
+    assert_frame_equal(retried.edits[columns], whole.edits[columns], rtol=1e-4, atol=1e-5)
+
+
+def test_an_error_of_many_facts_stops_the_run_with_its_reason(lab, tmp_path, monkeypatch):
+    whole = lab(chunk=4, out=str(tmp_path / "whole")).run()
+    real = batch.make_probes
+    monkeypatch.setattr(batch, "make_probes", fails_for({0, 2}, real))
+    with pytest.raises(
+        ManyFailed, match="error_injection, no edit: 2 of 4 facts failed, fact 0 with KeyError: 'fact 0'"
+    ):
+        lab(chunk=4).run()
+    assert [line["reason"] for line in log_of(tmp_path / "run") if line["event"] == "failure"] == [
+        "KeyError: 'fact 0'",
+        "KeyError: 'fact 2'",
+    ]
+    assert load_run(tmp_path / "run").edits.empty
+    monkeypatch.setattr(batch, "make_probes", real)
+    assert_same_rows(lab(chunk=4).run(), whole)
+
+
+def test_a_localizer_that_breaks_on_one_fact_leaves_its_trace_empty(lab, tmp_path, monkeypatch):
+    whole = lab(chunk=4, out=str(tmp_path / "whole")).run()
+    real = batch.localize_many
+
+    def failing(model, prompts, *rest, **more):
+        if any(prompt.fact_id == 1 for prompt in prompts):
+            raise ZeroDivisionError("nothing there")
+        return real(model, prompts, *rest, **more)
+
+    monkeypatch.setattr(batch, "localize_many", failing)
+    run = lab(chunk=4).run()
+    empty = run.traces["p_restored"].isna()
+    assert set(run.traces.loc[empty, "fact_id"]) == {1}
+    assert set(run.traces.loc[empty, "reason"]) == {"ZeroDivisionError: nothing there"}
+    monkeypatch.setattr(batch, "localize_many", real)
+    retried, columns = lab(chunk=4).run(retry_failed=True), ["fact_id", "layer", "pos", "p_restored"]
+    assert_frame_equal(retried.traces[columns], whole.traces[columns], rtol=1e-4, atol=1e-6)
 
 
 def test_a_full_disk_stops_the_run_with_all_rows_and_more_room_ends_it(lab, small_disk, tmp_path):
