@@ -18,7 +18,6 @@ import pandas as pd
 from loc_edit.analysis.run import Run, load_run
 from loc_edit.experiment.cell import Cell
 from loc_edit.experiment.config import ExperimentConfig
-from loc_edit.experiment.contexts import save_contexts, saved_contexts
 from loc_edit.experiment.engine.engine import Engine, compute_tasks, cores
 from loc_edit.experiment.estimate import Plan, make_plan
 from loc_edit.experiment.planting import planted_layers
@@ -28,6 +27,12 @@ from loc_edit.experiment.run_log import Tally, run_log
 from loc_edit.experiment.schedule import Task, facts_on_disk, missing_tasks, select
 from loc_edit.experiment.setup import Setup
 from loc_edit.experiment.study import EditCell, cells
+from loc_edit.experiment.texts import (
+    save_contexts,
+    save_key_stats,
+    saved_contexts,
+    set_damaged_contexts_aside,
+)
 from loc_edit.experiment.worker import Computed, Worker
 from loc_edit.facts.fact import BadFact, Fact
 from loc_edit.facts.sampling import sample_by_relation
@@ -134,7 +139,7 @@ class Experiment:
                 A script that asks for more needs the usual `if __name__ == "__main__":`.
 
         Raises:
-            RunMismatch: the folder holds a run of another model or of other facts.
+            RunMismatch: the folder holds a run of another model, of other facts or of other key statistics.
             BadModel, BadFact, ValueError: the model, a fact or a layer cannot be used.
             StoreError: the disk refused; rows written before are kept, and running again goes on.
             WorkerDied: a task has ended several workers.
@@ -150,6 +155,7 @@ class Experiment:
         mirror = Mirror(self.config.mirror, folder) if self.config.mirror else None
         if mirror:
             mirror.fetch()
+        set_damaged_contexts_aside(folder)
         setup = self.setup_for(folder)
         computed_cells = {cell.name(setup): cell for cell in self.cells}
         copied_cells = {cell.name(setup): cell for cell in self.copied_cells}
@@ -167,6 +173,8 @@ class Experiment:
             with tally.counting(
                 config=cell_key(run.config), facts=len(facts), versions=provenance, folder=str(run.path)
             ):
+                if any(task.cell.needs_stats for stream in streams for task in stream):
+                    save_key_stats(folder, *setup.stats_checksums)  # workers find the statistics in the cache
                 worker = Worker(setup, facts)
                 for task, computed in chain(self._compute(streams, worker, workers), copy_rows(copies, run, worker)):
                     shard = run.write(task.cell.kind, worker.shard_name(task), computed.rows)
@@ -193,8 +201,6 @@ class Experiment:
         engine = Engine(config.engine, workers, config.address, config.gpus)
         if engine == Engine():
             return compute_tasks(streams, lambda: here, engine)
-        if any(task.cell.needs_stats for stream in streams for task in stream):
-            _ = here.setup.stats  # computed here once; the workers find them in the cache
         return compute_tasks(streams, partial(_open_worker, to_send(config.used), here.setup, self.facts), engine)
 
     def default_workers(self) -> int | None:

@@ -51,7 +51,7 @@ class TensorFile:
             self.checksums: dict[str, str] = dict(json.loads(self.metadata.pop(CHECKSUMS, "{}")))
         except (SafetensorError, ValueError) as error:
             raise Damaged(f"{path} is damaged, or no safetensors file: {error}") from error
-        if fits is False or (self.checksums or fits) and (not fits or set(self.checksums) != set(self.names)):
+        if fits is False or set(self.checksums) != set(self.names if fits else ()):
             raise Damaged(f"{path} is damaged: its header does not fit its checksum")
 
     def read(self, name: str) -> Tensor:
