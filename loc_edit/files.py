@@ -119,7 +119,7 @@ def set_aside(path: Path) -> None:
         if new_path.is_dir():
             shutil.rmtree(new_path)
         path.replace(new_path)
-        log.warning("%s does not match its checksum: set aside as %s, to be made again", path, new_path.name)
+        log.warning("%s does not match its checksum: set aside as %s, to be computed again", path, new_path.name)
 
 
 @dataclass(frozen=True)

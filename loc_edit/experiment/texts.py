@@ -70,7 +70,7 @@ def compared(folder: Path, corpus: str, checksums: Mapping[int, str]) -> dict[st
         raise RunMismatch(
             f"{folder} holds rows of other key statistics: at layer {others[0]} their checksum is "
             f"{earlier[others[0]]} there and {new[others[0]]} here (layers that differ: {', '.join(others)}).  Copy "
-            "the file of statistics from the cache of the machine that began the run, or choose another folder; to go on "
-            f"with both, remove {KEY_STATS}: the column key_stats of the rows then tells them apart"
+            "the file of statistics from the cache of the machine that began the run, or choose another folder; to go "
+            f"on with both, remove {KEY_STATS}: the column key_stats of the rows then tells them apart"
         )
     return {**by_corpus, corpus: {**earlier, **new}}

@@ -4,24 +4,37 @@ Nothing is written, loaded into a model or computed again.  Folders of several t
 """
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from loc_edit.analysis.run import Run, load_run
+from loc_edit.analysis.run import load_run
 from loc_edit.editing.update import FORMAT as EDIT, Edit
 from loc_edit.experiment.texts import saved_contexts
-from loc_edit.files import ASIDE, StoreError, page_fits, read_json, unsigned
+from loc_edit.files import ASIDE, CHECKSUM, StoreError, page_fits, read_json, unsigned
 from loc_edit.keys.disk import TensorFile
 from loc_edit.keys.moments import FORMAT as KEY_STATS
 from loc_edit.keys.plausibility import check_moments
 from loc_edit.models.catalog import ABOUT, damaged_files
 from loc_edit.prompts.recall import FORMAT as ANSWERS
-from loc_edit.store.layout import CONFIG, KEY_STATS as RECORDED, PROVENANCE, SELECTION
+from loc_edit.store.folder import read_config, read_provenance
+from loc_edit.store.layout import CONFIG, CONTEXTS, KEY_STATS as RECORDED, PROVENANCE, SELECTION
 from loc_edit.store.rows import KINDS
+from loc_edit.store.selection import Selection
+from loc_edit.store.shards import aside, shard_names, verify_shards
 
 State = Literal["whole", "no checksum", "set aside", "damaged"]
+
+DESCRIPTIONS: dict[str, Callable[[Path], Any]] = {
+    CONFIG: read_config,
+    PROVENANCE: read_provenance,
+    SELECTION: Selection.read,
+    CONTEXTS: lambda folder: saved_contexts(folder, 0),
+    RECORDED: lambda folder: read_json(folder / RECORDED),
+}
+"""The descriptions in a run folder, each with the function that reads it."""
 
 AGAIN = "run the experiment again: what is missing is computed again"
 NO_CHECKSUM = "nothing: its form is right, but a changed value would not be noticed"
@@ -122,51 +135,50 @@ def _aside(path: Path) -> Finding:
 
 def _run(folder: Path) -> Iterator[Finding]:
     """The descriptions of a run, then its rows."""
-    try:
-        run = load_run(folder)
-    except (ValueError, StoreError) as error:
-        yield Finding(folder, "run folder", "damaged", str(error))
+    descriptions = [finding for name in DESCRIPTIONS for finding in _description(folder, name)]
+    yield from descriptions
+    damaged: list[Finding] = []
+    for kind in KINDS:
+        paths = [folder / kind / name for name in shard_names(folder / kind)]
+        shards = verify_shards(kind, paths)
+        n_rows = sum(shard.n_rows for shard in shards if shard)
+        if n_rows:
+            yield Finding(folder / kind, f"{n_rows:,} rows of {kind} in {len(paths):,} files", "whole")
+        damaged += [Finding(p, "rows", "damaged", AGAIN) for p, shard in zip(paths, shards, strict=True) if not shard]
+        yield from (_aside(path) for path in aside(folder / kind))
+    yield from damaged
+    if not damaged and not any(finding.is_broken for finding in descriptions):
+        yield from _mixed_rows(folder)
+
+
+def _description(folder: Path, name: str) -> Iterator[Finding]:
+    path, kind = folder / name, "description of a run"
+    if name not in (CONFIG, PROVENANCE) and not path.exists():
         return
-    for name in (CONFIG, PROVENANCE, SELECTION):
-        yield from _description(folder / name)
-    for name, read in ((RECORDED, read_json), ("contexts.json", lambda path: saved_contexts(path.parent, 0))):
-        try:
-            if (folder / name).exists():
-                read(folder / name)
-                yield from _description(folder / name)
-        except StoreError as error:
-            yield Finding(folder / name, "description of a run", "damaged", str(error))
     try:
-        for kind in KINDS:
-            rows = run.read(kind, ["fact_id"])  # reads the shards, each of which is compared with its name
-            n_shards = len(run.shards(kind))
-            yield Finding(folder / kind, f"{len(rows):,} rows of {kind} in {n_shards:,} files", "whole")
-            yield from (_aside(path) for path in sorted((folder / kind).glob(f"_*{ASIDE}")))
-        yield from _mixed_statistics(run)
+        DESCRIPTIONS[name](folder)
     except (ValueError, StoreError) as error:
-        yield Finding(folder, "rows of a run", "damaged", str(error))
-    for path in run.damaged:
-        yield Finding(path, "rows", "damaged", AGAIN)
+        yield Finding(path, kind, "damaged", str(error))
+        return
+    has_checksum = re.search(rf'^\s*"?{CHECKSUM}"?\s*[=:]', path.read_text(encoding="utf-8"), re.MULTILINE)
+    advice = "nothing: the next start of the run gives it one"
+    yield Finding(path, kind, "whole") if has_checksum else Finding(path, kind, "no checksum", advice)
 
 
-def _description(path: Path) -> Iterator[Finding]:
-    """A description that could be read: whether it has a checksum."""
-    if path.exists():
-        signed = "checksum" in path.read_text(encoding="utf-8")
-        advice = "nothing: the next start of the run gives it one"
-        yield Finding(path, "description of a run", *(("whole",) if signed else ("no checksum", advice)))
-
-
-def _mixed_statistics(run: Run) -> Iterator[Finding]:
-    """Cells whose rows were computed with several key statistics."""
-    rows = run.edits
+def _mixed_rows(folder: Path) -> Iterator[Finding]:
+    """Rows that would be pooled though they were computed with different configurations or key statistics."""
+    try:
+        rows = load_run(folder).edits
+    except ValueError as error:
+        yield Finding(folder, "rows", "damaged", str(error))
+        return
     if "key_stats" not in rows:
         return
     per_cell = rows[rows["key_stats"] != ""].groupby("cell")["key_stats"].nunique()
     for cell in per_cell[per_cell > 1].index:
         words = "problem {problem}, {method}, layer {layer}".format_map(rows[rows["cell"] == cell].iloc[0])
         advice = f"{words}: some rows were computed with other key statistics than the rest; compare column key_stats"
-        yield Finding(run.path / "edits", "rows of one cell", "damaged", advice)
+        yield Finding(folder / "edits", "rows of one cell", "damaged", advice)
 
 
 # Caches, edits and models

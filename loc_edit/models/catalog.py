@@ -92,7 +92,9 @@ def kept_models() -> list[Kept]:
     """The converted models in the cache, by the names of their folders."""
     paths = sorted(cache_folder("models").glob(f"[!.]*/{ABOUT}"))
     folders = [path.parent for path in paths if path.parent.suffix != ASIDE]
-    return [Kept(folder, _about(folder), sum(f.stat().st_size for f in folder.iterdir())) for folder in folders]
+    abouts = [{name: value for name, value in _about(folder).items() if name != CHECKSUMS} for folder in folders]
+    sizes = [sum(path.stat().st_size for path in folder.iterdir()) for folder in folders]
+    return [Kept(*kept) for kept in zip(folders, abouts, sizes, strict=True)]
 
 
 def damaged_files(folder: Path) -> list[str] | None:

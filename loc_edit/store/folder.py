@@ -81,10 +81,11 @@ def read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         BadRun: a file is missing, damaged or edited, or written by a newer version.
     """
-    return _read_config(folder), _read_provenance(folder)
+    return read_config(folder), read_provenance(folder)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of the run in `folder`; for the errors see `read_settings`."""
     path = folder / CONFIG
     try:
         with disk_errors("read", path):
@@ -100,7 +101,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_provenance(folder: Path) -> dict[str, Any]:
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """The provenance of the run in `folder`; for the errors see `read_settings`."""
     path = folder / PROVENANCE
     try:
         provenance = read_json(path)
@@ -129,10 +131,10 @@ def resume(folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any
             differs, and no selection says which rows belong to the new one.
         BadRun: the provenance is damaged; or the configuration is, and there is no selection.
     """
-    earlier_provenance = _read_provenance(folder)
+    earlier_provenance = read_provenance(folder)
     _refuse_another_model(folder, earlier_provenance, provenance)
     try:
-        earlier_config = _read_config(folder)
+        earlier_config = read_config(folder)
     except BadRun as error:
         if selection is None:
             raise
