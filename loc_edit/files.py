@@ -72,8 +72,14 @@ def signed(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, CHECKSUM: short_hash(json.dumps(rest, sort_keys=True, separators=(",", ":")))}
 
 
-def unsigned(values: Mapping[str, Any]) -> tuple[dict[str, Any], bool | None]:
-    """Values without their checksum, and whether it fits them; `None` if there is none, as in files of old versions."""
+def unsigned(values: Any) -> tuple[dict[str, Any], bool | None]:
+    """Values without their checksum, and whether it fits them; `None` if there is none, as in files of old versions.
+
+    Raises:
+        ValueError: the values, which come from a file, are no mapping.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"expected a JSON object, got {type(values).__name__}")
     rest = {name: value for name, value in values.items() if name != CHECKSUM}
     return rest, values[CHECKSUM] == signed(rest)[CHECKSUM] if CHECKSUM in values else None
 
@@ -94,7 +100,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         values, fits = unsigned(json.loads(path.read_bytes()))
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise Damaged(f"{path} is damaged: {error}") from error
     if fits is False:
         raise Damaged(f"{path} is damaged, or was edited: its values do not fit its checksum")

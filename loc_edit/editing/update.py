@@ -217,7 +217,7 @@ class Edit:
             file = TensorFile(path)
             tensors = {name: file.read(name) for name in file.names}
         except OSError as error:
-            raise ValueError(f"{path}: expected a saved edit, got no whole safetensors file ({error})") from error
+            raise ValueError(f"{path}: expected a saved edit, got no readable safetensors file ({error})") from error
         if file.metadata.get("format") != FORMAT:
             raise ValueError(f"{path}: expected format {FORMAT!r}, got {file.metadata.get('format')!r}")
         of_layers: dict[tuple[int, int], dict[str, Tensor]] = {}

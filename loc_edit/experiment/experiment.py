@@ -28,6 +28,7 @@ from loc_edit.experiment.schedule import Task, facts_on_disk, missing_tasks, sel
 from loc_edit.experiment.setup import Setup
 from loc_edit.experiment.study import EditCell, cells
 from loc_edit.experiment.texts import (
+    compared,
     save_contexts,
     save_key_stats,
     saved_contexts,
@@ -44,7 +45,7 @@ from loc_edit.models.model import Model
 from loc_edit.prompts.batches import make_batch
 from loc_edit.prompts.encoding import encode, target_tokens
 from loc_edit.prompts.recall import known_facts
-from loc_edit.store.layout import CONFIG
+from loc_edit.store.layout import CONFIG, KEY_STATS
 from loc_edit.store.mirror import Mirror
 from loc_edit.store.run import RunFolder
 from loc_edit.store.settings import cell_key
@@ -161,9 +162,19 @@ class Experiment:
         copied_cells = {cell.name(setup): cell for cell in self.copied_cells}
         provenance = {**versions(), "model_fingerprint": fingerprint(self.model), "seed": self.config.seed}
         selection = select([*self.cells, *self.copied_cells], setup, facts)
-        with RunFolder.create(folder, self.resolved(), provenance, selection) as run, run_log(run.path):
+        chunk = self.config.chunk
+
+        def refuse_other_key_stats(run: RunFolder) -> None:
+            streams = missing_tasks(computed_cells, len(facts), chunk, facts_on_disk(run, facts))
+            if (run.path / KEY_STATS).is_file() and need_stats(streams):
+                compared(run.path, *setup.stats_checksums)
+
+        with (
+            RunFolder.create(folder, self.resolved(), provenance, selection, refuse_other_key_stats) as run,
+            run_log(run.path),
+        ):
             save_contexts(run.path, self.config.seed, setup.contexts)
-            on_disk, chunk = facts_on_disk(run, facts), self.config.chunk
+            on_disk = facts_on_disk(run, facts)
             streams = missing_tasks(computed_cells, len(facts), chunk, on_disk)
             copies = missing_tasks(copied_cells, len(facts), chunk, on_disk)
             total = len(computed_cells | copied_cells) * -(-len(facts) // chunk)
@@ -173,7 +184,7 @@ class Experiment:
             with tally.counting(
                 config=cell_key(run.config), facts=len(facts), versions=provenance, folder=str(run.path)
             ):
-                if any(task.cell.needs_stats for stream in streams for task in stream):
+                if need_stats(streams):
                     save_key_stats(folder, *setup.stats_checksums)  # workers find the statistics in the cache
                 worker = Worker(setup, facts)
                 for task, computed in chain(self._compute(streams, worker, workers), copy_rows(copies, run, worker)):
@@ -233,6 +244,11 @@ class Experiment:
         n_on_disk = {name: int(facts.sum()) for name, facts in on_disk.items()}
         setup, processes = self.setup_for(folder), self.default_workers() or 1
         return make_plan(setup, facts, self.cells, self.copied_cells, n_on_disk, processes=processes)
+
+
+def need_stats(streams: list[list[Task]]) -> bool:
+    """Whether key statistics are needed for one of the tasks."""
+    return any(task.cell.needs_stats for stream in streams for task in stream)
 
 
 def _open_worker(plugins: Sequence[Plugin], setup: Setup, facts: Sequence[Fact]) -> Worker:

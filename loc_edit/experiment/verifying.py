@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from loc_edit.analysis.run import load_run
 from loc_edit.editing.update import FORMAT as EDIT, Edit
@@ -222,7 +222,7 @@ def _answers(path: Path) -> Finding | None:
 def _line_fits(line: str) -> bool | None:
     try:
         return unsigned(json.loads(line))[1]
-    except (ValueError, AttributeError):
+    except ValueError:
         return False
 
 

@@ -207,13 +207,15 @@ class _AnswerFile:
         header, *lines = text.split("\n")  # the last is empty, or was cut short
         fits = self._fits(header)
         answer_of: dict[int, Answer] = {}
+        n_whole = 0
         for line in lines[:-1] if fits is not False else ():
-            with suppress(ValueError, TypeError, KeyError, AttributeError, IndexError):
+            with suppress(ValueError, TypeError, KeyError, IndexError):
                 row, line_fits = unsigned(json.loads(line))
                 index, answer = row.pop("index"), Answer(**row)
                 if line_fits or (fits is None and line_fits is None and _can_be(answer, self.facts[index])):
                     answer_of[index] = answer
-        damaged = fits is False or len(answer_of) < len(lines) - 1
+                    n_whole += 1
+        damaged = fits is False or n_whole < len(lines) - 1
         try:
             if damaged:
                 set_aside(self.path)
@@ -227,7 +229,7 @@ class _AnswerFile:
         """Whether a line is the header; `None` if it is a header of an old version, without a checksum."""
         try:
             header, fits = unsigned(json.loads(line))
-        except (ValueError, AttributeError):
+        except ValueError:
             return False
         return fits if header == self.header else False
 

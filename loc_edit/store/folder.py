@@ -2,7 +2,7 @@
 
 import logging
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +121,16 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     return provenance
 
 
-def resume(folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any], selection: Selection | None) -> None:
+def resume(
+    folder: Path,
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    selection: Selection | None,
+    check: Callable[[], None] | None = None,
+) -> None:
     """Resumes the run in a folder: writes its new configuration and selection, and keeps the old ones in `history/`.
 
-    Files of old versions, which have no checksum, get theirs.
+    Files of old versions, which have no checksum, get theirs.  `check` may refuse before anything is written.
 
     Raises:
         RunMismatch: the folder's run is of another model, of other facts or of another kind; or its configuration
@@ -146,11 +152,13 @@ def resume(folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any
             f"{folder} holds a run with another configuration: {describe(differing)}; "
             "choose another folder, or the same configuration"
         )
+    if selection is not None and differing and earlier_config:
+        _refuse_another_run(folder, earlier_config, config, selection)
+    if check:
+        check()
     if selection is not None:
-        if differing and earlier_config:
-            _refuse_another_run(folder, earlier_config, config, selection)
-            log.info("%s is resumed with another configuration: %s", folder, describe(differing))
         if differing:
+            log.info("%s is resumed with another configuration: %s", folder, describe(differing))
             _archive(folder)
         _selection_in(folder)
         selection.write(folder)

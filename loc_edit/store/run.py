@@ -1,7 +1,8 @@
 """A run folder: one writer at a time creates or resumes it, and anyone may read it."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -62,6 +63,7 @@ class RunFolder:
         config: Mapping[str, Any],
         provenance: Mapping[str, Any],
         selection: Selection | None = None,
+        check: Callable[[Opened], None] | None = None,
     ) -> Opened:
         """Makes a run folder, or resumes the run in it.
 
@@ -74,6 +76,7 @@ class RunFolder:
             provenance: a flat mapping of versions, seed and `model_fingerprint`.  A different fingerprint is
                 refused; other differences from an earlier start are logged.
             selection: the cells and facts of the configuration.
+            check: refuses, by an error, to resume a run with the rows that it has; called before anything is written.
 
         Raises:
             RunMismatch: the folder holds a run of another model, of other facts, or, without a selection, of another
@@ -90,15 +93,16 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(folder)
         try:
+            run = cls(folder, config, provenance, lock, selection)
             if (folder / CONFIG).exists():
-                resume(folder, config, provenance, selection)
+                resume(folder, config, provenance, selection, partial(check, run) if check else None)
             else:
                 write_settings(folder, config, provenance, selection)
             for place in (folder, *(folder / kind for kind in KINDS)):
                 with disk_errors("make folder", place):
                     place.mkdir(exist_ok=True)
                 remove_temporaries(place)
-            run = cls(folder, *read_settings(folder), lock, selection)
+            run.config, run.provenance = read_settings(folder)
             for kind in KINDS:
                 run._shards(kind)
             return run
