@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loc_edit.analysis.run import load_run
+from loc_edit.analysis.tables.rows import without_controls
 from loc_edit.editing.update import FORMAT as EDIT, Edit
 from loc_edit.experiment.texts import saved_contexts
 from loc_edit.files import ASIDE, CHECKSUM, StoreError, page_fits, read_json, unsigned
@@ -168,7 +169,7 @@ def _description(folder: Path, name: str) -> Iterator[Finding]:
 def _mixed_rows(folder: Path) -> Iterator[Finding]:
     """Rows that would be pooled though they were computed with different configurations or key statistics."""
     try:
-        rows = load_run(folder).edits
+        rows = without_controls(load_run(folder).edits)  # controls are copies from several layers
     except ValueError as error:
         yield Finding(folder, "rows", "damaged", str(error))
         return
