@@ -148,8 +148,9 @@ class Setup:
         checksums = {layer: self.stats.checksum(layer) for layer in self.layers_of_stats}
         return cell_key({"corpus": self.corpus_identity}), checksums
 
-    def stats_checksum(self, layers: Sequence[int]) -> str:
-        """A hash of the key statistics of some layers: which statistics an edit was made with."""
+    def stats_checksum(self, layer: int, window: int) -> str:
+        """A hash of the key statistics of `window` layers around one: which statistics an edit was made with."""
+        layers = window_layers(layer, window, self.model.cfg.n_layers)
         return short_hash(" ".join(self.stats.checksum(layer) for layer in layers))
 
     @property

@@ -19,7 +19,6 @@ from loc_edit.experiment.cell import Cell
 from loc_edit.experiment.edits import edit_batch, rows_of_edits, score_batch
 from loc_edit.experiment.setup import Setup, plugin
 from loc_edit.facts.fact import Fact
-from loc_edit.localization.hooks import window_layers
 from loc_edit.names import LOCALIZERS, METHODS, NO_LAYER, TRACING, parse_method, windows_of
 
 
@@ -115,8 +114,7 @@ class EditCell(Cell):
         """Pose, edit, score: one row per fact; a fact that cannot be edited has a row that says why."""
         posed, more = batch.posed(self.problem), {}
         if self.needs_stats:  # before the clock starts: the first edit should not be charged with them
-            layers = window_layers(self.layer, self.window, batch.setup.model.cfg.n_layers)
-            more["key_stats"] = batch.setup.stats_checksum(layers)
+            more["key_stats"] = batch.setup.stats_checksum(self.layer, self.window)
         start = time.perf_counter()
         edits = edit_batch(batch.setup, posed.requests, self.method, self.window, self.layer, self.settings)
         scores = score_batch(posed, edits)

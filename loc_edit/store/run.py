@@ -13,7 +13,7 @@ from loc_edit.files import Damaged, disk_errors, remove_temporaries, set_aside
 from loc_edit.store.compacting import ROWS, compact
 from loc_edit.store.folder import VERSION, BadRun, read_settings, refuse_strangers, resume, write_settings
 from loc_edit.store.inventory import cells_in, n_left_out
-from loc_edit.store.layout import CONFIG, SELECTION
+from loc_edit.store.layout import CONFIG, CONTEXTS, SELECTION
 from loc_edit.store.lock import FolderLock
 from loc_edit.store.reading import joint_schema, nearly_in_order, read_table
 from loc_edit.store.rows import IDENTITIES, KINDS, SCHEMA_VERSION, BadRows, Kind, is_list
@@ -222,7 +222,7 @@ class RunFolder:
 
         Raises:
             BadRows: a column does not exist, or a shard cannot be read with this version.
-            BadRun: rows name their cells, but the folder has lost the selection that says which cells are present.
+            BadRun: an experiment's folder has lost the selection that says which cells are present.
         """
         shards = list(self._shards(kind).values())
         schema = joint_schema(kind, shards)
@@ -231,10 +231,12 @@ class RunFolder:
         if unknown := [name for name in columns if name not in schema.names]:
             raise BadRows(f"{kind} have no column {unknown[0]!r}; expected one of {', '.join(schema.names)}")
         facts: set[tuple[int, str]] | None = None
-        if cells == "present" and self.selection is None and (named := [shard for shard in shards if shard.cell]):
+        if (
+            cells == "present" and self.selection is None and (self.path / CONTEXTS).exists()
+        ):  # an experiment wrote both
             raise BadRun(
-                f"{self.path} has no {SELECTION}, which says which of its rows belong to its configuration: run the "
-                f"experiment again to write it anew, or read with cells='all' (such as cell {named[0].cell})"
+                f"{self.path} has lost its {SELECTION}, which says which rows belong to its configuration: run the "
+                "experiment again to write it anew, or read with cells='all'"
             )
         if cells == "present" and self.selection is not None:
             cells, facts = set(self.selection.cells(kind)), set(self.selection.facts.items())

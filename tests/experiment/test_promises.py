@@ -355,7 +355,7 @@ def test_rows_are_not_pooled_without_the_selection(lab, finished):
     (finished / "selection.json").unlink()
     run = loc_edit.load_run(finished)
     for read in (lambda: run.edits, lambda: run.traces, run.frame, lambda: run.read("edits", ["rewrite"])):
-        with pytest.raises(BadRun, match=r"has no selection\.json"):
+        with pytest.raises(BadRun, match=r"has lost its selection\.json"):
             read()
     assert len(run.read("edits", cells="all")) > n_rows
     assert [finding.state for finding in loc_edit.verify(finished) if finding.is_broken]
