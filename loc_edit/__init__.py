@@ -69,6 +69,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOMES` reads the same line
     from loc_edit.experiment.choosing import LayerChoice as LayerChoice, choose_layer as choose_layer
     from loc_edit.experiment.config import BadConfig as BadConfig, ExperimentConfig as ExperimentConfig
     from loc_edit.experiment.experiment import Experiment as Experiment
+    from loc_edit.experiment.verifying import Finding as Finding, verify as verify
     from loc_edit.facts.download import DownloadFailed as DownloadFailed, fetch as fetch
     from loc_edit.facts.fact import BadFact as BadFact, Fact as Fact
     from loc_edit.facts.formats import BadRecord as BadRecord

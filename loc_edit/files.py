@@ -1,24 +1,34 @@
-"""Files: written whole or not at all, the cache folder, hashes, names that stay in a folder, origins of functions."""
+"""Files: written whole or not at all, checked when read, the cache folder, names that stay in a folder, origins."""
 
 import errno
 import hashlib
 import inspect
+import json
+import logging
 import os
 import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+log = logging.getLogger(__name__)
+
 DATA = Path(__file__).parent / "data"
 """The files that ship with the package."""
 
 TEMPORARY_SUFFIX = ".tmp"
+
+CHECKSUM = "checksum"
+"""The key under which a file holds the checksum of its other values."""
+
+ASIDE = ".corrupt"
+"""The end of the names of files that were found damaged and set aside."""
 
 _ADVICE = {
     errno.ENOSPC: "free some space and run it again",
@@ -33,6 +43,10 @@ class StoreError(OSError):
     """The disk refused an operation; the message names the file, and `errno` gives the reason."""
 
 
+class Damaged(StoreError):
+    """A file does not hold what was written to it; the message names it."""
+
+
 def cache_folder(name: str, given: str | Path | None = None) -> Path:
     """The folder `name` in `given`, else in `LOC_EDIT_CACHE`, else in `~/.cache/loc_edit`; it may not exist yet."""
     return Path(given or os.environ.get("LOC_EDIT_CACHE") or Path.home() / ".cache" / "loc_edit") / name
@@ -41,6 +55,77 @@ def cache_folder(name: str, given: str | Path | None = None) -> Path:
 def short_hash(data: bytes | str) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of some bytes, or of a text in UTF-8."""
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()[:16]
+
+
+def file_hash(path: Path) -> str:
+    """The `short_hash` of a file's bytes; no more than a piece of them is in memory."""
+    with disk_errors("read", path), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def signed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with their checksum: for a JSON or TOML file, a line of JSON, or the header of a safetensors file.
+
+    The checksum is a `short_hash` of the values and not of the file, so comments and spaces may change.
+    """
+    rest = {name: value for name, value in values.items() if name != CHECKSUM}
+    return {**rest, CHECKSUM: short_hash(json.dumps(rest, sort_keys=True, separators=(",", ":")))}
+
+
+def unsigned(values: Any) -> tuple[dict[str, Any], bool | None]:
+    """Values without their checksum, and whether it fits them; `None` if there is none, as in files of old versions.
+
+    Raises:
+        ValueError: the values, which come from a file, are no mapping.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"expected a JSON object, got {type(values).__name__}")
+    rest = {name: value for name, value in values.items() if name != CHECKSUM}
+    return rest, values[CHECKSUM] == signed(rest)[CHECKSUM] if CHECKSUM in values else None
+
+
+def write_json(path: Path, values: Mapping[str, Any], indent: int | None = 1) -> None:
+    """Writes values with their checksum as a JSON file, whole or not at all; a file that holds just that stays."""
+    data = (json.dumps(signed(values), indent=indent, ensure_ascii=False) + "\n").encode()
+    if not (path.is_file() and path.read_bytes() == data):
+        write_atomic(path, data)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The values of a file that `write_json` wrote, or that an old version wrote without a checksum.
+
+    Raises:
+        Damaged: the file is no JSON object, or its values do not fit its checksum.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        values, fits = unsigned(json.loads(path.read_bytes()))
+    except ValueError as error:
+        raise Damaged(f"{path} is damaged: {error}") from error
+    if fits is False:
+        raise Damaged(f"{path} is damaged, or was edited: its values do not fit its checksum")
+    return values
+
+
+def signed_page(html: str) -> str:
+    """An HTML page with its checksum in a comment at its end."""
+    return f"{html}<!-- {CHECKSUM} {short_hash(html)} -->\n"
+
+
+def page_fits(html: str) -> bool | None:
+    """Whether the checksum at the end of a page fits the rest; `None` if there is none."""
+    rest, mark, end = html.rpartition(f"<!-- {CHECKSUM} ")
+    return end == f"{short_hash(rest)} -->\n" if mark else None
+
+
+def set_aside(path: Path) -> None:
+    """Renames a damaged file or folder to `_<name>.corrupt`, where nobody looks for data, and logs a warning."""
+    new_path = path.with_name(f"_{path.name}{ASIDE}")
+    with disk_errors("set aside", path), suppress(FileNotFoundError):
+        if new_path.is_dir():
+            shutil.rmtree(new_path)
+        path.replace(new_path)
+        log.warning("%s does not match its checksum: set aside as %s, to be computed again", path, new_path.name)
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,12 @@ from loc_edit.cli.show import err
 from loc_edit.cli.stats import stats
 from loc_edit.cli.status import compact, status
 from loc_edit.cli.tune import tune
+from loc_edit.cli.verify import verify
 from loc_edit.experiment.config import ExperimentConfig, first_error
 
 COMMANDS = (
     run, plan, status, compact, trace, edit, tune, choose_layer, plant, benchmark, export, stats, analyze, report,
-    facts, models,
+    facts, models, verify,
 )  # fmt: skip
 LISTS = (
     *("--layers", "--windows", "--localizer-windows", "--methods", "--problems", "--localizers", "--scores"),

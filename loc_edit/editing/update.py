@@ -13,12 +13,10 @@ from typing import Any
 import torch
 from einops import einsum
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from loc_edit.editing.changes import OtherUpdate as OtherUpdate, WeightUpdate as WeightUpdate, moved, parts, times
-from loc_edit.files import write_atomic
+from loc_edit.keys.disk import TensorFile, write_tensors
 from loc_edit.models.checkpoints import hf_state_dict
 from loc_edit.models.checks import check_layers
 from loc_edit.models.identity import fingerprint
@@ -192,43 +190,43 @@ class Edit:
         return cls(tuple(updates), {"model": fingerprint(model), **about}, tuple(others))
 
     def save(self, path: str | Path) -> None:
-        """Write the tensors and `about` to a safetensors file, which is whole or not there at all.
+        """Write the tensors and `about`, with checksums, to a safetensors file, which is whole or not there at all.
 
         Raises:
             StoreError: the disk refused.
         """
         tensors = {
-            f"{i}.{update.layer}.{name}": value.detach().cpu().contiguous()
-            for i, update in enumerate(self.updates)
-            for name, value in update.tensors().items()
+            f"{i}.{u.layer}.{name}": value for i, u in enumerate(self.updates) for name, value in u.tensors().items()
         }
-        tensors |= {
-            f"{other.name}/{name}": value.detach().cpu().contiguous()
-            for other in self.others
-            for name, value in other.tensors().items()
-        }
-        metadata = {"format": FORMAT, "about": json.dumps(dict(self.about))}
-        write_atomic(Path(path), save(tensors, metadata=metadata))
+        tensors |= {f"{other.name}/{name}": value for other in self.others for name, value in other.tensors().items()}
+        names = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)  # so that every tensor is aligned
+        kinds = {name: (tensors[name].dtype, tuple(tensors[name].shape)) for name in names}
+        write_tensors(Path(path), kinds, tensors.__getitem__, {"format": FORMAT, "about": json.dumps(dict(self.about))})
 
     @classmethod
     def load(cls, path: str | Path, model: Model | None = None) -> "Edit":
-        """Read an edit; with `model`, refuse it if it was made for another one.
+        """Read an edit, and compare it with its checksums; with `model`, refuse it if it was made for another one.
+
+        A file of an old version has no checksums; it is refused only if a value is not finite.
 
         Raises:
-            ValueError: the file is no saved edit.
+            ValueError: the file is no saved edit, or is damaged.
             EditMismatch: the model's fingerprint is not the edit's.
         """
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, OSError) as error:
+            file = TensorFile(path)
+            tensors = {name: file.read(name) for name in file.names}
+        except OSError as error:
             raise ValueError(f"{path}: expected a saved edit, got no readable safetensors file ({error})") from error
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path}: expected format {FORMAT!r}, got {metadata.get('format')!r}")
+        if file.metadata.get("format") != FORMAT:
+            raise ValueError(f"{path}: expected format {FORMAT!r}, got {file.metadata.get('format')!r}")
         of_layers: dict[tuple[int, int], dict[str, Tensor]] = {}
         of_others: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():
+            if not torch.isfinite(value).all():
+                raise ValueError(
+                    f"{path}: {name} has values that are not finite: it is damaged, or the edit had failed"
+                )
             if "/" in name:
                 parameter, _, part = name.partition("/")
                 of_others.setdefault(parameter, {})[part] = value
@@ -237,7 +235,7 @@ class Edit:
                 of_layers.setdefault((int(i), int(layer)), {})[part] = value
         updates = tuple(WeightUpdate(layer, **of_layers[i, layer]) for i, layer in sorted(of_layers))
         others = tuple(OtherUpdate(name, **of_others[name]) for name in sorted(of_others))
-        edit = cls(updates, json.loads(metadata["about"]), others)
+        edit = cls(updates, json.loads(file.metadata["about"]), others)
         return edit if model is None else edit.to(model)
 
     def to(self, model: Model) -> "Edit":

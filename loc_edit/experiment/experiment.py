@@ -18,7 +18,6 @@ import pandas as pd
 from loc_edit.analysis.run import Run, load_run
 from loc_edit.experiment.cell import Cell
 from loc_edit.experiment.config import ExperimentConfig
-from loc_edit.experiment.contexts import save_contexts, saved_contexts
 from loc_edit.experiment.engine.engine import Engine, compute_tasks, cores
 from loc_edit.experiment.estimate import Plan, make_plan
 from loc_edit.experiment.failures import FailureBound
@@ -29,6 +28,13 @@ from loc_edit.experiment.run_log import Tally, run_log
 from loc_edit.experiment.schedule import Task, facts_on_disk, missing_tasks, select
 from loc_edit.experiment.setup import Setup
 from loc_edit.experiment.study import EditCell, cells
+from loc_edit.experiment.texts import (
+    compared,
+    save_contexts,
+    save_key_stats,
+    saved_contexts,
+    set_damaged_contexts_aside,
+)
 from loc_edit.experiment.worker import Computed, Worker
 from loc_edit.facts.fact import BadFact, Fact
 from loc_edit.facts.sampling import sample_by_relation
@@ -40,7 +46,7 @@ from loc_edit.models.model import Model
 from loc_edit.prompts.batches import make_batch
 from loc_edit.prompts.encoding import encode, target_tokens
 from loc_edit.prompts.recall import known_facts
-from loc_edit.store.layout import CONFIG
+from loc_edit.store.layout import CONFIG, KEY_STATS
 from loc_edit.store.mirror import Mirror
 from loc_edit.store.run import RunFolder
 from loc_edit.store.settings import cell_key
@@ -136,7 +142,7 @@ class Experiment:
             retry_failed: compute failed edits and traces of the folder again.
 
         Raises:
-            RunMismatch: the folder holds a run of another model or of other facts.
+            RunMismatch: the folder holds a run of another model, of other facts or of other key statistics.
             BadModel, BadFact, ValueError: the model, a fact or a layer cannot be used.
             StoreError: the disk refused; rows written before are kept, and running again goes on.
             WorkerDied: a task has ended several workers.
@@ -155,16 +161,27 @@ class Experiment:
         mirror = Mirror(self.config.mirror, folder) if self.config.mirror else None
         if mirror:
             mirror.fetch()
+        set_damaged_contexts_aside(folder)
         setup = self.setup_for(folder)
         computed_cells = {cell.name(setup): cell for cell in self.cells}
         copied_cells = {cell.name(setup): cell for cell in self.copied_cells}
         provenance = {**versions(), "model_fingerprint": fingerprint(self.model), "seed": self.config.seed}
         selection = select([*self.cells, *self.copied_cells], setup, facts)
-        with RunFolder.create(folder, self.resolved(), provenance, selection) as run, run_log(run.path):
+        chunk = self.config.chunk
+
+        def refuse_other_key_stats(run: RunFolder) -> None:
+            streams = missing_tasks(computed_cells, len(facts), chunk, facts_on_disk(run, facts))
+            if (run.path / KEY_STATS).is_file() and need_stats(streams):
+                compared(run.path, *setup.stats_checksums)
+
+        with (
+            RunFolder.create(folder, self.resolved(), provenance, selection, refuse_other_key_stats) as run,
+            run_log(run.path),
+        ):
             if retry_failed:
                 run.forget_failed()
             save_contexts(run.path, self.config.seed, setup.contexts)
-            on_disk, chunk = facts_on_disk(run, facts), self.config.chunk
+            on_disk = facts_on_disk(run, facts)
             streams = missing_tasks(computed_cells, len(facts), chunk, on_disk)
             copies = missing_tasks(copied_cells, len(facts), chunk, on_disk)
             total = len(computed_cells | copied_cells) * -(-len(facts) // chunk)
@@ -174,6 +191,8 @@ class Experiment:
             with tally.counting(
                 config=cell_key(run.config), facts=len(facts), versions=provenance, folder=str(run.path)
             ):
+                if need_stats(streams):
+                    save_key_stats(folder, *setup.stats_checksums)  # workers find the statistics in the cache
                 worker, bound = Worker(setup, facts), FailureBound()
                 for task, computed in chain(self._compute(streams, worker, workers), copy_rows(copies, run, worker)):
                     bound.check(task.cell, len(task.facts), computed.failures)
@@ -201,8 +220,6 @@ class Experiment:
         engine = Engine(config.engine, workers, config.address, config.gpus)
         if engine == Engine():
             return compute_tasks(streams, lambda: here, engine)
-        if any(task.cell.needs_stats for stream in streams for task in stream):
-            _ = here.setup.stats  # computed here once; the workers find them in the cache
         return compute_tasks(streams, partial(_open_worker, to_send(config.used), here.setup, self.facts), engine)
 
     def default_workers(self) -> int | None:
@@ -235,6 +252,11 @@ class Experiment:
         n_on_disk = {name: int(facts.sum()) for name, facts in on_disk.items()}
         setup, processes = self.setup_for(folder), self.default_workers() or 1
         return make_plan(setup, facts, self.cells, self.copied_cells, n_on_disk, processes=processes)
+
+
+def need_stats(streams: list[list[Task]]) -> bool:
+    """Whether key statistics are needed for one of the tasks."""
+    return any(task.cell.needs_stats for stream in streams for task in stream)
 
 
 def _open_worker(plugins: Sequence[Plugin], setup: Setup, facts: Sequence[Fact]) -> Worker:

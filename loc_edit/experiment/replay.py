@@ -17,6 +17,7 @@ from loc_edit.experiment.config import ExperimentConfig
 from loc_edit.experiment.edits import edit_batch
 from loc_edit.experiment.experiment import Experiment
 from loc_edit.experiment.study import EditCell
+from loc_edit.experiment.texts import compared
 from loc_edit.models.identity import fingerprint
 from loc_edit.prompts.encoding import encode
 from loc_edit.prompts.recall import NextTokens, next_tokens
@@ -33,24 +34,27 @@ def replay(
 
     Args:
         run: a run of an experiment, finished or not.
-        ids: the facts; a fact without a finished edit is left out.
+        ids: the facts; a fact without a finished edit is left out, and one that has changed since the run.
         model: where its model is now; by default as the run's configuration names it.
 
     Returns:
         Tokens before, by fact; and by fact and (problem, method, window) the layer and the tokens after.
 
     Raises:
-        RunMismatch: the model is not the run's, or a cell's edits cannot be made again.
+        RunMismatch: the model or the key statistics are not the run's, or a cell's edits cannot be made again.
         BadConfig: the run is no experiment's.
     """
     experiment = again(run, model)
     setup, chunk = experiment.setup_for(run.path), experiment.config.chunk
-    facts = {fact.fact_id: fact for fact in experiment.facts}
+    contents = run.selection.facts if run.selection else {}
+    facts = {f.fact_id: f for f in experiment.facts if contents.get(f.fact_id, f.content) == f.content}
     cells = {cell.name(setup): cell for cell in experiment.cells if isinstance(cell, EditCell)}
     best = _best_rows(run, set(ids) & set(facts))
     for row in best[~best["cell"].isin(cells)].to_dict("records"):
         cell_in_words = "{problem}, {method}-{window}, layer {layer}".format_map(row)
         raise RunMismatch(f"{run.path}: {cell_in_words}: its edits cannot be made again, this version computes others")
+    if any(cells[name].needs_stats for name in best["cell"].unique()):
+        compared(run.path, *setup.stats_checksums)
     edited = sorted(int(fact_id) for fact_id in best["fact_id"].unique())
     before = {i: next_tokens(setup.model, encode(setup.model, facts[i])) for i in edited}
     after: dict[int, dict[Key, tuple[int, NextTokens]]] = {i: {} for i in edited}

@@ -13,10 +13,10 @@ from torch import Tensor
 from loc_edit.editing.problems import EditRequest, pose
 from loc_edit.editing.update import Edit
 from loc_edit.experiment.config import ExperimentConfig
-from loc_edit.experiment.contexts import Contexts
+from loc_edit.experiment.texts import Contexts
 from loc_edit.facts.fact import BadFact, Fact
 from loc_edit.facts.loading import load_facts
-from loc_edit.files import Origin
+from loc_edit.files import Origin, short_hash
 from loc_edit.keys.compute import key_stats
 from loc_edit.keys.corpora import corpus_content
 from loc_edit.keys.moments import KeyStats
@@ -143,6 +143,17 @@ class Setup:
         )
 
     @property
+    def stats_checksums(self) -> tuple[str, dict[int, str]]:
+        """A name for what the key statistics are computed from, and their checksums by layer."""
+        checksums = {layer: self.stats.checksum(layer) for layer in self.layers_of_stats}
+        return cell_key({"corpus": self.corpus_identity}), checksums
+
+    def stats_checksum(self, layer: int, window: int) -> str:
+        """A hash of the key statistics of `window` layers around one: which statistics an edit was made with."""
+        layers = window_layers(layer, window, self.model.cfg.n_layers)
+        return short_hash(" ".join(self.stats.checksum(layer) for layer in layers))
+
+    @property
     def layers_of_stats(self) -> list[int]:
         """The layers at which an editor needs key statistics."""
         methods = [name for name in self.config.methods if METHODS[parse_method(name)[0]].stats]
@@ -189,11 +200,13 @@ class Setup:
 
     def texts_identity(self, method: Method) -> dict[str, Any]:
         """What a method takes from texts: its contexts, and the corpus behind the key statistics."""
-        config = self.config
         identity: dict[str, Any] = {"contexts": list(self.contexts.get(method.contexts or "", ()))}
-        if method.stats:
-            identity["corpus"] = [corpus_content(config.corpus), config.corpus_tokens, config.ridge]
-        return identity
+        return identity | ({"corpus": self.corpus_identity} if method.stats else {})
+
+    @property
+    def corpus_identity(self) -> list[Any]:
+        """What the key statistics depend on besides the model."""
+        return [corpus_content(self.config.corpus), self.config.corpus_tokens, self.config.ridge]
 
     @cached_property
     def data_identity(self) -> str:

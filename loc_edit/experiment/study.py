@@ -112,14 +112,14 @@ class EditCell(Cell):
 
     def rows(self, batch: Batch) -> pd.DataFrame:
         """Pose, edit, score: one row per fact; a fact that cannot be edited has a row that says why."""
-        posed = batch.posed(self.problem)
-        if self.needs_stats:
-            _ = batch.setup.stats  # the first edit should not be charged with them
+        posed, more = batch.posed(self.problem), {}
+        if self.needs_stats:  # before the clock starts: the first edit should not be charged with them
+            more["key_stats"] = batch.setup.stats_checksum(self.layer, self.window)
         start = time.perf_counter()
         edits = edit_batch(batch.setup, posed.requests, self.method, self.window, self.layer, self.settings)
         scores = score_batch(posed, edits)
         seconds = (time.perf_counter() - start) / max(1, len(edits))
-        return rows_of_edits(self.columns(batch.setup), batch, posed, scores, seconds=seconds)
+        return rows_of_edits(self.columns(batch.setup), batch, posed, scores, seconds=seconds, **more)
 
     def __str__(self) -> str:
         return f"{self.problem}, {self.method}-{self.window}, layer {self.layer}"

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
-from loc_edit.files import cache_folder, short_hash
+from loc_edit.files import Damaged, StoreError, cache_folder, set_aside, short_hash
 from loc_edit.keys.corpora import IDENTITY, open_corpus
 from loc_edit.keys.disk import remove_stale
 from loc_edit.keys.moments import BadKeyStats, KeyStats
+from loc_edit.keys.plausibility import record_checksums
 from loc_edit.keys.streaming import BATCH, Pass, start_pass
 from loc_edit.keys.tokens import TokenRows, row_length, write_tokens
 from loc_edit.models.checks import check_layers
@@ -91,7 +91,7 @@ def are_cached(model: Model, layers: Sequence[int], corpus: str | Path, *, token
     if identity is None:
         return False
     name = _name(_provenance(model, tokens, torch.float32, identity))
-    return _cached(cache_folder("key_stats", None) / name, model, sorted(layers)) is not None
+    return _cached(cache_folder("key_stats", None) / name, model, sorted(layers), check=False) is not None
 
 
 def _check(model: Model, layers: list[int], tokens: int, dtype: torch.dtype, batch: int | None) -> None:
@@ -150,14 +150,36 @@ def _result(work: Pass, provenance: dict[str, str]) -> KeyStats:
     return KeyStats(moments, work.seen, provenance, shares=work.samples.rows())
 
 
-def _cached(stem: Path, model: Model, layers: list[int]) -> KeyStats | None:
-    """Returns statistics from the cache that have all of the layers, and perhaps others."""
+def _cached(stem: Path, model: Model, layers: list[int], *, check: bool = True) -> KeyStats | None:
+    """Returns statistics from the cache that have all of the layers, and perhaps others.
+
+    With `check`, a damaged file is set aside, and a file of an old version gets checksums if the disk allows it.
+    """
     for path in sorted(stem.parent.glob(f"{stem.name}-*.safetensors")):
         try:
-            return KeyStats.load(path, model, layers)
+            KeyStats.load(path, model, layers, check=check)
+            if check:
+                _record_checksums(path)
+            return KeyStats.load(path, model, layers, check=False)
         except BadKeyStats as error:
+            if check and isinstance(error.__cause__, Damaged):
+                _set_aside(path)
             log.debug("%s", error)
     return None
+
+
+def _record_checksums(path: Path) -> None:
+    try:
+        record_checksums(path)
+    except OSError as error:
+        log.info("%s gets no checksums: %s", path, error)
+
+
+def _set_aside(path: Path) -> None:
+    try:
+        set_aside(path)
+    except StoreError as error:
+        log.warning("%s", error)
 
 
 def _keep(model: Model, stats: KeyStats, stem: Path) -> KeyStats:
@@ -165,7 +187,7 @@ def _keep(model: Model, stats: KeyStats, stem: Path) -> KeyStats:
     path = stem.with_name(f"{stem.name}-{short_hash(str(stats.layers))[:8]}.safetensors")
     try:
         stats.save(path)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         log.warning("key statistics are not cached: %s", error)
         return stats
     return KeyStats.load(path, model)

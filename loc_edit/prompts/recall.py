@@ -15,7 +15,7 @@ import torch
 
 from loc_edit import events
 from loc_edit.facts.fact import Fact
-from loc_edit.files import cache_folder, short_hash, write_atomic
+from loc_edit.files import cache_folder, set_aside, short_hash, signed, unsigned, write_atomic
 from loc_edit.models.decoding import continue_rows, share_batches
 from loc_edit.models.identity import fingerprint
 from loc_edit.models.memory import halving
@@ -176,13 +176,13 @@ class _AnswerFile:
     Attributes:
         path: the file.
         header: names the model, the facts and the length of an answer.
-        n_facts: the number of facts.
+        facts: the facts.
         writable: whether no write has failed.
     """
 
     path: Path
     header: Mapping[str, Any]
-    n_facts: int
+    facts: Sequence[Fact]
     writable: bool = True
 
     @classmethod
@@ -192,28 +192,51 @@ class _AnswerFile:
         data = short_hash("".join(lines))
         header = {"format": FORMAT, "model": fingerprint(model), "data": data, "n_tokens": n_tokens}
         name = short_hash(json.dumps(header, sort_keys=True))
-        return cls(cache_folder("answers", cache) / f"{name}.jsonl", header, len(facts))
+        return cls(cache_folder("answers", cache) / f"{name}.jsonl", header, facts)
 
     def read(self) -> dict[int, Answer]:
-        """The answers by the index of their fact; a line that was cut short by a stop is left out."""
+        """The answers by the index of their fact; a line that was cut short by a stop is left out.
+
+        If the header or a line is damaged, the file is set aside, and the whole lines begin a new one.  A file of an
+        old version has no checksums: its lines must fit the facts, and get checksums.
+        """
         try:
-            header, *lines = self.path.read_text(encoding="utf-8").splitlines()
-            if json.loads(header) != self.header:
-                return {}
-        except (OSError, ValueError):  # no file, no header, or neither UTF-8 nor JSON
+            text = self.path.read_bytes().decode("utf-8", "replace")
+        except OSError:
             return {}
-        answer_of = {}
-        for line in lines:
-            with suppress(ValueError, TypeError, KeyError, AttributeError):
-                row = json.loads(line)
-                if 0 <= (index := row.pop("index")) < self.n_facts:
-                    answer_of[index] = Answer(**row)
+        header, *lines = text.split("\n")  # the last is empty, or was cut short
+        fits = self._fits(header)
+        answer_of: dict[int, Answer] = {}
+        n_whole = 0
+        for line in lines[:-1] if fits is not False else ():
+            with suppress(ValueError, TypeError, KeyError, IndexError):
+                row, line_fits = unsigned(json.loads(line))
+                index, answer = row.pop("index"), Answer(**row)
+                if line_fits or (fits is None and line_fits is None and _can_be(answer, self.facts[index])):
+                    answer_of[index] = answer
+                    n_whole += 1
+        damaged = fits is False or n_whole < len(lines) - 1
+        try:
+            if damaged:
+                set_aside(self.path)
+            if answer_of and (damaged or not fits):
+                self.write(answer_of, rewrite=True)
+        except OSError as error:
+            log.warning("%s", error)
         return answer_of
+
+    def _fits(self, line: str) -> bool | None:
+        """Whether a line is the header; `None` if it is a header of an old version, without a checksum."""
+        try:
+            header, fits = unsigned(json.loads(line))
+        except ValueError:
+            return False
+        return fits if header == self.header else False
 
     def write(self, answer_of: Mapping[int, Answer], *, rewrite: bool = False) -> None:
         """Add answers to the file, or begin it anew with them."""
         rows = [{"index": index, **asdict(answer)} for index, answer in answer_of.items()]
-        text = "".join(json.dumps(row) + "\n" for row in ([self.header, *rows] if rewrite else rows))
+        text = "".join(json.dumps(signed(row)) + "\n" for row in ([self.header, *rows] if rewrite else rows))
         try:
             if rewrite:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -224,3 +247,9 @@ class _AnswerFile:
         except OSError as error:
             log.warning("answers are not cached: %s", error)
             self.writable = False
+
+
+def _can_be(answer: Answer, fact: Fact) -> bool:
+    """Whether an answer without a checksum can be the fact's."""
+    known = fact.target_true.casefold() in answer.text.casefold()
+    return answer.fact_id == fact.fact_id and answer.known == known and 0 <= answer.p_true <= 1

@@ -51,13 +51,15 @@ def explorer(
     Args:
         traces: trace rows.
         edits: edit rows with their list columns; controls are left out.
-        facts: known facts by id; a fact whose subject is not in the traced tokens is not used.
+        facts: known facts by id; a fact that has changed since the run is not used (see `changed_facts`), nor one whose
+            subject is not in the traced tokens.
         most: the largest number of facts, taken evenly over the ids.
         window: the restoration window that is chosen when the page opens.
         next_tokens: see `Continuations`.
     """
     edits = in_paper_order(without_controls(edits))
     ids = np.union1d(traces["fact_id"], edits["fact_id"]).astype(int)
+    changed = changed_facts(traces, edits, facts)
     records = {int(fact): {"id": int(fact), "traces": {}, "edits": {}} for fact in thinned(ids, most)}
     grids = _grids(traces)
     for grid, rows in grids:
@@ -69,7 +71,7 @@ def explorer(
         _add_edits(records, str(len(combinations)), combination["layers"], rows)
         combinations[problem, method, edit_window] = combination
     for fact, record in records.items():
-        _add_texts(record, facts.get(fact))
+        _add_texts(record, None if fact in changed else facts.get(fact))
         if next_tokens is not None:
             _add_next(record, list(combinations), next_tokens)
     usual = [i for i, (grid, _) in enumerate(grids) if (grid["localizer"], grid["window"]) == (TRACING, window)]
@@ -81,6 +83,16 @@ def explorer(
         "combos": list(combinations.values()),
         "facts": list(records.values()),
     }
+
+
+def changed_facts(traces: pd.DataFrame, edits: pd.DataFrame, facts: Mapping[int, Fact]) -> list[int]:
+    """Returns the ids of the facts whose content is another than in the rows: they have changed since the run.
+
+    Rows of old versions, which do not name the content, tell nothing.
+    """
+    pairs = pd.concat([rows.reindex(columns=["fact_id", "fact_content"]) for rows in (traces, edits)]).drop_duplicates()
+    contents = pairs[pairs["fact_content"].fillna("") != ""].itertuples(index=False)
+    return sorted({int(i) for i, content in contents if i in facts and facts[i].content != content})
 
 
 def thinned(ids: np.ndarray, most: int) -> np.ndarray:

@@ -16,9 +16,9 @@ from loc_edit.analysis.status import run_progress
 from loc_edit.analysis.tables.localized import of_localizer
 from loc_edit.analysis.tables.rows import DEFAULT_WINDOW, RowsMissing, StudyRows
 from loc_edit.facts.fact import Fact
-from loc_edit.files import write_atomic
+from loc_edit.files import signed_page, write_atomic
 from loc_edit.report import page, sections, summary
-from loc_edit.report.explorer import Continuations, explorer
+from loc_edit.report.explorer import Continuations, changed_facts, explorer
 from loc_edit.report.packing import embedded
 from loc_edit.report.texts import facts_of
 
@@ -67,11 +67,14 @@ def write_report(
         texts, reason = facts_of(run.config)
         if reason:
             notes.append(f"Prompts are spelled from tokens, and paraphrases and neighbors have no text: {reason}.")
+    if changed := changed_facts(rows.localized, rows.edits, texts):
+        some = ", ".join(map(str, changed[:5])) + ", ..." * (len(changed) > 5)
+        notes.append(f"Facts that have changed since the run, whose texts are left out: {len(changed)} (ids {some}).")
     path = _place(run, out)
     path.parent.mkdir(parents=True, exist_ok=True)  # an error is better known before the work
     explorer_data = _explorer(rows, texts, facts, next_tokens)
     html = page.render(_content(run, rows, notes, draws, explorer_data))
-    write_atomic(path, html.encode("utf-8", "replace"))
+    write_atomic(path, signed_page(html.encode("utf-8", "replace").decode()).encode())
     return path
 
 

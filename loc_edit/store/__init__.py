@@ -5,6 +5,8 @@ A run folder holds
     config.toml        the resolved configuration of the last start; it marks the folder as a run
     selection.json     the cells and facts of that configuration, whose rows are read by default
     provenance.json    versions, seed, model fingerprint, and the version of the rows' schema
+    contexts.json      the texts before which edit prompts are put
+    key_stats.json     checksums of the key statistics behind the rows
     traces/*.parquet   one shard per unit of tracing
     edits/*.parquet    one shard per unit of editing
     history/           configurations and selections of earlier starts

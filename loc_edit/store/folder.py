@@ -1,16 +1,25 @@
 """The configuration and provenance that make a folder a run, and which of their changes are refused."""
 
-import json
 import logging
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from loc_edit.files import disk_errors, sync_folder, write_atomic
-from loc_edit.store.layout import CONFIG, CONTEXTS, HISTORY, LOG, PROVENANCE, SELECTION
+from loc_edit.files import (
+    Damaged,
+    disk_errors,
+    read_json,
+    set_aside,
+    signed,
+    sync_folder,
+    unsigned,
+    write_atomic,
+    write_json,
+)
+from loc_edit.store.layout import CONFIG, CONTEXTS, HISTORY, KEY_STATS, LOG, PROVENANCE, SELECTION
 from loc_edit.store.rows import KINDS, SCHEMA_VERSION
 from loc_edit.store.selection import Selection
 from loc_edit.store.settings import describe, differences
@@ -20,7 +29,7 @@ log = logging.getLogger(__name__)
 
 FINGERPRINT = "model_fingerprint"
 VERSION = "schema_version"
-_OF_A_RUN = {PROVENANCE, SELECTION, LOG, HISTORY, CONTEXTS, *KINDS, "tables", "figures", "report"}
+_OF_A_RUN = {PROVENANCE, SELECTION, LOG, HISTORY, CONTEXTS, KEY_STATS, *KINDS, "tables", "figures", "report"}
 
 
 class BadRun(ValueError):
@@ -53,63 +62,108 @@ def write_settings(
     """Writes the files, the configuration last: from then on the folder is a run."""
     if selection is not None:
         selection.write(folder)
-    write_atomic(folder / PROVENANCE, (json.dumps(provenance, indent=2) + "\n").encode())
-    write_atomic(folder / CONFIG, tomli_w.dumps(config).encode())
+    write_json(folder / PROVENANCE, provenance, indent=2)
+    _write_config(folder, config)
     with disk_errors("write", folder):
         sync_folder(folder.parent)
+
+
+def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Writes the configuration with its checksum; a file that holds just that stays."""
+    path, data = folder / CONFIG, tomli_w.dumps(signed(config)).encode()
+    if not (path.is_file() and path.read_bytes() == data):
+        write_atomic(path, data)
 
 
 def read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The configuration and the provenance of the run in `folder`.
 
     Raises:
-        BadRun: a file is missing or damaged, or written by a newer version.
+        BadRun: a file is missing, damaged or edited, or written by a newer version.
     """
+    return read_config(folder), read_provenance(folder)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of the run in `folder`; for the errors see `read_settings`."""
+    path = folder / CONFIG
     try:
-        with disk_errors("read", folder / CONFIG):
-            config = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        with disk_errors("read", path):
+            config, fits = unsigned(tomllib.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise BadRun(f"{folder / CONFIG} is damaged: {error}") from error
+        raise BadRun(f"{path} is damaged: {error}; run the experiment again to write it anew") from error
+    if fits is False:
+        raise BadRun(
+            f"{path} was edited, or is damaged: its values do not fit its checksum.  It records what the rows were "
+            "computed with.  Undo the change; or run the experiment again with the configuration that you want, which "
+            "computes what is missing and writes this file anew"
+        )
+    return config
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """The provenance of the run in `folder`; for the errors see `read_settings`."""
+    path = folder / PROVENANCE
     try:
-        provenance = json.loads((folder / PROVENANCE).read_bytes())
+        provenance = read_json(path)
         version = int(provenance[VERSION])
     except FileNotFoundError:
         raise BadRun(f"{folder} has no {PROVENANCE}, which says what made its rows") from None
+    except Damaged as error:
+        raise BadRun(f"{error}; put back a copy of it: {HISTORY} may have one") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise BadRun(f"{folder / PROVENANCE} is damaged: {error}") from error
+        raise BadRun(f"{path} is damaged: {error}; put back a copy of it: {HISTORY} may have one") from error
     if version > SCHEMA_VERSION:
         raise BadRun(
             f"{folder} was written by a newer loc_edit: its rows have schema version {version}, "
             f"and this one reads up to {SCHEMA_VERSION}; update loc_edit"
         )
-    return config, provenance
+    return provenance
 
 
-def resume(folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any], selection: Selection | None) -> None:
+def resume(
+    folder: Path,
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    selection: Selection | None,
+    check: Callable[[], None] | None = None,
+) -> None:
     """Resumes the run in a folder: writes its new configuration and selection, and keeps the old ones in `history/`.
+
+    Files of old versions, which have no checksum, get theirs.  `check` may refuse before anything is written.
 
     Raises:
         RunMismatch: the folder's run is of another model, of other facts or of another kind; or its configuration
             differs, and no selection says which rows belong to the new one.
+        BadRun: the provenance is damaged; or the configuration is, and there is no selection.
     """
-    earlier_config, earlier_provenance = read_settings(folder)
+    earlier_provenance = read_provenance(folder)
     _refuse_another_model(folder, earlier_provenance, provenance)
+    try:
+        earlier_config = read_config(folder)
+    except BadRun as error:
+        if selection is None:
+            raise
+        log.warning("%s.  It is kept in %s, and written anew", error, folder / HISTORY)
+        earlier_config = {}
     differing = differences(earlier_config, config)
-    if selection is None:
-        if differing:
-            raise RunMismatch(
-                f"{folder} holds a run with another configuration: {describe(differing)}; "
-                "choose another folder, or the same configuration"
-            )
-        return
-    if differing:
+    if selection is None and differing:
+        raise RunMismatch(
+            f"{folder} holds a run with another configuration: {describe(differing)}; "
+            "choose another folder, or the same configuration"
+        )
+    if selection is not None and differing and earlier_config:
         _refuse_another_run(folder, earlier_config, config, selection)
-        log.info("%s is resumed with another configuration: %s", folder, describe(differing))
-        _archive(folder)
-    if _selection_in(folder) != selection:
+    if check:
+        check()
+    if selection is not None:
+        if differing:
+            log.info("%s is resumed with another configuration: %s", folder, describe(differing))
+            _archive(folder)
+        _selection_in(folder)
         selection.write(folder)
-    if differing:
-        write_atomic(folder / CONFIG, tomli_w.dumps(config).encode())
+    _write_config(folder, config)
+    write_json(folder / PROVENANCE, earlier_provenance, indent=2)
 
 
 def _refuse_another_model(folder: Path, earlier: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -141,10 +195,11 @@ def _refuse_another_run(folder: Path, earlier: Mapping[str, Any], new: Mapping[s
 
 
 def _selection_in(folder: Path) -> Selection | None:
+    """The folder's selection; one that is damaged is set aside."""
     try:
         return Selection.read(folder)
-    except ValueError as error:
-        log.warning("%s", error)
+    except Damaged:
+        set_aside(folder / SELECTION)
         return None
 
 

@@ -1,32 +1,25 @@
 """A run folder: one writer at a time creates or resumes it, and anyone may read it."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pandas as pd
 import pyarrow as pa
 
-from loc_edit.files import disk_errors, remove_temporaries
+from loc_edit.files import Damaged, disk_errors, remove_temporaries, set_aside
 from loc_edit.store.compacting import ROWS, compact
 from loc_edit.store.folder import VERSION, BadRun, read_settings, refuse_strangers, resume, write_settings
 from loc_edit.store.inventory import cells_in, n_left_out
-from loc_edit.store.layout import CONFIG
+from loc_edit.store.layout import CONFIG, CONTEXTS, SELECTION
 from loc_edit.store.lock import FolderLock
 from loc_edit.store.reading import joint_schema, nearly_in_order, read_table
 from loc_edit.store.rows import IDENTITIES, KINDS, SCHEMA_VERSION, BadRows, Kind, is_list
 from loc_edit.store.selection import Selection
 from loc_edit.store.settings import plain
-from loc_edit.store.shards import (
-    Shard,
-    remove_shard,
-    set_aside,
-    shard_names,
-    verify_shards,
-    without_failed,
-    write_shard,
-)
+from loc_edit.store.shards import Shard, remove_shard, shard_names, verify_shards, without_failed, write_shard
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +63,7 @@ class RunFolder:
         config: Mapping[str, Any],
         provenance: Mapping[str, Any],
         selection: Selection | None = None,
+        check: Callable[[Opened], None] | None = None,
     ) -> Opened:
         """Makes a run folder, or resumes the run in it.
 
@@ -82,6 +76,7 @@ class RunFolder:
             provenance: a flat mapping of versions, seed and `model_fingerprint`.  A different fingerprint is
                 refused; other differences from an earlier start are logged.
             selection: the cells and facts of the configuration.
+            check: refuses, by an error, to resume a run with the rows that it has; called before anything is written.
 
         Raises:
             RunMismatch: the folder holds a run of another model, of other facts, or, without a selection, of another
@@ -98,15 +93,16 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(folder)
         try:
+            run = cls(folder, config, provenance, lock, selection)
             if (folder / CONFIG).exists():
-                resume(folder, config, provenance, selection)
+                resume(folder, config, provenance, selection, partial(check, run) if check else None)
             else:
                 write_settings(folder, config, provenance, selection)
             for place in (folder, *(folder / kind for kind in KINDS)):
                 with disk_errors("make folder", place):
                     place.mkdir(exist_ok=True)
                 remove_temporaries(place)
-            run = cls(folder, *read_settings(folder), lock, selection)
+            run.config, run.provenance = read_settings(folder)
             for kind in KINDS:
                 run._shards(kind)
             return run
@@ -131,7 +127,7 @@ class RunFolder:
             raise BadRun(f"no run at {folder}: the folder {reason}")
         try:
             selection = Selection.read(folder)
-        except ValueError as error:
+        except Damaged as error:
             raise BadRun(str(error)) from error
         return cls(folder, *read_settings(folder), selection=selection)
 
@@ -233,6 +229,7 @@ class RunFolder:
 
         Raises:
             BadRows: a column does not exist, or a shard cannot be read with this version.
+            BadRun: an experiment's folder has lost the selection that says which cells are present.
         """
         shards = list(self._shards(kind).values())
         schema = joint_schema(kind, shards)
@@ -241,6 +238,13 @@ class RunFolder:
         if unknown := [name for name in columns if name not in schema.names]:
             raise BadRows(f"{kind} have no column {unknown[0]!r}; expected one of {', '.join(schema.names)}")
         facts: set[tuple[int, str]] | None = None
+        if (
+            cells == "present" and self.selection is None and (self.path / CONTEXTS).exists()
+        ):  # an experiment wrote both
+            raise BadRun(
+                f"{self.path} has lost its {SELECTION}, which says which rows belong to its configuration: run the "
+                "experiment again to write it anew, or read with cells='all'"
+            )
         if cells == "present" and self.selection is not None:
             cells, facts = set(self.selection.cells(kind)), set(self.selection.facts.items())
         if not isinstance(cells, str):

@@ -3,13 +3,12 @@
 A folder may also hold rows of earlier configurations.  They stay there, and are read only on request.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loc_edit.files import disk_errors, write_atomic
+from loc_edit.files import Damaged, read_json, write_json
 from loc_edit.store.layout import HISTORY, SELECTION
 from loc_edit.store.settings import plain
 
@@ -36,25 +35,25 @@ class Selection:
         """Writes the selection into a run folder."""
         facts = {str(fact_id): content for fact_id, content in self.facts.items()}
         values = {"traces": plain(self.traces), "edits": plain(self.edits), "facts": facts}
-        write_atomic(folder / SELECTION, (json.dumps(values, indent=0, ensure_ascii=False) + "\n").encode())
+        write_json(folder / SELECTION, values, indent=0)
 
     @classmethod
     def read(cls, folder: Path) -> "Selection | None":
-        """Reads the selection of a run folder; `None` if it has none: then all of its rows count.
+        """Reads the selection of a run folder; `None` if it has none.
 
         Raises:
-            ValueError: the file is damaged.
+            Damaged: the file is damaged, or was edited.
         """
         path = folder / SELECTION
         if not path.exists():
             return None
         try:
-            with disk_errors("read", path):
-                values = json.loads(path.read_bytes())
+            values = read_json(path)
             facts = {int(fact_id): str(content) for fact_id, content in values["facts"].items()}
             return cls(dict(values["traces"]), dict(values["edits"]), facts)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged: {error}; run the experiment again to write it anew") from error
+        except (Damaged, ValueError, KeyError, TypeError, AttributeError) as error:
+            words = str(error) if isinstance(error, Damaged) else f"{path} is damaged: {error}"
+            raise Damaged(f"{words}; run the experiment again to write it anew") from error
 
 
 def earlier_cells(folder: Path, kind: str) -> dict[str, Mapping[str, Any]]:
@@ -62,7 +61,7 @@ def earlier_cells(folder: Path, kind: str) -> dict[str, Mapping[str, Any]]:
     cells: dict[str, Mapping[str, Any]] = {}
     for path in sorted((folder / HISTORY).glob(f"*-{SELECTION}")):
         try:
-            cells |= json.loads(path.read_bytes())[kind]
-        except (ValueError, KeyError, TypeError):
+            cells |= read_json(path)[kind]
+        except (Damaged, KeyError, TypeError):
             continue
     return cells

@@ -6,12 +6,10 @@ one rename, can be copied anywhere, and needs no second file that could disagree
 """
 
 import errno
-import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,10 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from loc_edit.files import disk_errors, short_hash, write_atomic
+from loc_edit.files import ASIDE, disk_errors, short_hash, write_atomic
 from loc_edit.store.rows import SCHEMA_VERSION, BadRows, Kind, check_keys, to_table
-
-log = logging.getLogger(__name__)
 
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,159}")
 _NAME = re.compile(r"(?P<key>.+)\.(?P<digest>[0-9a-f]{16})\.parquet")
@@ -139,17 +135,9 @@ def verify_shards(kind: Kind, paths: Sequence[Path]) -> list[Shard | None]:
         return list(pool.map(lambda path: _verify(kind, path), paths))
 
 
-def set_aside(path: Path) -> None:
-    """Renames a damaged shard to `_<name>.corrupt`, where no reader of Parquet folders looks."""
-    new_path = path.with_name(f"_{path.name}.corrupt")
-    with disk_errors("set aside", path), suppress(FileNotFoundError):
-        path.replace(new_path)
-        log.warning("%s does not match its checksum: set aside as %s, to be computed again", path, new_path.name)
-
-
 def aside(folder: Path) -> list[Path]:
     """The damaged shards in `folder` that were set aside, by name."""
-    return sorted(folder.glob("_*.parquet.corrupt"))
+    return sorted(folder.glob(f"_*.parquet{ASIDE}"))
 
 
 def _verify(kind: Kind, path: Path) -> Shard | None:

@@ -1,0 +1,76 @@
+"""What a run takes from texts, saved with it: the editors' context texts, and checksums of the key statistics.
+
+A resumed run takes the same texts, and is refused if the statistics are others.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from loc_edit.files import Damaged, read_json, set_aside, write_json
+from loc_edit.store.folder import RunMismatch
+from loc_edit.store.layout import CONTEXTS, KEY_STATS
+
+Contexts = Mapping[str, Sequence[str]]
+"""Texts by style, `rome` and `memit`."""
+
+
+def saved_contexts(folder: Path, seed: int) -> Contexts | None:
+    """The context texts in a run's folder that were sampled with this seed, so that a resumed run takes the same.
+
+    Raises:
+        Damaged: the file is damaged, or was edited.
+    """
+    try:
+        return read_json(folder / CONTEXTS).get(str(seed))
+    except FileNotFoundError:
+        return None
+    except Damaged as error:
+        raise Damaged(
+            f"{error}; the next start of the run sets it aside and samples the context texts again"
+        ) from error
+
+
+def set_damaged_contexts_aside(folder: Path) -> None:
+    """Set the context texts of a run aside if they are damaged: sampling gives the same texts again."""
+    try:
+        saved_contexts(folder, 0)
+    except Damaged:
+        set_aside(folder / CONTEXTS)
+
+
+def save_contexts(folder: Path, seed: int, contexts: Contexts) -> None:
+    """Save context texts, unless texts of this seed are saved already; the texts of other seeds stay."""
+    path = folder / CONTEXTS
+    by_seed = read_json(path) if path.is_file() else {}
+    new = {style: list(texts) for style, texts in contexts.items()}
+    write_json(path, {**by_seed, str(seed): by_seed.get(str(seed), new)})
+
+
+def save_key_stats(folder: Path, corpus: str, checksums: Mapping[int, str]) -> None:
+    """Save the checksums of the key statistics, after comparing them with those of earlier starts: see `compared`."""
+    write_json(folder / KEY_STATS, compared(folder, corpus, checksums))
+
+
+def compared(folder: Path, corpus: str, checksums: Mapping[int, str]) -> dict[str, dict[str, str]]:
+    """The checksums of all key statistics of a run by corpus and layer, the given ones among them.
+
+    Args:
+        folder: the run's.
+        corpus: a name for what the statistics are computed from.
+        checksums: by layer, of its second moment.
+
+    Raises:
+        RunMismatch: a layer has other statistics than the rows in the folder were computed with.
+        Damaged: the file is damaged, or was edited.
+    """
+    path = folder / KEY_STATS
+    by_corpus = read_json(path) if path.is_file() else {}
+    new, earlier = {str(layer): checksum for layer, checksum in checksums.items()}, by_corpus.get(corpus, {})
+    if others := [layer for layer in new if earlier.get(layer, new[layer]) != new[layer]]:
+        raise RunMismatch(
+            f"{folder} holds rows of other key statistics: at layer {others[0]} their checksum is "
+            f"{earlier[others[0]]} there and {new[others[0]]} here (layers that differ: {', '.join(others)}).  Copy "
+            "the file of statistics from the cache of the machine that began the run, or choose another folder; to go "
+            f"on with both, remove {KEY_STATS}: the column key_stats of the rows then tells them apart"
+        )
+    return {**by_corpus, corpus: {**earlier, **new}}
