@@ -161,10 +161,11 @@ def failed_cells(edits: pd.DataFrame) -> list[str]:
         edits: edit rows with `problem, method, window, layer, status`, controls left out.
     """
     names = []
-    for (problem, method, window, layer), rows in edits.groupby([*GROUP, "layer"], sort=False):
-        statuses = set(rows["status"])
+    for _, rows in edits.groupby([*GROUP, "layer"], sort=False):
+        first, statuses = rows.iloc[0], set(rows["status"])
         if "failed" in statuses and "done" not in statuses:
-            names.append(f"{problem_label(problem)}, {method_label(method, window)}, layer {layer}")
+            label = method_label(first["method"], int(first["window"]))
+            names.append(f"{problem_label(first['problem'])}, {label}, layer {first['layer']}")
     return names
 
 
