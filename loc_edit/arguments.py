@@ -26,8 +26,8 @@ Index = Annotated[int, Ge(0)]
 """A layer or a position, or how many of something that there may be."""
 Window = Annotated[int, Ge(1), Le(128)]
 """How many layers are taken together; no model of today has more than 128."""
-Seed = Annotated[int, Ge(0), Lt(2**63)]
-"""The start of random draws; it must fit into the 64 bits that files of rows have for it."""
+Id = Annotated[int, Ge(0), Lt(2**63)]
+"""A fact's id, or the start of random draws: it must fit into the 64 bits that files of rows have for it."""
 Positive = Annotated[float, Gt(0), Lt(inf)]
 NonNegative = Annotated[float, Ge(0), Lt(inf)]
 Probability = Annotated[float, Ge(0), Le(1)]
@@ -127,7 +127,7 @@ def fits(value: Any, kind: Any) -> bool:
 
         with jaxtyped("context"):  # so that the names of its dimensions are not those of the caller
             return isinstance(value, kind)
-    if not isinstance(origin or kind, type):  # Any, a type variable, the name of a class
+    if kind is Any or not isinstance(origin or kind, type):  # a type variable, the name of a class
         return True
     if not isinstance(value, origin or kind) or (origin and isinstance(value, str)):
         return False

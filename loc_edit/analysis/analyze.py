@@ -15,6 +15,7 @@ from loc_edit.analysis.regression.planted import planted_in
 from loc_edit.analysis.run import Run
 from loc_edit.analysis.tables.rows import RowsMissing, StudyRows
 from loc_edit.analysis.tables.summaries import mean_scores
+from loc_edit.arguments import checked
 from loc_edit.store.folder import RunMismatch
 from loc_edit.store.rows import KEYS
 from loc_edit.store.settings import describe, differences
@@ -45,6 +46,7 @@ class Analysis:
     missing: dict[str, str]
 
 
+@checked
 def analyze(
     run: Run | Sequence[Run],
     out: str | Path | None = None,

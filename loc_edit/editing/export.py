@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from loc_edit.arguments import checked
 from loc_edit.editing.update import Edit, EditMismatch
 from loc_edit.files import building, join_inside
 from loc_edit.models.catalog import model_directory
@@ -36,6 +37,7 @@ Places = Mapping[str, tuple[str, int]]
 """By a tensor's name, the name of its file and the number of its first byte in it."""
 
 
+@checked
 def export(
     edit: Edit | Sequence[Edit],
     source: str | Path,

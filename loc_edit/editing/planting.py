@@ -9,7 +9,7 @@ from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from loc_edit.arguments import CheckedFields, Count, NonNegative, Positive
+from loc_edit.arguments import CheckedFields, Count, NonNegative, Positive, checked
 from loc_edit.editing.changes import OtherUpdate
 from loc_edit.editing.update import Edit, WeightUpdate, mlp_hooks
 from loc_edit.events import progress
@@ -41,6 +41,7 @@ class PlantSettings(CheckedFields):
     brake: NonNegative = 2.0
 
 
+@checked
 def plant(
     model: Model,
     facts: Sequence[Fact],

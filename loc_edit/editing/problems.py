@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from loc_edit.arguments import checked
 from loc_edit.contract import BadPlugin, describe_plugin, first_sentence, named_in, spelled_out
 from loc_edit.facts.fact import Fact
 from loc_edit.files import origin_of
@@ -97,6 +98,7 @@ def problem(
     return register
 
 
+@checked
 def pose(
     fact: Fact,
     problem: str,

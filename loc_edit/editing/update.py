@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from loc_edit.arguments import checked
 from loc_edit.editing.changes import OtherUpdate as OtherUpdate, WeightUpdate as WeightUpdate, moved, parts, times
 from loc_edit.files import write_atomic
 from loc_edit.models.checkpoints import hf_state_dict
@@ -211,6 +212,7 @@ class Edit:
         write_atomic(Path(path), save(tensors, metadata=metadata))
 
     @classmethod
+    @checked
     def load(cls, path: str | Path, model: Model | None = None) -> "Edit":
         """Read an edit; with `model`, refuse it if it was made for another one.
 

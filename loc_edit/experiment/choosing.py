@@ -12,6 +12,7 @@ from loc_edit.analysis.regression.folds import chosen_by_others, splits
 from loc_edit.analysis.regression.profiles import sign_of
 from loc_edit.analysis.regression.rules import PILOT, votes
 from loc_edit.analysis.tables.rows import EffectDefinition, RowsMissing, by_layer
+from loc_edit.arguments import checked
 from loc_edit.editing.gradients import gradient_gains
 from loc_edit.events import progress
 from loc_edit.experiment.batch import Batch
@@ -51,6 +52,7 @@ class LayerChoice:
     seconds: float
 
 
+@checked
 def choose_layer(
     model: Model | str,
     facts: Sequence[Fact],

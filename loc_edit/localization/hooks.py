@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import ActivationCache
 
+from loc_edit.arguments import checked
 from loc_edit.models.model import Hook, Model
 from loc_edit.prompts.encoding import Prompt
 
@@ -16,6 +17,7 @@ NAMED_SITES = ("mlp_out", "attn_out", "resid_post")
 """Hook points that go without their `hook_`; any other site is given as the part of its name after `blocks.<l>.`."""
 
 
+@checked
 def corruption_hooks(prompt: Prompt, noise: Float[Tensor, "sample subject d_model"]) -> list[Hook]:
     """Hooks that add `noise` to the embeddings of the prompt's subject.
 
@@ -46,6 +48,7 @@ def corruption_hooks(prompt: Prompt, noise: Float[Tensor, "sample subject d_mode
     return [("hook_embed", corrupt)]
 
 
+@checked
 def restoration_hooks(
     clean_cache: Mapping[str, Tensor] | ActivationCache,
     *,
@@ -100,6 +103,7 @@ def site_window(site: str, window: int) -> int:
     return 1 if site == "resid_post" else window
 
 
+@checked
 def window_layers(center: int, window: int, n_layers: int) -> range:
     """The layers of the window around `center`, clipped at the model's edges and not shifted (spec 1.3)."""
     if window < 1:

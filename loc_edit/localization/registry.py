@@ -7,6 +7,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from loc_edit.arguments import checked
 from loc_edit.contract import BadPlugin
 from loc_edit.facts.fact import Fact
 from loc_edit.localization.ablation import mean_ablation, resample_ablation, zero_ablation
@@ -37,6 +38,7 @@ localizer("direct")(direct)
 localizer("random")(random)
 
 
+@checked
 def localize(
     model: Model,
     prompt: Prompt,
@@ -94,6 +96,7 @@ def localize(
     return traced
 
 
+@checked
 def localize_many(
     model: Model,
     prompts: Sequence[Prompt],

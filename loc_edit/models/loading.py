@@ -18,6 +18,7 @@ from transformer_lens.pretrained.weight_conversions import convert_olmo3_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 
+from loc_edit.arguments import checked
 from loc_edit.files import DATA
 from loc_edit.models.catalog import model_directory
 from loc_edit.models.checkpoints import hooked_config, read_config, refusing
@@ -47,6 +48,7 @@ def quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
+@checked
 def load_model(
     source: str | Path | Model = "builtin",
     *,

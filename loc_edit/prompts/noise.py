@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loc_edit.arguments import checked
 from loc_edit.facts.fact import Fact
 from loc_edit.files import short_hash
 from loc_edit.models.model import Model
@@ -15,6 +16,7 @@ from loc_edit.prompts.encoding import Prompt, encode_template, token_ids
 from loc_edit.prompts.randomness import generator
 
 
+@checked
 def noise_scale(model: Model, scale: str | float, facts: Sequence[Fact] | None = None) -> float:
     """The noise's standard deviation.
 
@@ -34,6 +36,7 @@ def noise_scale(model: Model, scale: str | float, facts: Sequence[Fact] | None =
     return float(f"{number * _subject_embeddings(model, scale, facts).std().item():.9g}")
 
 
+@checked
 def subject_noise(
     model: Model,
     prompt: Prompt,

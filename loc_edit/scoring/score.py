@@ -6,6 +6,7 @@ from dataclasses import replace
 from jaxtyping import Float
 from torch import Tensor
 
+from loc_edit.arguments import checked
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.update import Edit
 from loc_edit.facts.fact import Fact
@@ -18,6 +19,7 @@ from loc_edit.scoring.probes import make_probes
 from loc_edit.scoring.scores import EditScore, compare
 
 
+@checked
 def score(
     model: Model,
     fact: Fact,

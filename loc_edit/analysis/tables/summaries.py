@@ -18,9 +18,11 @@ from loc_edit.analysis.tables.rows import (
     require,
     without_controls,
 )
+from loc_edit.arguments import checked
 from loc_edit.names import SCORES
 
 
+@checked
 def layer_correlations(
     frame: pd.DataFrame, outcome: str = "rewrite", regressor: str = "trace", level: float = 0.95
 ) -> pd.DataFrame:
