@@ -7,7 +7,7 @@ An annotation says what a value may be, limits included: `Annotated[int, Ge(1)]`
 import operator
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
-from functools import cache, wraps
+from functools import wraps
 from inspect import signature
 from math import inf
 from numbers import Integral, Real
@@ -60,8 +60,11 @@ def checked(function: Function) -> Function:
         except TypeError:  # an argument that is missing or unknown, which Python itself describes well
             return function(*args, **options)
         for name, value in given.items():
+            parameter = called.parameters[name]
+            if parameter.annotation is parameter.empty or parameter.kind is parameter.VAR_KEYWORD:
+                continue
             try:
-                fitted(value, called.parameters[name].annotation, name)
+                fitted(value, parameter.annotation, name)
             except ValueError as error:
                 raise ValueError(f"{function.__name__}: {error}") from None
         return function(*args, **options)
@@ -73,19 +76,13 @@ class CheckedFields:
     """What a frozen dataclass inherits to refuse values that do not fit its fields; whole numbers do for floats."""
 
     def __post_init__(self) -> None:
-        kinds = hints_of(type(self))
+        kinds = get_type_hints(type(self), include_extras=True)
         for entry in fields(self):  # type: ignore[arg-type]
             try:
                 value = fitted(getattr(self, entry.name), kinds[entry.name], entry.name)
             except ValueError as error:
                 raise ValueError(f"{type(self).__name__}: {error}") from None
             object.__setattr__(self, entry.name, value)
-
-
-@cache
-def hints_of(record: type[Any]) -> dict[str, Any]:
-    """The annotations of a record's fields, with their limits."""
-    return get_type_hints(record, include_extras=True)
 
 
 def fitted(value: Any, kind: Any, name: str = "") -> Any:

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, get_type_hints, runtime_checkable
 
 from annotated_types import Gt, Le
 
-from loc_edit.arguments import CheckedFields, Count, NonNegative, Positive, fitted, hints_of
+from loc_edit.arguments import CheckedFields, Count, NonNegative, Positive, fitted
 from loc_edit.files import DATA
 from loc_edit.names import parse_method
 
@@ -156,7 +156,8 @@ def resolve_settings(name: str, problem: str, *tables: dict[str, Any]) -> Settin
     """
     method, window = parse_method(name)
     record = SETTINGS[method]
-    kinds = {entry.name: hints_of(record)[entry.name] for entry in fields(record)}
+    hints = get_type_hints(record, include_extras=True)
+    kinds = {entry.name: hints[entry.name] for entry in fields(record)}
     values: dict[str, Any] = {}
     for entry in (table.get(key, {}) for table in tables for key in (method, f"{method}-{window}")):
         values |= {key: value for key, value in entry.items() if not isinstance(value, dict)} | entry.get(problem, {})

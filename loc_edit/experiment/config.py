@@ -3,14 +3,14 @@
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tomli_w
 import tyro
 from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from loc_edit.arguments import Count, Id, Index, NonNegative, Probability, Ridge, Window, fitted, hints_of
+from loc_edit.arguments import Count, Id, Index, NonNegative, Probability, Ridge, Window, fitted
 from loc_edit.editing.settings import Settings, named_after, presets, resolve_settings
 from loc_edit.experiment.plugins import check_loaded, load_installed, load_plugins
 from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS, SCORES, TRACING, nearest, parse_method, scores_of
@@ -114,7 +114,7 @@ class ExperimentConfig(BaseModel):
     def _fits(cls, value: Any, info: Any) -> Any:
         """Strict types and limits; the other validators of raw values, which stand below, come before this one."""
         value = tuple(value) if isinstance(value, list) else value
-        return fitted(value, hints_of(cls)[info.field_name])
+        return fitted(value, get_type_hints(cls, include_extras=True)[info.field_name])
 
     @field_validator("plugins")
     @classmethod

@@ -1,7 +1,6 @@
 """Second moments of the keys of each layer: the class that stores them, saves and loads them, and computes C^-1 k."""
 
 import json
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from loc_edit.arguments import Index, Ridge, checked, fits, words
 from loc_edit.keys.disk import write_tensors
 from loc_edit.models.checks import check_layers
 from loc_edit.models.identity import fingerprint
@@ -111,13 +111,14 @@ class KeyStats:
     _spectra: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.ridge) and self.ridge >= 0):
+        if not fits(self.ridge, Ridge):
             raise BadKeyStats(
-                f"expected a ridge of 0 or more, as a share of the diagonal's mean, got ridge {self.ridge}"
+                f"expected a ridge, as a share of the diagonal's mean, to be {words(Ridge)}, got ridge {self.ridge}"
             )
 
     @classmethod
-    def from_moments(cls, moments: Mapping[int, Any], *, n_tokens: int, ridge: float = 0.0) -> "KeyStats":
+    @checked
+    def from_moments(cls, moments: Mapping[int, Any], *, n_tokens: Index, ridge: float = 0.0) -> "KeyStats":
         """Makes statistics of given matrices.
 
         Args:
@@ -175,6 +176,10 @@ class KeyStats:
             raise BadKeyStats(f"layer {layer}: no key statistics; expected one of layers {list(self.layers)}")
         return self.moments[layer]
 
+    def _check_width(self, layer: int, keys: Float[Tensor, "*batch d_mlp"], width: int) -> None:
+        if keys.shape[-1] != width:
+            raise BadKeyStats(f"layer {layer}: expected statistics of size {keys.shape[-1]}, as the keys, got {width}")
+
     def with_ridge(self, ridge: float) -> "KeyStats":
         """Returns the same moments with another ridge."""
         return replace(self, ridge=ridge, _factors=Factors(self._factors.room))
@@ -188,6 +193,7 @@ class KeyStats:
         if self.is_identity and layer in self.moments:
             return keys / (1 + self.ridge)
         factor = self._factors.get(layer, lambda: self._factor(layer))
+        self._check_width(layer, keys, len(factor))
         columns = rearrange(keys.to(factor), "... d_mlp -> d_mlp (...)")
         solved = torch.cholesky_solve(columns, factor)
         return solved.T.reshape(keys.shape).to(keys)
@@ -208,6 +214,7 @@ class KeyStats:
             values, vectors = torch.linalg.eigh(self.second_moment(layer).double())
             self._spectra[layer] = values, vectors
         values, vectors = self._spectra[layer]
+        self._check_width(layer, keys, len(values))
         shares = values / values.mean()
         free = vectors[:, shares < null_space]
         if free.shape[1] == 0:

@@ -118,6 +118,11 @@ def localize_many(
     """
     if localizer not in EFFECTS:
         raise ValueError(f"localizer {localizer!r}: {nearest(localizer, LOCALIZERS)}")
+    known = LOCALIZERS[localizer]
+    own = {*known.options, *["seed"] * known.seeded, *["facts"] * known.facts}
+    if unknown := sorted(set(options) - own):
+        expected = f"options among {', '.join(sorted(own))}" if own else "no options"
+        raise ValueError(f"localizer {localizer!r}: expected {expected}, got {', '.join(unknown)}")
     asked: dict[str, Any] = {"site": site, "windows": windows, "metric": metric, "foils": foils, **options}
     return localize_by(EFFECTS[localizer], localizer, model, prompts, targets, noises, references=references, **asked)
 

@@ -87,7 +87,12 @@ def load_model(
             model's weights are processed (see `check_unprocessed`); there is no fast tokenizer; or `prepend_bos` is
             true, but the tokenizer has no BOS token.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise BadModel(f"model {source!s}: device {device!r}: {str(error).splitlines()[0]}") from error
+    if not dtype.is_floating_point:
+        raise BadModel(f"model {source!s}: expected weights of floats, got {dtype}")
     with quiet():
         if isinstance(source, Model):
             check_unprocessed(source)

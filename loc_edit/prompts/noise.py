@@ -73,6 +73,16 @@ def subject_noise(
     return corruption(model, scale, facts).draw(model, prompt, samples=samples, seed=seed)
 
 
+def check_noise(prompt: Prompt, noise: Float[Tensor, "sample subject d"], d_model: int | None = None) -> None:
+    """Refuse noise that does not have the shape of the prompt's subject and, if it is given, the model's width."""
+    expected = ["sample", prompt.subject.stop - prompt.subject.start, d_model or noise.shape[2]]
+    if list(noise.shape[1:]) != expected[1:] or not len(noise):
+        raise ValueError(
+            f"fact {prompt.fact_id}: expected noise of shape [samples, tokens of the subject, d_model] = "
+            f"[1 or more, {expected[1]}, {expected[2]}], got {list(noise.shape)}"
+        )
+
+
 @dataclass(frozen=True)
 class Corruption:
     """A rule of subject noise, with everything that it takes from model and data set; it draws for many facts.
