@@ -70,6 +70,13 @@ def check_layers(model: Model, layers: list[int]) -> None:
         raise ValueError(f"layers {layers}: a layer stands twice")
 
 
+def check_numbers(model: Model) -> None:
+    """Refuse weights that are NaN or infinite; the message names the tensor."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise BadModel(f"model {model.cfg.model_name}: tensor {name}: expected numbers, got NaN or infinity")
+
+
 def check_editable(model: Model) -> None:
     """Refuse a model in which `hook_mlp_out` is not `hook_post @ W_out + b_out`, or the RMSNorm of it.
 
