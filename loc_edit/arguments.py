@@ -147,7 +147,9 @@ def words(kind: Any) -> str:
         return " or ".join(map(repr, args))
     if kind in _WORDS:
         return _WORDS[kind]
-    if isinstance(origin, type) and issubclass(origin, Collection) and not issubclass(origin, Mapping) and args:
+    if isinstance(origin, type) and issubclass(origin, Mapping) and args:
+        return f"a mapping whose values are each {words(args[1])}"
+    if isinstance(origin, type) and issubclass(origin, Collection) and args:
         return f"a list whose entries are each {words(args[0])}"
     name = getattr(origin or kind, "__name__", str(kind))
     return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from loc_edit.arguments import checked
+from loc_edit.arguments import checked, fitted
 from loc_edit.editing.changes import OtherUpdate as OtherUpdate, WeightUpdate as WeightUpdate, moved, parts, times
 from loc_edit.files import write_atomic
 from loc_edit.models.checkpoints import hf_state_dict
@@ -230,16 +230,21 @@ class Edit:
             raise ValueError(f"{path}: expected format {FORMAT!r}, got {metadata.get('format')!r}")
         of_layers: dict[tuple[int, int], dict[str, Tensor]] = {}
         of_others: dict[str, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if "/" in name:
-                parameter, _, part = name.partition("/")
-                of_others.setdefault(parameter, {})[part] = value
-            else:
-                i, layer, part = name.split(".")
-                of_layers.setdefault((int(i), int(layer)), {})[part] = value
-        updates = tuple(WeightUpdate(layer, **of_layers[i, layer]) for i, layer in sorted(of_layers))
-        others = tuple(OtherUpdate(name, **of_others[name]) for name in sorted(of_others))
-        edit = cls(updates, json.loads(metadata["about"]), others)
+        try:
+            for name, value in tensors.items():
+                if "/" in name:
+                    parameter, _, part = name.partition("/")
+                    of_others.setdefault(parameter, {})[part] = value
+                else:
+                    i, layer, part = name.split(".")
+                    of_layers.setdefault((int(i), int(layer)), {})[part] = value
+            updates = tuple(WeightUpdate(layer, **of_layers[i, layer]) for i, layer in sorted(of_layers))
+            others = tuple(OtherUpdate(name, **of_others[name]) for name in sorted(of_others))
+            for update in (*updates, *others):
+                _ = update.delta  # it has factors or a whole change, which fit together
+            edit = cls(updates, fitted(json.loads(metadata["about"]), dict[str, Any], "about"), others)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path}: expected a saved edit, got one that is damaged ({error!r})") from error
         return edit if model is None else edit.to(model)
 
     def to(self, model: Model) -> "Edit":

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from loc_edit.arguments import Index, Ridge, checked, fits, words
+from loc_edit.arguments import Index, Ridge, checked, fits, fitted, words
 from loc_edit.keys.disk import write_tensors
 from loc_edit.models.checks import check_layers
 from loc_edit.models.identity import fingerprint
@@ -284,14 +284,18 @@ class KeyStats:
             raise BadKeyStats(f"{path}: the file cannot be read ({error})") from error
         if metadata.pop("format", None) != FORMAT:
             raise BadKeyStats(f"{path}: expected key statistics of format {FORMAT}")
-        stored = sorted(map(int, names))
+        try:
+            stored, n_tokens = sorted(map(int, names)), fitted(int(metadata.pop("n_tokens")), Index, "n_tokens")
+            ridge, shares = float(metadata.pop("ridge")), json.loads(metadata.pop("convergence", "[]"))
+            rows = tuple(row for row in fitted(shares, list[dict[str, Any]], "convergence") if row["layer"] in stored)
+        except (KeyError, ValueError) as error:
+            raise BadKeyStats(f"{path}: expected layers, n_tokens, ridge and convergence, got {error!r}") from error
         layers = stored if layers is None else sorted(layers)
         if missing := set(layers) - set(stored):
             raise BadKeyStats(f"{path}: expected key statistics for layers {sorted(missing)}, found layers {stored}")
         if model is not None and metadata.get("model") != fingerprint(model):
             raise BadKeyStats(f"{path}: made for model {metadata.get('model')}, expected model {fingerprint(model)}")
-        n_tokens, ridge = int(metadata.pop("n_tokens")), float(metadata.pop("ridge"))
-        rows = tuple(row for row in json.loads(metadata.pop("convergence", "[]")) if row["layer"] in layers)
+        rows = tuple(row for row in rows if row["layer"] in layers)
         device = "cpu" if model is None else model.W_E.device
 
         def read(layer: int) -> Tensor:

@@ -40,7 +40,7 @@ OTHER_KEYS = (
     ),
     *("partial_rotary_factor", "sliding_window_pattern"),
 )
-"""Keys of config.json that are kept beside the fields of the architecture's configuration: some are older names of these."""
+"""Keys of config.json that are kept beside the fields of the architecture's configuration; some are their old names."""
 
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim"),
