@@ -162,7 +162,7 @@ def _bound(limit: Any) -> Any:
 
 def _shown(value: Any) -> str:
     """A value in few words: a tensor by its shape, a long text or list by its beginning and end."""
-    if hasattr(value, "shape") and getattr(value, "ndim", 0):
+    if hasattr(value, "shape") and getattr(value, "ndim", False):
         kind = f" of {value.dtype}" if hasattr(value, "dtype") else ""
         return f"a {type(value).__name__}{kind} with shape {list(value.shape)}"
     return " ".join(_SHORT.repr(value).split())

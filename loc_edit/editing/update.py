@@ -240,8 +240,7 @@ class Edit:
                     of_layers.setdefault((int(i), int(layer)), {})[part] = value
             updates = tuple(WeightUpdate(layer, **of_layers[i, layer]) for i, layer in sorted(of_layers))
             others = tuple(OtherUpdate(name, **of_others[name]) for name in sorted(of_others))
-            for update in (*updates, *others):
-                _ = update.delta  # it has factors or a whole change, which fit together
+            _ = [update.delta for update in updates], [other.delta for other in others]  # whole, or factors that fit
             edit = cls(updates, fitted(json.loads(metadata["about"]), dict[str, Any], "about"), others)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path}: expected a saved edit, got one that is damaged ({error!r})") from error
