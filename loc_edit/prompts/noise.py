@@ -75,11 +75,11 @@ def subject_noise(
 
 def check_noise(prompt: Prompt, noise: Float[Tensor, "sample subject d"], d_model: int | None = None) -> None:
     """Refuse noise that does not have the shape of the prompt's subject and, if it is given, the model's width."""
-    expected = ["sample", prompt.subject.stop - prompt.subject.start, d_model or noise.shape[2]]
+    expected = ["samples", prompt.subject.stop - prompt.subject.start, d_model or noise.shape[2]]
     if list(noise.shape[1:]) != expected[1:] or not len(noise):
         raise ValueError(
-            f"fact {prompt.fact_id}: expected noise of shape [samples, tokens of the subject, d_model] = "
-            f"[1 or more, {expected[1]}, {expected[2]}], got {list(noise.shape)}"
+            f"fact {prompt.fact_id}: noise of shape {list(noise.shape)}: expected [sample, subject, d_model] with at "
+            f"least 1 sample, {expected[1]} tokens of the subject and width {expected[2]}"
         )
 
 
