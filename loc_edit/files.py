@@ -214,12 +214,12 @@ def join_inside(folder: Path, name: str, *, links: bool = False) -> Path:
         links: whether links in the folder may lead outside.
 
     Raises:
-        ValueError: the name is no text, empty or absolute, contains `..`, NUL, a colon or the name of a device of
+        ValueError: the name is empty or absolute, contains `..`, NUL, a colon or the name of a device of
             Windows, or leads outside by a link.
     """
-    parts = PurePosixPath(str(name).replace("\\", "/"))
+    parts = PurePosixPath(name.replace("\\", "/"))
     devices = [part for part in parts.parts if part.partition(".")[0].rstrip().upper() in _DEVICES]
-    wrong = not isinstance(name, str) or not parts.parts or parts.is_absolute() or ".." in parts.parts or devices
+    wrong = not parts.parts or parts.is_absolute() or ".." in parts.parts or devices
     if wrong or any(character in name for character in "\0:"):
         raise ValueError(f"file name {name!r}: expected a name inside {folder}")
     path = folder / parts

@@ -15,7 +15,7 @@ from transformer_lens import HookedTransformerConfig, loading_from_pretrained as
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from loc_edit.arguments import Count, fits, words
+from loc_edit.arguments import Count, fits, fitted, words
 from loc_edit.files import join_inside
 from loc_edit.models.checks import BadModel
 from loc_edit.models.model import Model, W_out, b_out
@@ -219,7 +219,8 @@ def shard_names(directory: Path) -> list[str]:
             "AutoModelForCausalLM.from_pretrained(directory).save_pretrained(new_directory)"
         )
     with refusing(f"model directory {directory}: {index.name} cannot be read"):
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({*fitted(weight_map, dict[str, str], "weight_map").values()})
         for name in names:
             join_inside(directory, name, links=True)  # the hub's cache has links to the files
     return names
