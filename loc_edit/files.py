@@ -39,6 +39,10 @@ _ADVICE = {
 }
 
 
+_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{kind}{n}" for kind in ("COM", "LPT") for n in range(1, 10))}
+"""Names that Windows takes for a device in every folder, whatever their ending."""
+
+
 class StoreError(OSError):
     """The disk refused an operation; the message names the file, and `errno` gives the reason."""
 
@@ -286,16 +290,24 @@ def remove_temporaries(folder: Path, name: str = "", older_than: float = 0.0) ->
                     path.unlink(missing_ok=True)
 
 
-def join_inside(folder: Path, name: str) -> Path:
+def join_inside(folder: Path, name: str, *, links: bool = False) -> Path:
     """Returns the path of `name` in `folder`, where `name` comes from untrusted data.
 
+    Args:
+        folder: the folder.
+        name: a relative path.
+        links: whether links in the folder may lead outside.
+
     Raises:
-        ValueError: the name is empty or absolute, contains `..`, NUL or a drive letter, or leads outside by a link.
+        ValueError: the name is empty or absolute, contains `..`, NUL, a colon or the name of a device of
+            Windows, or leads outside by a link.
     """
     parts = PurePosixPath(name.replace("\\", "/"))
-    if not name or "\0" in name or parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
+    devices = [part for part in parts.parts if part.partition(".")[0].rstrip().upper() in _DEVICES]
+    wrong = not parts.parts or parts.is_absolute() or ".." in parts.parts or devices
+    if wrong or any(character in name for character in "\0:"):
         raise ValueError(f"file name {name!r}: expected a name inside {folder}")
     path = folder / parts
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if not links and not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"file name {name!r} leads outside {folder}")
     return path

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from math import inf
 from typing import Any, Literal
 
+from loc_edit.arguments import Window, fits, words
 from loc_edit.files import Origin
 
 Metric = Literal["probability", "log_probability", "logit_difference"]
@@ -210,14 +211,15 @@ def parse_method(name: str) -> tuple[str, int]:
     Raises:
         ValueError: the method is unknown, or cannot edit a window of that size.
     """
-    method, _, number = name.partition("-")
-    if method not in METHODS or (number and not number.isdigit()):
+    method, dash, number = name.partition("-")
+    if method not in METHODS or (dash and not (number.isascii() and number.isdigit())):
         others = ", ".join(method for method in METHODS if method != "finetune")
         raise ValueError(f"method {name!r}: expected {others}, finetune-1 or finetune-5 (a method and its window)")
     window = int(number) if number else METHODS[method].window
-    if window < 1 or (METHODS[method].one_layer and window != 1):
-        most = "exactly 1 layer" if METHODS[method].one_layer else "at least 1 layer"
-        raise ValueError(f"method {name!r}: expected a window of {most}")
+    if METHODS[method].one_layer and window != 1:
+        raise ValueError(f"method {name!r}: expected a window of exactly 1 layer")
+    if not fits(window, Window):
+        raise ValueError(f"method {name!r}: expected its window to be {words(Window)}")
     return method, window
 
 

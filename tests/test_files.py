@@ -181,6 +181,11 @@ def test_names_inside_are_joined(tmp_path, name):
         "c:a",
         "a\0b",
         "\0",
+        "NUL",
+        "a/con.txt",
+        "COM1",
+        "a/b:stream",
+        ".",
     ],
 )
 def test_names_that_lead_outside_are_refused(tmp_path, name):

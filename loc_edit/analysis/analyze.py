@@ -15,6 +15,7 @@ from loc_edit.analysis.regression.planted import planted_in
 from loc_edit.analysis.run import Run
 from loc_edit.analysis.tables.rows import RowsMissing, StudyRows
 from loc_edit.analysis.tables.summaries import mean_scores
+from loc_edit.arguments import Id, Index, Window, checked
 from loc_edit.store.folder import RunMismatch
 from loc_edit.store.rows import KEYS
 from loc_edit.store.settings import describe, differences
@@ -45,13 +46,14 @@ class Analysis:
     missing: dict[str, str]
 
 
+@checked
 def analyze(
     run: Run | Sequence[Run],
     out: str | Path | None = None,
     *,
-    window: int | None = None,
-    draws: int = 2000,
-    seed: int = 0,
+    window: Window | None = None,
+    draws: Index = 2000,
+    seed: Id = 0,
     compare_paper: bool = False,
     second: Run | None = None,
 ) -> Analysis:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from loc_edit.analysis.tables.rows import EffectDefinition, join, without_controls
+from loc_edit.arguments import checked
 from loc_edit.contract import describe_recorded
 from loc_edit.effects import Denominator, Regressor
 from loc_edit.files import StoreError
@@ -56,6 +57,7 @@ class Run(RunFolder):
         return text
 
 
+@checked
 def load_run(path: str | Path) -> Run:
     """Opens a run folder for reading, also while it is being written.
 

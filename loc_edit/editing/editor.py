@@ -6,6 +6,7 @@ from functools import wraps
 from inspect import Signature, signature
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload, runtime_checkable
 
+from loc_edit.arguments import checked
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.settings import Settings
 from loc_edit.editing.update import Edit, WeightUpdate
@@ -47,7 +48,7 @@ def one_or_many(edit_all: Callable[Concatenate[Model, list[EditRequest], P], lis
     first, second, *others = signature(edit_all).parameters.values()
     second = second.replace(name="request", annotation=EditRequest | Sequence[EditRequest])
     edit.__signature__ = Signature([first, second, *others], return_annotation=Edit | list[Edit])  # type: ignore[attr-defined]
-    return cast(Editor[P], edit)
+    return cast(Editor[P], checked(edit))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from loc_edit.arguments import checked
 from loc_edit.editing.editor import EditJob, describe, one_or_many
 from loc_edit.editing.memit import joint_factors
 from loc_edit.editing.problems import EditRequest
@@ -31,6 +32,7 @@ def emmet(
     return job.edits([update] for update in _updates(job, stats, [[i] for i in range(len(requests))]))
 
 
+@checked
 def emmet_joint(
     model: Model,
     requests: Sequence[EditRequest],

@@ -12,10 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from loc_edit.arguments import checked
 from loc_edit.editing.update import Edit, EditMismatch
 from loc_edit.files import building, join_inside
 from loc_edit.models.catalog import model_directory
-from loc_edit.models.checkpoints import mlp_output
+from loc_edit.models.checkpoints import mlp_output, refusing, shard_names
 from loc_edit.models.checks import BadModel
 from loc_edit.models.identity import fingerprint
 from loc_edit.models.loading import load_model
@@ -36,6 +37,7 @@ Places = Mapping[str, tuple[str, int]]
 """By a tensor's name, the name of its file and the number of its first byte in it."""
 
 
+@checked
 def export(
     edit: Edit | Sequence[Edit],
     source: str | Path,
@@ -111,25 +113,16 @@ def _places(source: Path) -> Places:
 
     A safetensors file is 8 bytes that give the length of a JSON header, the header, and the tensors' bytes.
     """
-    whole, index = source / "model.safetensors", source / "model.safetensors.index.json"
-    if not source.is_dir():
-        raise BadModel(f"model directory {source} does not exist")
-    if not whole.is_file() and not index.is_file():
-        raise BadModel(
-            f"model directory {source}: it has no safetensors; write them first: "
-            "AutoModelForCausalLM.from_pretrained(directory).save_pretrained(new_directory)"
-        )
     places: dict[str, tuple[str, int]] = {}
-    try:
-        shards = {} if whole.is_file() else json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        for name in sorted(set(shards.values())) or [whole.name]:
+    for name in shard_names(source):
+        with refusing(f"model directory {source}: {name} cannot be read"):
+            with safe_open(source / name, framework="pt"):
+                pass  # refuses a header whose sizes and places do not fit the file
             with (source / name).open("rb") as file:
                 size = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(size))
             header.pop("__metadata__", None)
             places |= {tensor: (name, 8 + size + entry["data_offsets"][0]) for tensor, entry in header.items()}
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, MemoryError) as error:
-        raise BadModel(f"model directory {source}: its safetensors cannot be read ({error})") from error
     return places
 
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from loc_edit.arguments import checked
 from loc_edit.editing.problems import EditRequest
 from loc_edit.facts.fact import Fact
 from loc_edit.models.model import Model, W_out
@@ -14,6 +15,7 @@ from loc_edit.prompts.encoding import Prompt, encode_text, target_tokens
 Row = tuple[Prompt, Int[Tensor, " target"]]
 
 
+@checked
 def gradient_gains(model: Model, fact: Fact, request: EditRequest) -> Float[Tensor, " layer"]:
     """How fast the loss on a fact's paraphrases falls when one layer's `W_out` follows the gradient of the edit's loss.
 

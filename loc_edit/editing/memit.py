@@ -7,6 +7,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from loc_edit.arguments import checked
 from loc_edit.editing.editor import EditJob, describe, one_or_many
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.rows import Prefix, PromptRows, make_rows, run_prefix
@@ -55,6 +56,7 @@ def memit(  # noqa: D417 (the decorator names `request`)
     return independent_edits(job, stats.solve, settings.moment_weight)
 
 
+@checked
 def memit_joint(
     model: Model,
     requests: Sequence[EditRequest],

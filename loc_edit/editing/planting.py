@@ -9,6 +9,7 @@ from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from loc_edit.arguments import CheckedFields, Count, NonNegative, Positive, checked
 from loc_edit.editing.changes import OtherUpdate
 from loc_edit.editing.update import Edit, WeightUpdate, mlp_hooks
 from loc_edit.events import progress
@@ -26,7 +27,7 @@ SITES = ("mlp_out", "attn_out")
 
 
 @dataclass(frozen=True)
-class PlantSettings:
+class PlantSettings(CheckedFields):
     """Hyperparameters of planting.
 
     Attributes:
@@ -35,11 +36,12 @@ class PlantSettings:
         brake: weight of the divergence from the unchanged model on the facts that are kept.
     """
 
-    steps: int = 250
-    lr: float = 2e-3
-    brake: float = 2.0
+    steps: Count = 250
+    lr: Positive = 2e-3
+    brake: NonNegative = 2.0
 
 
+@checked
 def plant(
     model: Model,
     facts: Sequence[Fact],

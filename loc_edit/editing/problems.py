@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from loc_edit.arguments import NonNegative, checked
 from loc_edit.contract import BadPlugin, describe_plugin, first_sentence, named_in, spelled_out
 from loc_edit.facts.fact import Fact
 from loc_edit.files import origin_of
@@ -17,7 +18,7 @@ from loc_edit.models.model import Model, logits_at, token_texts
 from loc_edit.names import PROBLEMS, Problem, nearest
 from loc_edit.prompts.batches import make_batch, run, target_log_probs
 from loc_edit.prompts.encoding import Prompt, encode, target_tokens
-from loc_edit.prompts.noise import subject_noise
+from loc_edit.prompts.noise import check_noise, subject_noise
 
 ChooseTarget = TypeVar("ChooseTarget", bound=Callable[..., Any])
 
@@ -97,13 +98,14 @@ def problem(
     return register
 
 
+@checked
 def pose(
     fact: Fact,
     problem: str,
     model: Model,
     *,
     noise: Float[Tensor, "sample subject d_model"] | None = None,
-    noise_scale: float | None = None,
+    noise_scale: NonNegative | None = None,
     seed: int = 0,
     facts: Sequence[Fact] = (),
 ) -> EditRequest:
@@ -131,6 +133,8 @@ def pose(
         if noise_scale is None:
             raise ValueError(f"fact {fact.fact_id}: {problem} needs noise= or noise_scale=")
         noise = subject_noise(model, prompt, scale=noise_scale, seed=seed)
+    if noise is not None:
+        check_noise(prompt, noise, model.cfg.d_model)
     given = {"model": model, "prompt": prompt, "noise": noise, "facts": facts, "seed": seed}
     target, tokens = _target(problem, fact, given)
     if kind.objective == "lower":

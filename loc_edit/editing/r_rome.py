@@ -30,7 +30,5 @@ def r_rome(
     The arguments and errors are the same as in `rome`.
     """
     settings = settings or RRomeSettings()
-    if settings.key not in ("bare", "mean"):
-        raise ValueError(f"r_rome: expected key 'bare' or 'mean', got {settings.key!r}")
     job = EditJob("r_rome", model, requests, [layer], settings, contexts)
     return rank_one_edits(job, stats, lambda keys: (keys[:, 0] if settings.key == "bare" else keys.mean(1),) * 2)

@@ -6,8 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, get_type_hints, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, get_type_hints, runtime_checkable
 
+from annotated_types import Gt, Le
+
+from loc_edit.arguments import CheckedFields, Count, NonNegative, Positive, fitted
 from loc_edit.files import DATA
 from loc_edit.names import parse_method
 
@@ -16,7 +19,7 @@ BUILTIN_PRESET_PATH = DATA / "model" / "presets.toml"
 
 
 @dataclass(frozen=True)
-class ValueSettings:
+class ValueSettings(CheckedFields):
     """Hyperparameters of the optimization of the value, which ROME and MEMIT share.
 
     Where a norm follows the MLP, v0 is u0, what `W_out` puts out before the norm, and delta, v0 and so the learning
@@ -32,12 +35,12 @@ class ValueSettings:
             has .05, and never gets there.)
     """
 
-    steps: int = 20
-    lr: float = 0.5
-    kl: float = 0.0625
-    decay: float = 0.5
-    clamp: float = 4.0
-    early_stop: float = field(default=0.0, kw_only=True)
+    steps: Count = 20
+    lr: Positive = 0.5
+    kl: NonNegative = 0.0625
+    decay: NonNegative = 0.5
+    clamp: Positive = 4.0
+    early_stop: NonNegative = field(default=0.0, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class RRomeSettings(RomeSettings):
         key: the only key of the closed form: `bare`, the bare prompt's, or `mean`, the mean over the contexts.
     """
 
-    key: str = "bare"
+    key: Literal["bare", "mean"] = "bare"
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,9 @@ class MemitSettings(ValueSettings):
         moment_weight: lambda, the weight of the old keys' second moment against the new keys.
     """
 
-    steps: int = 25
-    clamp: float = 0.75
-    moment_weight: float = 15000.0
+    steps: Count = 25
+    clamp: Positive = 0.75
+    moment_weight: NonNegative = 15000.0
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,13 @@ class AlphaEditSettings(ValueSettings):
         null_space: eigenvalues of the second moment below this share of its diagonal's mean count as zero.
     """
 
-    steps: int = 25
-    clamp: float = 0.75
-    null_space: float = 2e-2
+    steps: Count = 25
+    clamp: Positive = 0.75
+    null_space: Positive = 2e-2
 
 
 @dataclass(frozen=True)
-class FinetuneSettings:
+class FinetuneSettings(CheckedFields):
     """Hyperparameters of constrained fine-tuning.
 
     Attributes:
@@ -99,25 +102,25 @@ class FinetuneSettings:
         weight_decay: weight of ||delta W||^2 in the loss; the stopping rule does not count it.
     """
 
-    steps: int = 25
-    lr: float = 5e-4
-    eps: float = 1e-4
+    steps: Count = 25
+    lr: Positive = 5e-4
+    eps: Annotated[float, Gt(0), Le(math.inf)] = 1e-4
     bias: bool = True
-    weight_decay: float = field(default=0.0, kw_only=True)
+    weight_decay: NonNegative = field(default=0.0, kw_only=True)
 
 
 @dataclass(frozen=True)
 class FreeFinetuneSettings(FinetuneSettings):
     """Hyperparameters of fine-tuning without a box."""
 
-    eps: float = math.inf
+    eps: Annotated[float, Gt(0), Le(math.inf)] = math.inf
 
 
 @dataclass(frozen=True)
 class DecayFinetuneSettings(FreeFinetuneSettings):
     """Hyperparameters of fine-tuning held back by weight decay toward the old weights, not by a box."""
 
-    weight_decay: float = field(default=0.1, kw_only=True)
+    weight_decay: NonNegative = field(default=0.1, kw_only=True)
 
 
 @runtime_checkable
@@ -148,25 +151,21 @@ def resolve_settings(name: str, problem: str, *tables: dict[str, Any]) -> Settin
     that one.
 
     Raises:
-        ValueError: a table names a setting that the method does not have, or gives it a value of another type.
+        ValueError: a table names a setting that the method does not have, or gives it a value of another type or
+            outside its limits.
     """
     method, window = parse_method(name)
     record = SETTINGS[method]
-    hints = get_type_hints(record)
-    types: dict[str, Any] = {field.name: hints[field.name] for field in fields(record)}
+    hints = get_type_hints(record, include_extras=True)
+    kinds = {entry.name: hints[entry.name] for entry in fields(record)}
     values: dict[str, Any] = {}
     for entry in (table.get(key, {}) for table in tables for key in (method, f"{method}-{window}")):
         values |= {key: value for key, value in entry.items() if not isinstance(value, dict)} | entry.get(problem, {})
-    if unknown := sorted(set(values) - set(types)):
-        raise ValueError(f"settings of {name}: expected {', '.join(sorted(types))}; got {', '.join(unknown)}")
-    for key, value in values.items():
-        if types[key] is float and type(value) is int:
-            values[key] = float(value)
-        elif type(value) is not types[key]:
-            raise ValueError(f"settings of {name}: expected {types[key].__name__} for {key}, got {value!r}")
+    if unknown := sorted(set(values) - set(kinds)):
+        raise ValueError(f"settings of {name}: expected {', '.join(sorted(kinds))}; got {', '.join(unknown)}")
     try:
-        return record(**values)
-    except ValueError as error:  # a plug-in's own check
+        return record(**{key: fitted(value, kinds[key], key) for key, value in values.items()})
+    except ValueError as error:  # of a value, or of a plug-in's own check
         raise ValueError(f"settings of {name}: {error}") from error
 
 

@@ -15,6 +15,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from loc_edit.arguments import checked, fitted
 from loc_edit.editing.changes import OtherUpdate as OtherUpdate, WeightUpdate as WeightUpdate, moved, parts, times
 from loc_edit.keys.disk import TensorFile, write_tensors
 from loc_edit.models.checkpoints import hf_state_dict
@@ -204,6 +205,7 @@ class Edit:
         write_tensors(Path(path), kinds, tensors.__getitem__, {"format": FORMAT, "about": json.dumps(dict(self.about))})
 
     @classmethod
+    @checked
     def load(cls, path: str | Path, model: Model | None = None) -> "Edit":
         """Read an edit, and compare it with its checksums; with `model`, refuse it if it was made for another one.
 
@@ -222,20 +224,22 @@ class Edit:
             raise ValueError(f"{path}: expected format {FORMAT!r}, got {file.metadata.get('format')!r}")
         of_layers: dict[tuple[int, int], dict[str, Tensor]] = {}
         of_others: dict[str, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if not torch.isfinite(value).all():
-                raise ValueError(
-                    f"{path}: {name} has values that are not finite: it is damaged, or the edit had failed"
-                )
-            if "/" in name:
-                parameter, _, part = name.partition("/")
-                of_others.setdefault(parameter, {})[part] = value
-            else:
-                i, layer, part = name.split(".")
-                of_layers.setdefault((int(i), int(layer)), {})[part] = value
-        updates = tuple(WeightUpdate(layer, **of_layers[i, layer]) for i, layer in sorted(of_layers))
-        others = tuple(OtherUpdate(name, **of_others[name]) for name in sorted(of_others))
-        edit = cls(updates, json.loads(file.metadata["about"]), others)
+        try:
+            for name, value in tensors.items():
+                if not torch.isfinite(value).all():
+                    raise ValueError(f"{name} has values that are not finite")
+                if "/" in name:
+                    parameter, _, part = name.partition("/")
+                    of_others.setdefault(parameter, {})[part] = value
+                else:
+                    i, layer, part = name.split(".")
+                    of_layers.setdefault((int(i), int(layer)), {})[part] = value
+            updates = tuple(WeightUpdate(layer, **of_layers[i, layer]) for i, layer in sorted(of_layers))
+            others = tuple(OtherUpdate(name, **of_others[name]) for name in sorted(of_others))
+            _ = [update.delta for update in updates], [other.delta for other in others]  # whole, or factors that fit
+            edit = cls(updates, fitted(json.loads(file.metadata["about"]), dict[str, Any], "about"), others)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path}: expected a saved edit, got one that is damaged ({error!r})") from error
         return edit if model is None else edit.to(model)
 
     def to(self, model: Model) -> "Edit":

@@ -12,6 +12,7 @@ from loc_edit.analysis.regression.folds import chosen_by_others, splits
 from loc_edit.analysis.regression.profiles import sign_of
 from loc_edit.analysis.regression.rules import PILOT, votes
 from loc_edit.analysis.tables.rows import EffectDefinition, RowsMissing, by_layer
+from loc_edit.arguments import Count, Window, checked
 from loc_edit.editing.gradients import gradient_gains
 from loc_edit.events import progress
 from loc_edit.experiment.batch import Batch
@@ -20,7 +21,7 @@ from loc_edit.experiment.setup import Setup
 from loc_edit.experiment.study import TraceCell, edit_cells
 from loc_edit.facts.fact import Fact
 from loc_edit.models.model import Model
-from loc_edit.names import LOCALIZERS, nearest, windows_of
+from loc_edit.names import LOCALIZERS, OWN_SCORES, nearest, windows_of
 
 GRADIENT = "gradient"
 
@@ -51,6 +52,7 @@ class LayerChoice:
     seconds: float
 
 
+@checked
 def choose_layer(
     model: Model | str,
     facts: Sequence[Fact],
@@ -59,8 +61,8 @@ def choose_layer(
     method: str = "rome",
     problem: str = "error_injection",
     outcome: str = "overall",
-    window: int = 5,
-    draws: int = 2000,
+    window: Window = 5,
+    draws: Count = 2000,
     **options: Any,
 ) -> LayerChoice:
     """The layer to edit, from a few facts.
@@ -83,11 +85,15 @@ def choose_layer(
     start = time.perf_counter()
     if rule not in (PILOT, GRADIENT, *LOCALIZERS):
         raise BadConfig(f"rule {rule!r}: {nearest(rule, [PILOT, GRADIENT, *LOCALIZERS])}")
+    if not facts:
+        raise BadConfig("choose_layer: expected at least one fact, got none")
     name = model if isinstance(model, str) else model.cfg.model_name
     values: dict[str, Any] = {"model": name, "methods": (method,), "problems": (problem,), "windows": (window,)}
     values |= {"facts": "all", "essence": False}
     values |= {"localizers": (rule,)} if rule in LOCALIZERS else {}
     setup = Setup(ExperimentConfig.from_values({**values, **options}, "choose_layer"))
+    if outcome not in (scores := [*OWN_SCORES, *setup.config.used["scores"]]):
+        raise BadConfig(f"outcome {outcome!r}: {nearest(outcome, scores)}")
     setup = setup.with_data(list(facts), None if isinstance(model, str) else model)
     wide = _values(setup, rule, problem, outcome)
     votes_of = votes(wide.to_numpy(float), draws, setup.config.seed)

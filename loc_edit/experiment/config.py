@@ -3,12 +3,14 @@
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tomli_w
 import tyro
+from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
+from loc_edit.arguments import Count, Id, Index, NonNegative, Probability, Ridge, Window, fitted
 from loc_edit.editing.settings import Settings, named_after, presets, resolve_settings
 from loc_edit.experiment.plugins import check_loaded, load_installed, load_plugins
 from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS, SCORES, TRACING, nearest, parse_method, scores_of
@@ -38,19 +40,19 @@ class ExperimentConfig(BaseModel):
     """A saved edit that is written into the model first, such as planted facts (`loc-edit plant`)."""
     data: str = "builtin"
     """The built-in facts, a public data set by name (counterfact, zsre, known_1000), or a file of facts."""
-    data_limit: int | None = None
+    data_limit: Count | None = None
     """How many of its records are read, from the first on; all if None."""
     skip_invalid: bool = False
     """Whether malformed records are left out and counted, and not an error."""
     known: bool = False
     """Whether to keep only the facts whose object the model says within 36 tokens after the prompt."""
-    min_probability: float = 0.0
+    min_probability: Probability = 0.0
     """The lowest p(o_true) of the facts that are kept."""
-    facts: int | None = 100
+    facts: Count | None = 100
     """How many facts, spread evenly over the relations; all if None (in TOML: "all")."""
-    skip_facts: int = 0
+    skip_facts: Index = 0
     """How many facts are left out at the beginning of this choice, such as those that settings were tuned on."""
-    layers: tuple[int, ...] | None = None
+    layers: tuple[Index, ...] | None = None
     """Layers to edit, 0-based; all if None.  (Tracing covers every layer.)"""
     methods: tuple[str, ...] = ("rome",)
     """Editing methods: rome, memit, finetune-1, finetune-5 (the number is the window), r_rome, emmet, alphaedit,
@@ -61,9 +63,9 @@ class ExperimentConfig(BaseModel):
     scores: tuple[str, ...] = ()
     """Scores beside those that every edit has: generation (what the model writes), survival (of rounding and merging),
     movement (of the tracing profile), and scores of plug-ins."""
-    windows: tuple[int, ...] = (5,)
+    windows: tuple[Window, ...] = (5,)
     """How many layers localizers take together: the restoration windows of Causal Tracing, and of the others."""
-    localizer_windows: tuple[int, ...] | None = None
+    localizer_windows: tuple[Window, ...] | None = None
     """Windows of the localizers other than Causal Tracing, if they differ."""
     localizers: tuple[str, ...] = (TRACING,)
     """Ways to say where a fact is stored: causal_tracing, attribution, integrated_gradients, zero_ablation,
@@ -74,13 +76,13 @@ class ExperimentConfig(BaseModel):
     noise: str = "s3"
     """Subject noise: a standard deviation, or s3 for three standard deviations of the subjects' embeddings; u0.2 or us3
     (uniform), m1 (full covariance), swap (other facts' subjects)."""
-    noise_samples: int = 10
+    noise_samples: Count = 10
     """Noise samples per fact."""
     corpus: str = "builtin"
     """Texts for the key statistics."""
-    corpus_tokens: int = 200_000
+    corpus_tokens: Annotated[int, Ge(2)] = 200_000
     """How many of its tokens are used at most."""
-    ridge: float = 0.0
+    ridge: Ridge = 0.0
     """What is added to the diagonal of the keys' second moments, in units of its mean, for a small corpus."""
     preset: str = "auto"
     """Settings of the methods: builtin, gpt-j, gpt2-xl, none, or auto (by the model's name)."""
@@ -88,24 +90,31 @@ class ExperimentConfig(BaseModel):
     """Settings that differ from the preset: `[settings.rome]`, `[settings.finetune-5.fact_forcing]`; TOML only."""
     essence: bool = True
     """Whether to score texts about the subject."""
-    seed: int = 0
+    seed: Id = 0
     """What every random draw depends on, together with a fact's id."""
-    chunk: int = 25
+    chunk: Count = 25
     """Facts that are computed together, and lost together when a run is stopped."""
-    workers: int | None = None
+    workers: Count | None = None
     """Processes that compute side by side, each with its own copy of the model.  None: from the command line, on the
     CPU one for each core, or as many as fit into half of the free memory; else 1."""
     engine: Literal["local", "ray"] = "local"
     """Where rows are computed: on this machine, or on a Ray cluster (`pip install 'loc-edit[ray]'`)."""
     address: str | None = None
     """Address of the Ray cluster: auto, host:6379, ray://host:10001; None starts one on this machine."""
-    gpus: float | None = None
+    gpus: NonNegative | None = None
     """GPUs of each Ray worker; None: one where the cluster has any."""
     mirror: str | None = None
     """An address to which the folder's files are copied, and from which an empty folder is filled: s3://bucket/run, or
     another that fsspec knows."""
     out: str = "runs/demo"
     """The run's folder."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _fits(cls, value: Any, info: Any) -> Any:
+        """Strict types and limits; the other validators of raw values, which stand below, come before this one."""
+        value = tuple(value) if isinstance(value, list) else value
+        return fitted(value, get_type_hints(cls, include_extras=True)[info.field_name])
 
     @field_validator("plugins")
     @classmethod
@@ -116,7 +125,7 @@ class ExperimentConfig(BaseModel):
     @field_validator("noise", mode="before")
     @classmethod
     def _noise_as_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int | float) else value
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
     @field_validator("localizers", mode="before")
     @classmethod
@@ -131,27 +140,6 @@ class ExperimentConfig(BaseModel):
     @classmethod
     def _all_facts(cls, value: Any) -> Any:
         return None if value == "all" else value
-
-    @field_validator("facts", "data_limit", "noise_samples", "corpus_tokens", "chunk", "workers")
-    @classmethod
-    def _at_least_one(cls, value: int | None) -> int | None:
-        if value is not None and value < 1:
-            raise ValueError(f"expected at least 1, got {value}")
-        return value
-
-    @field_validator("skip_facts")
-    @classmethod
-    def _at_least_none(cls, value: int) -> int:
-        if value < 0:
-            raise ValueError(f"expected at least 0, got {value}")
-        return value
-
-    @field_validator("windows", "localizer_windows")
-    @classmethod
-    def _windows_of_layers(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if value is not None and (not value or min(value) < 1):
-            raise ValueError(f"expected windows of at least 1 layer, got {list(value)}")
-        return value
 
     @field_validator("methods", "problems", "layers", "windows", "localizer_windows", "localizers", "scores")
     @classmethod

@@ -5,7 +5,9 @@ A resumed run takes the same texts, and is refused if the statistics are others.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from loc_edit.arguments import fitted
 from loc_edit.files import Damaged, read_json, set_aside, write_json
 from loc_edit.store.folder import RunMismatch
 from loc_edit.store.layout import CONTEXTS, KEY_STATS
@@ -20,14 +22,7 @@ def saved_contexts(folder: Path, seed: int) -> Contexts | None:
     Raises:
         Damaged: the file is damaged, or was edited.
     """
-    try:
-        return read_json(folder / CONTEXTS).get(str(seed))
-    except FileNotFoundError:
-        return None
-    except Damaged as error:
-        raise Damaged(
-            f"{error}; the next start of the run sets it aside and samples the context texts again"
-        ) from error
+    return _all_contexts(folder / CONTEXTS).get(str(seed))
 
 
 def set_damaged_contexts_aside(folder: Path) -> None:
@@ -41,9 +36,22 @@ def set_damaged_contexts_aside(folder: Path) -> None:
 def save_contexts(folder: Path, seed: int, contexts: Contexts) -> None:
     """Save context texts, unless texts of this seed are saved already; the texts of other seeds stay."""
     path = folder / CONTEXTS
-    by_seed = read_json(path) if path.is_file() else {}
+    by_seed = _all_contexts(path)
     new = {style: list(texts) for style, texts in contexts.items()}
     write_json(path, {**by_seed, str(seed): by_seed.get(str(seed), new)})
+
+
+def _all_contexts(path: Path) -> dict[str, Any]:
+    """The texts of all seeds in a file; none if there is no file."""
+    if not path.is_file():
+        return {}
+    again = "the next start of the run sets it aside and samples the context texts again"
+    try:
+        return dict(fitted(read_json(path), dict[str, dict[str, list[str]]], "its content"))
+    except Damaged as error:
+        raise Damaged(f"{error}; {again}") from error
+    except ValueError as error:
+        raise Damaged(f"{path} is damaged: {error}; {again}") from error
 
 
 def save_key_stats(folder: Path, corpus: str, checksums: Mapping[int, str]) -> None:

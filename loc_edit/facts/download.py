@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hashlib import sha256 as sha256_of
 from pathlib import Path
 
+from loc_edit.arguments import checked
 from loc_edit.files import cache_folder, write_atomic
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ PUBLIC = {
 """The data sets that `load_facts` and `fetch` know by name."""
 
 
+@checked
 def fetch(
     name: str,
     *,

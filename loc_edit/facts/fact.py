@@ -4,8 +4,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, cast
 
+from loc_edit.arguments import Id, fits, words
 from loc_edit.files import short_hash
 
 TEXT_LISTS = ("paraphrases", "neighbors")
@@ -27,7 +28,8 @@ class Fact:
         relation: an identifier of the relation, such as `P103` or `capital`.
         paraphrases: prompts that ask for the same object in other words, with the subject filled in.
         neighbors: prompts about other subjects whose true object is also `target_true`.
-        fact_id: an integer that names the fact in its data set; derived from the content if not given.
+        fact_id: an integer of at least 0 and below 2^63 that names the fact in its data set; derived from the content
+            if not given.
         searched: whether the data set does not mark the subject's place in the prompt, so that the subject's first
             occurrence was taken.
     """
@@ -39,7 +41,7 @@ class Fact:
     relation: str = ""
     paraphrases: tuple[str, ...] = ()
     neighbors: tuple[str, ...] = ()
-    fact_id: int = -1
+    fact_id: int = cast(int, None)
     searched: bool = False
 
     def __post_init__(self) -> None:
@@ -49,7 +51,7 @@ class Fact:
                 object.__setattr__(self, name, target.strip())
         for name in TEXT_LISTS:
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.fact_id < 0:
+        if self.fact_id is None:
             content = "\x1f".join((self.template, self.subject, self.target_true)).encode()
             object.__setattr__(self, "fact_id", int.from_bytes(sha256(content).digest()[:6], "big"))
         if self.template.count("{}") != 1:
@@ -80,15 +82,16 @@ def check_types(values: Mapping[str, Any]) -> None:
     Raises:
         BadFact: names the field, its value and the expected type.
     """
-    fact = f"fact {values.get('fact_id', -1)!r}"
+    fact = f"fact {values.get('fact_id')!r}"
     for name, value in values.items():
         is_list = isinstance(value, list | tuple)
         texts = [text for text in (value if is_list else [value]) if isinstance(text, str)]
         if name in TEXT_LISTS:
             right, expected = is_list and len(texts) == len(value), "a list of texts"
-        elif name in ("fact_id", "searched"):
-            kind, expected = (int, "an integer") if name == "fact_id" else (bool, "true or false")
-            right = type(value) is kind
+        elif name == "fact_id":
+            right, expected = value is None or (type(value) is int and fits(value, Id)), words(Id)
+        elif name == "searched":
+            right, expected = type(value) is bool, "true or false"
         else:
             right, expected = isinstance(value, str) or (name == "target_new" and value is None), "a text"
         if not right:

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from loc_edit.arguments import checked
 from loc_edit.facts.builtin import FACTS_PATH, builtin_facts
 from loc_edit.facts.download import PUBLIC, fetch
 from loc_edit.facts.fact import BadFact, Fact
@@ -21,6 +22,7 @@ _OPENING = re.compile(r"\s*\[\s*(\]?)\s*")
 _SEPARATOR = re.compile(r"\s*(,|\])\s*")
 
 
+@checked
 def load_facts(
     source: str | Path = "builtin",
     *,
@@ -136,6 +138,7 @@ def save_skipped(errors: Iterable[BadRecord], path: str | Path) -> None:
     _write_lines(path, [{"record": error.index, "reason": error.reason} for error in errors])
 
 
+@checked
 def save_facts(facts: Sequence[Fact], path: str | Path) -> None:
     """Write facts as JSON lines, in the format `own`."""
     _write_lines(path, map(asdict, facts))

@@ -4,9 +4,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import zip_longest
 
+from loc_edit.arguments import checked
 from loc_edit.facts.fact import Fact
 
 
+@checked
 def sample_by_relation(facts: Sequence[Fact], n: int | None = None) -> list[Fact]:
     """The first `n` facts when the relations take turns: in each turn, every relation gives its next fact.
 

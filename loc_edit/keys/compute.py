@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from loc_edit.arguments import checked
 from loc_edit.files import Damaged, StoreError, cache_folder, set_aside, short_hash
 from loc_edit.keys.corpora import IDENTITY, open_corpus
 from loc_edit.keys.disk import remove_stale
@@ -25,6 +26,7 @@ SMALL_BATCH = 256
 """Tokens in a batch of a small sample, in which a full-size batch would leave no half to compare the whole with."""
 
 
+@checked
 def key_stats(
     model: Model,
     layers: Sequence[int],

@@ -1,7 +1,6 @@
 """Second moments of the keys of each layer: the class that stores them, saves and loads them, and computes C^-1 k."""
 
 import json
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from loc_edit.arguments import Index, Ridge, checked, fits, fitted, words
 from loc_edit.files import Damaged
 from loc_edit.keys.disk import TensorFile, tensor_checksum, write_tensors
 from loc_edit.keys.plausibility import check_moments
@@ -114,13 +114,14 @@ class KeyStats:
     _checksums: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.ridge) and self.ridge >= 0):
+        if not fits(self.ridge, Ridge):
             raise BadKeyStats(
-                f"expected a ridge of 0 or more, as a share of the diagonal's mean, got ridge {self.ridge}"
+                f"expected a ridge, as a share of the diagonal's mean, to be {words(Ridge)}, got ridge {self.ridge}"
             )
 
     @classmethod
-    def from_moments(cls, moments: Mapping[int, Any], *, n_tokens: int, ridge: float = 0.0) -> "KeyStats":
+    @checked
+    def from_moments(cls, moments: Mapping[int, Any], *, n_tokens: Index, ridge: float = 0.0) -> "KeyStats":
         """Makes statistics of given matrices.
 
         Args:
@@ -184,6 +185,10 @@ class KeyStats:
             self._checksums[layer] = tensor_checksum(self.second_moment(layer))
         return self._checksums[layer]
 
+    def _check_width(self, layer: int, keys: Float[Tensor, "*batch d_mlp"], width: int) -> None:
+        if keys.shape[-1] != width:
+            raise BadKeyStats(f"layer {layer}: expected statistics of size {keys.shape[-1]}, as the keys, got {width}")
+
     def with_ridge(self, ridge: float) -> "KeyStats":
         """Returns the same moments with another ridge."""
         return replace(self, ridge=ridge, _factors=Factors(self._factors.room))
@@ -197,6 +202,7 @@ class KeyStats:
         if self.is_identity and layer in self.moments:
             return keys / (1 + self.ridge)
         factor = self._factors.get(layer, lambda: self._factor(layer))
+        self._check_width(layer, keys, len(factor))
         columns = rearrange(keys.to(factor), "... d_mlp -> d_mlp (...)")
         solved = torch.cholesky_solve(columns, factor)
         return solved.T.reshape(keys.shape).to(keys)
@@ -217,6 +223,7 @@ class KeyStats:
             values, vectors = torch.linalg.eigh(self.second_moment(layer).double())
             self._spectra[layer] = values, vectors
         values, vectors = self._spectra[layer]
+        self._check_width(layer, keys, len(values))
         shares = values / values.mean()
         free = vectors[:, shares < null_space]
         if free.shape[1] == 0:
@@ -297,7 +304,12 @@ class KeyStats:
         metadata = file.metadata
         if metadata.pop("format", None) != FORMAT:
             raise BadKeyStats(f"{path}: expected key statistics of format {FORMAT}")
-        stored = sorted(map(int, file.names))
+        try:
+            stored, n_tokens = sorted(map(int, file.names)), fitted(int(metadata.pop("n_tokens")), Index, "n_tokens")
+            ridge, shares = float(metadata.pop("ridge")), json.loads(metadata.pop("convergence", "[]"))
+            rows = tuple(row for row in fitted(shares, list[dict[str, Any]], "convergence") if row["layer"] in stored)
+        except (KeyError, ValueError) as error:
+            raise BadKeyStats(f"{path}: expected layers, n_tokens, ridge and convergence, got {error!r}") from error
         layers = stored if layers is None else sorted(layers)
         if missing := set(layers) - set(stored):
             raise BadKeyStats(f"{path}: expected key statistics for layers {sorted(missing)}, found layers {stored}")
@@ -307,8 +319,7 @@ class KeyStats:
             check_moments(file, layers if check else ())
         except Damaged as error:
             raise BadKeyStats(str(error)) from error
-        n_tokens, ridge = int(metadata.pop("n_tokens")), float(metadata.pop("ridge"))
-        rows = tuple(row for row in json.loads(metadata.pop("convergence", "[]")) if row["layer"] in layers)
+        rows = tuple(row for row in rows if row["layer"] in layers)
         device = "cpu" if model is None else model.W_E.device
         checksums = {int(name): checksum for name, checksum in file.checksums.items()}
         moments = LazyTensors(layers, lambda layer: file.read(str(layer)).to(device))

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from loc_edit.arguments import Count, checked
 from loc_edit.localization.hooks import site_name
 from loc_edit.localization.question import Grids, Questions
 from loc_edit.localization.sweep import Patch, Units
@@ -38,7 +39,8 @@ def mean_ablation(questions: Questions) -> Grids:
     return _ablated(questions, means, sources)
 
 
-def resample_ablation(questions: Questions, samples: int = 10, seed: int = 0) -> Grids:
+@checked
+def resample_ablation(questions: Questions, samples: Count = 10, seed: int = 0) -> Grids:
     """How much the clean run loses when a cell's output comes from another prompt, at a position of the same kind.
 
     The kinds are: before the subject, inside it, its last token, after it, the prompt's last token.  Prompts and

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch.nn.functional import pad
 
+from loc_edit.arguments import Count, checked
 from loc_edit.localization.question import Grids, Observed, Questions
 
 
@@ -20,7 +21,8 @@ def attribution(questions: Questions) -> Grids:
     return _first_order(questions, [questions.corrupted(gradients=True)])
 
 
-def integrated_gradients(questions: Questions, steps: int = 8) -> Grids:
+@checked
+def integrated_gradients(questions: Questions, steps: Count = 8) -> Grids:
     """Attribution patching with the gradient averaged along the way from the corrupted to the clean prompt.
 
     The embeddings go from the corrupted to the clean ones through `steps` midpoints, and the gradient is taken at
@@ -29,8 +31,6 @@ def integrated_gradients(questions: Questions, steps: int = 8) -> Grids:
 
     Cost: `steps` times that of `attribution`.  Source: Sundararajan et al. 2017; Hanna et al. 2024 (EAP-IG, inputs).
     """
-    if steps < 1:
-        raise ValueError(f"integrated gradients in {steps} steps: expected at least 1")
     points = (questions.at_share((step + 0.5) / steps, gradients=True) for step in range(steps))
     return _first_order(questions, points)
 

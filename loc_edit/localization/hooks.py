@@ -9,13 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import ActivationCache
 
+from loc_edit.arguments import checked
 from loc_edit.models.model import Hook, Model
 from loc_edit.prompts.encoding import Prompt
+from loc_edit.prompts.noise import check_noise
 
 NAMED_SITES = ("mlp_out", "attn_out", "resid_post")
 """Hook points that go without their `hook_`; any other site is given as the part of its name after `blocks.<l>.`."""
 
 
+@checked
 def corruption_hooks(prompt: Prompt, noise: Float[Tensor, "sample subject d_model"]) -> list[Hook]:
     """Hooks that add `noise` to the embeddings of the prompt's subject.
 
@@ -26,11 +29,7 @@ def corruption_hooks(prompt: Prompt, noise: Float[Tensor, "sample subject d_mode
         ValueError: the noise does not have the subject's length.
     """
     span, samples = prompt.subject, noise.shape[0]
-    if noise.shape[1] != span.stop - span.start:
-        raise ValueError(
-            f"fact {prompt.fact_id}: noise of shape {list(noise.shape)}: expected [sample, subject, d_model] for a "
-            f"subject of {span.stop - span.start} tokens"
-        )
+    check_noise(prompt, noise)
 
     def corrupt(value: Float[Tensor, "batch pos d_model"], hook: Any) -> Float[Tensor, "batch2 pos d_model"]:
         rows = value.shape[0]
@@ -46,6 +45,7 @@ def corruption_hooks(prompt: Prompt, noise: Float[Tensor, "sample subject d_mode
     return [("hook_embed", corrupt)]
 
 
+@checked
 def restoration_hooks(
     clean_cache: Mapping[str, Tensor] | ActivationCache,
     *,
@@ -69,6 +69,8 @@ def restoration_hooks(
         return value
 
     names = [site_name(site, layer) for layer in layers]
+    if missing := [name for name in names if name not in clean_cache]:
+        raise ValueError(f"expected a clean cache with {', '.join(names)}, got one without {', '.join(missing)}")
     return [(name, partial(restore, clean=clean_cache[name])) for name in names]
 
 
@@ -100,6 +102,7 @@ def site_window(site: str, window: int) -> int:
     return 1 if site == "resid_post" else window
 
 
+@checked
 def window_layers(center: int, window: int, n_layers: int) -> range:
     """The layers of the window around `center`, clipped at the model's edges and not shifted (spec 1.3)."""
     if window < 1:

@@ -7,6 +7,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from loc_edit.arguments import checked
 from loc_edit.contract import BadPlugin
 from loc_edit.facts.fact import Fact
 from loc_edit.localization.ablation import mean_ablation, resample_ablation, zero_ablation
@@ -37,6 +38,7 @@ localizer("direct")(direct)
 localizer("random")(random)
 
 
+@checked
 def localize(
     model: Model,
     prompt: Prompt,
@@ -94,6 +96,7 @@ def localize(
     return traced
 
 
+@checked
 def localize_many(
     model: Model,
     prompts: Sequence[Prompt],
@@ -115,6 +118,11 @@ def localize_many(
     """
     if localizer not in EFFECTS:
         raise ValueError(f"localizer {localizer!r}: {nearest(localizer, LOCALIZERS)}")
+    known = LOCALIZERS[localizer]
+    own = {*known.options, *["seed"] * known.seeded, *["facts"] * known.facts}
+    if unknown := sorted(set(options) - own):
+        expected = f"options among {', '.join(sorted(own))}" if own else "no options"
+        raise ValueError(f"localizer {localizer!r}: expected {expected}, got {', '.join(unknown)}")
     asked: dict[str, Any] = {"site": site, "windows": windows, "metric": metric, "foils": foils, **options}
     return localize_by(EFFECTS[localizer], localizer, model, prompts, targets, noises, references=references, **asked)
 

@@ -7,10 +7,10 @@ from typing import get_args
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from loc_edit.localization.hooks import corruption_hooks
 from loc_edit.models.model import Model, token_texts
 from loc_edit.names import Metric
 from loc_edit.prompts.encoding import BadPrompt, Prompt, target_tokens
+from loc_edit.prompts.noise import check_noise
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def targeted_prompt(
         ValueError: noise of another length than the subject, an unknown metric, or no foil for `logit_difference`.
         BadPrompt: the prompt and its target are longer than the model's context.
     """
-    corruption_hooks(prompt, noise)  # refuses noise of another length
+    check_noise(prompt, noise, model.cfg.d_model)
     if metric not in get_args(Metric):
         raise ValueError(f"metric {metric!r}: expected probability, log_probability or logit_difference")
     other = None
@@ -65,6 +65,10 @@ def targeted_prompt(
         answer = target_tokens(model, prompt.text, target)
     else:
         answer = target.to(model.cfg.device)
+        if not len(answer) or int(answer.min()) < 0 or int(answer.max()) >= model.cfg.d_vocab:
+            raise ValueError(
+                f"fact {prompt.fact_id}: expected target tokens below {model.cfg.d_vocab}, got {answer.tolist()}"
+            )
         target = "".join(token_texts(model, answer)).strip()
     targeted = TargetedPrompt(prompt, target, answer, noise, other, reference=reference)
     if len(targeted) > model.cfg.n_ctx:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from loc_edit.arguments import Count, checked
 from loc_edit.localization.hooks import site_name
 from loc_edit.localization.question import NOT_A_NUMBER, Grids, Questions, localize_by
 from loc_edit.localization.sweep import Patch, Units
@@ -21,6 +22,7 @@ from loc_edit.names import TRACING, Metric
 from loc_edit.prompts.encoding import Prompt
 
 
+@checked
 def trace(
     model: Model,
     prompt: Prompt,
@@ -31,7 +33,7 @@ def trace(
     window: int = 5,
     metric: Metric = "probability",
     foil: str | None = None,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
 ) -> Trace:
     """Causal Tracing of one prompt, at every layer and position.
 
@@ -68,6 +70,7 @@ def trace(
     return traced
 
 
+@checked
 def trace_many(
     model: Model,
     prompts: Sequence[Prompt],
@@ -78,7 +81,7 @@ def trace_many(
     windows: Sequence[int] = (5,),
     metric: Metric = "probability",
     foils: Sequence[str | None] | None = None,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
 ) -> list[list[Trace]]:
     """Causal Tracing of many prompts with many windows: the same traces as from `trace`, with shared work.
 

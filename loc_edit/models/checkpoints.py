@@ -4,17 +4,19 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformer_lens import HookedTransformerConfig, loading_from_pretrained as loading
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from loc_edit.arguments import Count, fits, fitted, words
+from loc_edit.files import join_inside
 from loc_edit.models.checks import BadModel
 from loc_edit.models.model import Model, W_out, b_out
 
@@ -25,23 +27,41 @@ length on need no mask of their own."""
 REBUILT = ("GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "Olmo2ForCausalLM")
 """Architectures whose configuration is made here, because TransformerLens knows it by model names only."""
 
-CONVERSION_ERRORS = (ValueError, AttributeError, KeyError, TypeError, NotImplementedError, RuntimeError, ImportError)
-"""The errors of TransformerLens and transformers for checkpoints that they do not expect."""
+OTHER_KEYS = (
+    *(
+        "architectures",
+        "model_type",
+        "n_ctx",
+        "rope_theta",
+        "rope_scaling",
+        "rope_local_base_freq",
+        "rotary_pct",
+        "rotary_emb_base",
+    ),
+    *("partial_rotary_factor", "sliding_window_pattern"),
+)
+"""Keys of config.json that are kept beside the fields of the architecture's configuration; some are their old names."""
+
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim"),
+    *("num_key_value_heads", "max_position_embeddings"),
+)
+"""Sizes by which every architecture divides or counts."""
 
 
 @contextmanager
-def refusing(words: str) -> Iterator[None]:
+def refusing(beginning: str) -> Iterator[None]:
     """Turns an error of the disk, TransformerLens or transformers inside the block into a `BadModel`.
 
     Args:
-        words: the beginning of its message.
+        beginning: of its message.
     """
     try:
         yield
     except BadModel:
         raise
-    except (OSError, SafetensorError, *CONVERSION_ERRORS) as error:
-        raise BadModel(f"{words}: {error}") from error
+    except Exception as error:  # libraries for checkpoints, each with errors of its own
+        raise BadModel(f"{beginning}: {shorten(str(error) or type(error).__name__, 400)}") from error
 
 
 @dataclass(frozen=True)
@@ -114,8 +134,12 @@ def hf_state_dict(model: Model, layers: Iterable[int], biases: Iterable[int] = (
 def read_config(directory: Path) -> dict[str, Any]:
     """A checkpoint's config.json, completed by an architecture and an `n_ctx` where transformers 5 leaves them out.
 
+    Only keys that describe the model are kept.  Others may select code, such as `_attn_implementation`, for which
+    transformers would fetch a kernel, or `auto_map`.
+
     Raises:
-        BadModel: there is no such file, or it is not a JSON object.
+        BadModel: there is no such file, it is not a JSON object, names no architecture that is known, or says that the
+            weights are quantized.
     """
     path = directory / "config.json"
     if not path.is_file():
@@ -124,14 +148,82 @@ def read_config(directory: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(config, dict):
         raise BadModel(f"model directory {directory}: expected a JSON object in config.json, got {config!r}")
+    if config.get("quantization_config") or (directory / "adapter_config.json").exists():
+        raise BadModel(f"model directory {directory}: expected plain weights, got quantized ones or an adapter")
     if not config.get("architectures"):
         name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(config.get("model_type")))
         if not name:
             raise BadModel(f"model directory {directory}: config.json names no architecture")
         config["architectures"] = [name]
+    if not fits(config["architectures"], list[str]):
+        raise BadModel(
+            f"model directory {directory}: config.json: expected architectures to be a list whose entries are each a "
+            f"text, got {config['architectures']!r}"
+        )
+    if config.get("model_type") not in list(CONFIG_MAPPING):
+        raise BadModel(
+            f"model directory {directory}: config.json: model_type {config.get('model_type')!r} is not one that "
+            "transformers knows"
+        )
     if "n_positions" in config:
         config.setdefault("n_ctx", config["n_positions"])
-    return config
+    with refusing(f"model directory {directory}: config.json"):
+        return _known_keys(config, CONFIG_MAPPING[config["model_type"]])
+
+
+def _known_keys(config: dict[str, Any], kind: Any) -> dict[str, Any]:
+    """The keys of a configuration that its class has as fields, by their own or another name, and `OTHER_KEYS`."""
+    own = {entry.name for entry in fields(kind)} - {entry.name for entry in fields(PreTrainedConfig)}
+    known = {*own, *kind.attribute_map, *OTHER_KEYS}
+    return {
+        name: _known_keys(value, kind.sub_configs[name]) if name in kind.sub_configs else value
+        for name, value in config.items()
+        if name in known
+    }
+
+
+def hugging_face_config(directory: Path, config: dict[str, Any]) -> Any:
+    """The configuration as transformers has it.
+
+    Args:
+        directory: the checkpoint, for errors.
+        config: from `read_config`.
+
+    Raises:
+        BadModel: a value is of another type, or a size is not at least 1.
+    """
+    kind = CONFIG_MAPPING[config["model_type"]]
+    for name in {*SIZES, *(kind.attribute_map.get(name, name) for name in SIZES)}:
+        if (size := config.get(name)) is not None and not fits(size, Count):
+            raise BadModel(
+                f"model directory {directory}: config.json: expected {name} to be {words(Count)}, got {size!r}"
+            )
+    with refusing(f"model directory {directory}: config.json"):
+        return kind.from_dict(dict(config))
+
+
+def shard_names(directory: Path) -> list[str]:
+    """The names of a checkpoint's safetensors files: one, or those that its index lists.
+
+    Raises:
+        BadModel: there are none, or the index cannot be read or names a file outside the directory.
+    """
+    whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if not directory.is_dir():
+        raise BadModel(f"model directory {directory} does not exist")
+    if whole.is_file():
+        return [whole.name]
+    if not index.is_file():
+        raise BadModel(
+            f"model directory {directory}: it has no safetensors; write them first: "
+            "AutoModelForCausalLM.from_pretrained(directory).save_pretrained(new_directory)"
+        )
+    with refusing(f"model directory {directory}: {index.name} cannot be read"):
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({*fitted(weight_map, dict[str, str], "weight_map").values()})
+        for name in names:
+            join_inside(directory, name, links=True)  # the hub's cache has links to the files
+    return names
 
 
 def hooked_config(directory: Path, config: dict[str, Any], **given: Any) -> HookedTransformerConfig:
@@ -152,7 +244,7 @@ def hooked_config(directory: Path, config: dict[str, Any], **given: Any) -> Hook
     refusal = refusing(f"model directory {directory}: architecture {architecture} is not supported")
     with tempfile.TemporaryDirectory(prefix="checkpoint_") as folder, refusal:
         (Path(folder) / "config.json").write_text(json.dumps(config))
-        hf_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        hf_config = hugging_face_config(directory, config)
         if architecture in REBUILT:
             values = _rebuilt(hf_config, architecture)
         else:

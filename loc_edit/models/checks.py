@@ -62,10 +62,19 @@ def _n_hooks(model: Model) -> int:
 
 
 def check_layers(model: Model, layers: list[int]) -> None:
-    """Refuse layers that the model does not have."""
+    """Refuse layers that the model does not have, none, or one twice."""
     wrong = [layer for layer in layers if not 0 <= layer < model.cfg.n_layers]
     if wrong or not layers:
         raise ValueError(f"layers {wrong or layers}: {model.cfg.model_name} has layers 0 to {model.cfg.n_layers - 1}")
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"layers {layers}: a layer stands twice")
+
+
+def check_numbers(model: Model) -> None:
+    """Refuse weights that are NaN or infinite; the message names the tensor."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise BadModel(f"model {model.cfg.model_name}: tensor {name}: expected numbers, got NaN or infinity")
 
 
 def check_editable(model: Model) -> None:

@@ -18,10 +18,11 @@ from transformer_lens.pretrained.weight_conversions import convert_olmo3_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 
+from loc_edit.arguments import checked
 from loc_edit.files import DATA
 from loc_edit.models.catalog import model_directory
-from loc_edit.models.checkpoints import hooked_config, read_config, refusing
-from loc_edit.models.checks import HALF, BadModel, check_unprocessed
+from loc_edit.models.checkpoints import hooked_config, hugging_face_config, read_config, refusing, shard_names
+from loc_edit.models.checks import HALF, BadModel, check_numbers, check_unprocessed
 from loc_edit.models.model import Model, logits_at
 from loc_edit.models.named import NAMED
 from loc_edit.models.passes import run_layers
@@ -47,6 +48,7 @@ def quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
+@checked
 def load_model(
     source: str | Path | Model = "builtin",
     *,
@@ -85,7 +87,12 @@ def load_model(
             model's weights are processed (see `check_unprocessed`); there is no fast tokenizer; or `prepend_bos` is
             true, but the tokenizer has no BOS token.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise BadModel(f"model {source!s}: device {device!r}: {str(error).splitlines()[0]}") from error
+    if not dtype.is_floating_point:
+        raise BadModel(f"model {source!s}: expected weights of floats, got {dtype}")
     with quiet():
         if isinstance(source, Model):
             check_unprocessed(source)
@@ -113,6 +120,7 @@ def load_model(
             raise BadModel(f"model {source!s}: prepend_bos=True, but its tokenizer has no BOS token")
         model.cfg.default_prepend_bos = prepend_bos
     model.tokenizer.padding_side = "right"
+    check_numbers(model)
     arrange(model)
     return model.eval().requires_grad_(False)
 
@@ -182,8 +190,9 @@ def _load_directory(directory: Path, device: torch.device, dtype: torch.dtype) -
     """
     config = read_config(directory)
     cfg = hooked_config(directory, config, device=str(device), dtype=dtype)
-    fast = _read_tokenizer(directory, cfg)
-    hf_model = _read_weights(directory, dtype)
+    hf_config = hugging_face_config(directory, config)
+    fast = _read_tokenizer(directory, hf_config, cfg)
+    hf_model = _read_weights(directory, hf_config, dtype)
     tokens = torch.randint(cfg.d_vocab, (min(PROBE_LENGTH, cfg.n_ctx),), generator=torch.Generator().manual_seed(0))
     with refusing(f"model directory {directory}: its weights cannot be converted"):
         with torch.inference_mode():
@@ -201,10 +210,12 @@ def _load_directory(directory: Path, device: torch.device, dtype: torch.dtype) -
     return model
 
 
-def _read_tokenizer(directory: Path, cfg: HookedTransformerConfig) -> Any:
+def _read_tokenizer(directory: Path, hf_config: Any, cfg: HookedTransformerConfig) -> Any:
     """The directory's tokenizer; refused if it has tokens without an embedding in the model."""
     with refusing(f"model directory {directory}: its tokenizer cannot be read"):
-        fast = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        fast = AutoTokenizer.from_pretrained(
+            directory, config=hf_config, local_files_only=True, trust_remote_code=False
+        )
     if not fast("a", add_special_tokens=False)["input_ids"]:  # without files, transformers makes an empty tokenizer
         raise BadModel(f"model directory {directory}: no tokenizer in it")
     if (largest := max(fast.get_vocab().values())) >= cfg.d_vocab:
@@ -215,19 +226,27 @@ def _read_tokenizer(directory: Path, cfg: HookedTransformerConfig) -> Any:
     return fast
 
 
-def _read_weights(directory: Path, dtype: torch.dtype) -> Any:
-    """The directory's model as transformers loads it; refused if weights are missing."""
+def _read_weights(directory: Path, hf_config: Any, dtype: torch.dtype) -> Any:
+    """The directory's model as transformers loads it; refused if weights are missing or of another shape."""
+    shard_names(directory)
     with refusing(f"model directory {directory}"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
+            config=hf_config,  # config.json itself may select code
             local_files_only=True,
             trust_remote_code=False,
+            use_safetensors=True,
             dtype=dtype,
             attn_implementation="eager",  # every architecture has it, soft caps included
+            ignore_mismatched_sizes=True,  # they are in the report
             output_loading_info=True,
         )
     hf_model, report = loaded
-    missing = sorted(map(str, report["missing_keys"])) + sorted(map(str, report["mismatched_keys"]))
+    for name, shape, expected in report["mismatched_keys"]:
+        raise BadModel(
+            f"model directory {directory}: tensor {name}: expected shape {list(expected)}, got {list(shape)}"
+        )
+    missing = sorted(map(str, report["missing_keys"]))
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise BadModel(f"model directory {directory}: weights missing: {', '.join(missing[:3])}{more}")
@@ -255,6 +274,7 @@ def _compare(
     error = ((logits - hf_logits).square().mean() / hf_logits.square().mean()).sqrt().item()
     rough = model.cfg.dtype in HALF or (model.cfg.device != "cpu" and torch.backends.cuda.matmul.allow_tf32)
     if not error <= (0.1 if rough else 1e-3):
+        check_numbers(model)
         raise BadModel(
             f"model directory {directory}: its logits as a HookedTransformer differ from Hugging Face's by {error:.1%} "
             "of their size; something in its configuration is not supported"

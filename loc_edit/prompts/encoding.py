@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from loc_edit.arguments import checked
 from loc_edit.facts.fact import Fact
 from loc_edit.models.model import Model, tokenizer
 
@@ -55,6 +56,7 @@ class Prompt:
         return f"Prompt(fact {self.fact_id}: {self.text!r}, {len(self)} tokens, {self.subject_text!r} at {place})"
 
 
+@checked
 def encode(model: Model, fact: Fact) -> Prompt:
     """The fact's edit prompt.
 
@@ -182,6 +184,7 @@ def token_ids(model: Model, texts: Sequence[str]) -> list[list[int]]:
     return [encoding.ids for encoding in _encodings(model, texts)]
 
 
+@checked
 def target_tokens(model: Model, text: str, target: str) -> Int[Tensor, " target"]:
     """Token ids of `target` after the prompt `text`.
 

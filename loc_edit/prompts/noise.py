@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loc_edit.arguments import checked
 from loc_edit.facts.fact import Fact
 from loc_edit.files import short_hash
 from loc_edit.models.model import Model
@@ -15,6 +16,7 @@ from loc_edit.prompts.encoding import Prompt, encode_template, token_ids
 from loc_edit.prompts.randomness import generator
 
 
+@checked
 def noise_scale(model: Model, scale: str | float, facts: Sequence[Fact] | None = None) -> float:
     """The noise's standard deviation.
 
@@ -34,6 +36,7 @@ def noise_scale(model: Model, scale: str | float, facts: Sequence[Fact] | None =
     return float(f"{number * _subject_embeddings(model, scale, facts).std().item():.9g}")
 
 
+@checked
 def subject_noise(
     model: Model,
     prompt: Prompt,
@@ -68,6 +71,16 @@ def subject_noise(
     if samples < 1:
         raise ValueError(f"expected at least 1 noise sample, got samples {samples}")
     return corruption(model, scale, facts).draw(model, prompt, samples=samples, seed=seed)
+
+
+def check_noise(prompt: Prompt, noise: Float[Tensor, "sample subject d"], d_model: int | None = None) -> None:
+    """Refuse noise that does not have the shape of the prompt's subject and, if it is given, the model's width."""
+    expected = ["samples", prompt.subject.stop - prompt.subject.start, d_model or noise.shape[2]]
+    if list(noise.shape[1:]) != expected[1:] or not len(noise):
+        raise ValueError(
+            f"fact {prompt.fact_id}: noise of shape {list(noise.shape)}: expected [sample, subject, d_model] with at "
+            f"least 1 sample, {expected[1]} tokens of the subject and width {expected[2]}"
+        )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from loc_edit import events
+from loc_edit.arguments import checked
 from loc_edit.facts.fact import Fact
 from loc_edit.files import cache_folder, set_aside, short_hash, signed, unsigned, write_atomic
 from loc_edit.models.decoding import continue_rows, share_batches
@@ -51,6 +52,7 @@ class Answer:
     known: bool
 
 
+@checked
 def known_facts(
     model: Model,
     facts: Sequence[Fact],
@@ -81,6 +83,7 @@ def known_facts(
     ]
 
 
+@checked
 def answers(
     model: Model,
     facts: Sequence[Fact],

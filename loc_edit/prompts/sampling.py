@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from loc_edit.arguments import checked
 from loc_edit.models.decoding import sample_tokens
 from loc_edit.models.model import Model, tokenizer
 from loc_edit.prompts.encoding import tokenize
@@ -23,6 +24,7 @@ ESSENCE_TEXTS = 5
 ESSENCE_LENGTH = 100
 
 
+@checked
 def sample_contexts(model: Model, style: Literal["rome", "memit"] = "rome", *, seed: int = 0) -> tuple[str, ...]:
     """Contexts for the editors: the bare `"{}"`, then sampled texts that end with `". {}"`, the prompt's place.
 

@@ -15,6 +15,7 @@ from loc_edit.analysis.run import Run, load_run
 from loc_edit.analysis.status import run_progress
 from loc_edit.analysis.tables.localized import of_localizer
 from loc_edit.analysis.tables.rows import DEFAULT_WINDOW, RowsMissing, StudyRows
+from loc_edit.arguments import checked
 from loc_edit.facts.fact import Fact
 from loc_edit.files import signed_page, write_atomic
 from loc_edit.report import page, sections, summary
@@ -29,6 +30,7 @@ HEAVIEST = 16_000_000
 """The largest size of the explorer's data in bytes: with figures and scripts, the page stays below 20 MB."""
 
 
+@checked
 def write_report(
     run: Run | str | Path,
     out: str | Path | None = None,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from jaxtyping import Float
 from torch import Tensor
 
+from loc_edit.arguments import checked
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.update import Edit
 from loc_edit.facts.fact import Fact
@@ -18,6 +19,7 @@ from loc_edit.scoring.probes import make_probes
 from loc_edit.scoring.scores import EditScore, compare
 
 
+@checked
 def score(
     model: Model,
     fact: Fact,
@@ -45,6 +47,8 @@ def score(
     """
     if unknown := [name for name in scores if name not in SCORERS]:
         raise ValueError(f"score {unknown[0]!r}: expected one of {', '.join(SCORERS)}; others need a run (--scores)")
+    if request.fact_id != fact.fact_id:
+        raise ValueError(f"score: expected the request of fact {fact.fact_id}, got that of fact {request.fact_id}")
     texts = sample_essences(model, [fact.subject], [fact.fact_id], seed=request.seed)[0] if essence else []
     probes = make_probes(model, fact, request, texts)
     meter = Meter(model, [probes])

@@ -241,7 +241,7 @@ def test_the_program_runs_by_itself(tmp_path):
         (("run", "--layers", "3", "99"), "layers [99]: loc-edit-builtin has layers 0 to 7"),
         (("run", "--layers", "-1"), "layers [-1]"),
         (("run", "--windows", "0"), "windows: expected windows of at least 1 layer, got [0]"),
-        (("run", "--facts", "0"), "facts: expected at least 1, got 0"),
+        (("run", "--facts", "0"), "facts: expected an integer of at least 1 or None, got 0"),
         (("run", "--methods", "roma"), "method 'roma'"),
         (("run", "--problems", "fact_erasur"), "did you mean 'fact_erasure'?"),
         (("run", "--preset", "gptj"), "preset 'gptj'"),

@@ -13,6 +13,7 @@ from statsmodels.tools.sm_exceptions import SingularMatrixWarning
 
 from loc_edit.analysis.tables.rows import by_combination, combination_columns, in_paper_order, require, without_controls
 from loc_edit.analysis.tables.summaries import is_constant
+from loc_edit.arguments import checked
 from loc_edit.names import method_label
 
 NAN = float("nan")
@@ -82,6 +83,7 @@ class Fit:
         return pd.DataFrame([asdict(self)], columns=[field.name for field in fields(self)])
 
 
+@checked
 def fit(frame: pd.DataFrame, outcome: str = "rewrite", regressor: str = "trace") -> Fit:
     """Explain an outcome by layer, by tracing effect, and by both, for ONE method x problem.
 
@@ -111,6 +113,7 @@ def fit(frame: pd.DataFrame, outcome: str = "rewrite", regressor: str = "trace")
     )
 
 
+@checked
 def fits(frame: pd.DataFrame, outcome: str = "rewrite", regressor: str = "trace") -> pd.DataFrame:
     """`fit` for every problem x method x window in the frame: one row each, in the paper's order."""
     return fits_beside(frame, outcome, regressor, lambda rows: {})

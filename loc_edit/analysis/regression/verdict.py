@@ -9,6 +9,7 @@ import pandas as pd
 
 from loc_edit.analysis.regression.effect_sizes import SIZES
 from loc_edit.analysis.regression.statistics import statistics
+from loc_edit.arguments import checked
 from loc_edit.names import SCORES, method_label, problem_label
 
 FEWEST = 20
@@ -65,6 +66,7 @@ QUESTIONS = {
 """What the verdict speaks of.  Each margin was chosen before the results and can be set."""
 
 
+@checked
 def localization_informs_editing(
     frame: pd.DataFrame,
     outcome: str = "rewrite",

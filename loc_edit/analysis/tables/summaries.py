@@ -18,9 +18,11 @@ from loc_edit.analysis.tables.rows import (
     require,
     without_controls,
 )
+from loc_edit.arguments import checked
 from loc_edit.names import SCORES
 
 
+@checked
 def layer_correlations(
     frame: pd.DataFrame, outcome: str = "rewrite", regressor: str = "trace", level: float = 0.95
 ) -> pd.DataFrame:
@@ -153,10 +155,15 @@ def fit_points(frame: pd.DataFrame, outcome: str = "rewrite", regressor: str = "
 
     Returns:
         fact_id, layer, regressor, outcome, and per layer n, r, slope, intercept (NaN where undefined).
+
+    Raises:
+        RowsMissing: there is no point, as where clean and corrupted runs agree.
     """
     require(frame, ["fact_id", "layer", regressor, outcome], "fit_points")
     columns = [*combination_columns(frame), "fact_id", "layer", regressor, outcome]
     points = without_controls(frame)[columns].dropna()
+    if points.empty:
+        raise RowsMissing(f"no fact has both {regressor} and {outcome}; without noise, no fact has a tracing fraction")
     lines = pd.DataFrame(
         [{"layer": layer} | _line(cell[regressor], cell[outcome]) for layer, cell in points.groupby("layer")],
         columns=["layer", "n", "r", "slope", "intercept"],
