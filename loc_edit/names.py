@@ -193,13 +193,15 @@ SCORES = {
     "formats_choice_first": Score("whether the target ranks first of the four, or no longer", scorer="formats"),
     "formats_letter": Score("rewrite, among the letters of the four", scorer="formats"),
     "relearning_others_10": Score(
-        "share of lost p(true) back after 10 steps on other facts", 0, 1, "low", "relearning"
+        "share of the lost p(true) back after 10 steps on other facts", better="low", scorer="relearning"
     ),
     **{
-        f"relearning_paraphrases_{k}": Score(f"the same after {k} on paraphrases", 0, 1, "low", "relearning")
+        f"relearning_paraphrases_{k}": Score(f"the same after {k} on paraphrases", better="low", scorer="relearning")
         for k in (1, 3)
     },
-    "relearning_savings_3": Score("what the true object gains over a false one", -1, 1, "low", "relearning"),
+    "relearning_savings_3": Score(
+        "how much faster than a false object after 3 on paraphrases", -1.0, 1.0, "low", "relearning"
+    ),
     "movement_distance": Score("how far the tracing profile moves, total variation", scorer="movement"),
     "movement_to_edit": Score("whether tracing peaks in the edited layers afterwards", scorer="movement"),
     "movement_from_edit": Score("whether tracing peaked in the edited layers before", scorer="movement"),

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -125,7 +124,7 @@ def _layers_left_out(
     Facts beyond those that have `layers` are kept, and have no layer of their own.
     """
     trained, rows = sorted({layer for own in layers for layer in own}), []
-    for fact, own in zip_longest(facts, layers, fillvalue=()):
+    for fact, own in zip(facts, [*layers, *[()] * (len(facts) - len(layers))], strict=True):
         choice = torch.tensor([-1, *(-1 if layer in own else layer for layer in trained)])
         lots = torch.randint(len(choice), (steps,), generator=generator("layers left out", seed, fact.fact_id))
         rows.append(choice[lots])
