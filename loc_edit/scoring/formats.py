@@ -22,6 +22,8 @@ from loc_edit.scoring.scores import share_of_change
 
 LETTERS = ("A", "B", "C", "D")
 """The letters of the options: a choice has this many."""
+MIN_CHOICE = 0.5
+"""The unedited model must give the true object at least this share of the options' probability."""
 WRITTEN = ("formats_question", "formats_answer", "formats_statement")
 """The formats where the object is written out, and any other could be."""
 CHOSEN = ("formats_choice", "formats_letter")
@@ -35,8 +37,8 @@ def compare(before: Answers, after: Answers, fact: Fact, request: EditRequest) -
     """The share of the possible change of p(target) in each format, or why there is none.
 
     A format that the unedited model cannot answer says nothing about an edit: where the object is written out, it must
-    give the true object a probability of at least .02, as erasure asks of the edit prompt, and among options the true
-    object must rank first.
+    give the true object a probability of at least .02, as erasure asks of the edit prompt, and among options at least
+    half of their probability.
 
     Args:
         before: of the unedited model.
@@ -52,8 +54,8 @@ def compare(before: Answers, after: Answers, fact: Fact, request: EditRequest) -
             scores[name] = str(p)
         elif name in WRITTEN and not p[true] >= MIN_ERASURE:
             scores[name] = f"the unedited model gives {true!r} p = {p[true]:.4f} < {MIN_ERASURE}"
-        elif name in CHOSEN and _first(p) != true:
-            scores[name] = f"the unedited model chooses {_first(p)!r}, not {true!r}"
+        elif name in CHOSEN and not p[true] >= MIN_CHOICE:
+            scores[name] = f"the unedited model gives {true!r} {p[true]:.2f} of the options < {MIN_CHOICE}"
         else:
             scores[name] = share_of_change(p[target], q[target], request.objective)
     chosen = after["formats_choice"]

@@ -52,9 +52,11 @@ def compare(before: Courses, after: Courses, fact: Fact) -> dict[str, float | st
             name = f"relearning_{lesson}_{k}"
             if isinstance(control, str) or isinstance(course, str):
                 scores[name] = str(course)
+            elif not control[0] - course[0] >= MIN_ERASURE:
+                change = f"p({fact.target_true!r}) from {control[0]:.4f} to {course[0]:.4f}"
+                scores[name] = f"the edit takes {change}: nothing to come back"
             elif not control[k] - course[0] >= MIN_ERASURE:
-                gap = f"p = {course[0]:.4f} after the edit, and {control[k]:.4f} without it after {k} steps"
-                scores[name] = f"{fact.target_true!r} has {gap}: nothing to come back"
+                scores[name] = f"{k} steps take p({fact.target_true!r}) to {control[k]:.4f} without the edit"
             else:
                 scores[name] = share_returned(course[0], course[k], control[k])
     true, false, name = after["paraphrases"], after["rival"], f"relearning_savings_{SAVINGS}"
