@@ -51,8 +51,6 @@ def test_the_profile_is_the_one_that_tracing_gives(deep, facts):
 def test_a_run_says_whether_facts_move_and_depends_on_the_noise(lab, computed):
     assert gets("movement", "noise")
     assert not gets("generation", "noise")
-    assert gets("formats", "facts")
-    assert not gets("survival", "facts")
     run = lab(layers=(1,), scores=("movement",)).run()
     edits = run.edits[run.edits["method"] == "rome"]
     assert set(scores_of("movement")) <= set(edits)

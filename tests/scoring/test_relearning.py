@@ -12,7 +12,7 @@ from loc_edit.models.model import W_out
 from loc_edit.prompts.encoding import target_tokens, tokenize
 from loc_edit.scoring.contract import compared, measure
 from loc_edit.scoring.drawing import other_facts
-from loc_edit.scoring.relearning import OTHERS, PACE, STEPS, compare, share_returned
+from loc_edit.scoring.relearning import OTHERS, STEPS, compare, pace, share_returned
 
 
 def data(facts):
@@ -36,10 +36,9 @@ def slow_course(model, lessons, exam, steps):
     """Adam on the real weights of a copy of the model, one prompt after another."""
     model = copy.deepcopy(model)
     weights = [W_out(model, layer) for layer in range(model.cfg.n_layers)]
-    size = torch.stack([weight.detach().square().mean() for weight in weights]).mean().sqrt()
     for weight in weights:
         weight.requires_grad_()
-    adam = torch.optim.Adam(weights, lr=PACE * size.item())
+    adam = torch.optim.Adam(weights, lr=pace(model))
     course = {0: log_p(model, *exam).exp().item()}
     for k in range(1, max(steps) + 1):
         adam.zero_grad()
@@ -62,6 +61,12 @@ def test_fine_tuning_the_real_weights_agrees(editable, facts):
     slow = slow_course(editable, paraphrases, exam, STEPS["paraphrases"])
     assert courses["paraphrases"] == pytest.approx(slow, rel=2e-2)
     assert abs(slow[3] / slow[0] - 1) > 0.03, "the steps change something"
+
+
+def test_a_step_is_smaller_in_a_deeper_model(make_model):
+    shallow, deep = make_model(n_layers=2), make_model(n_layers=4)
+    assert pace(deep) == pytest.approx(pace(shallow) / 2, rel=0.1)  # the weights have the same size
+    assert pace(make_model(d_mlp=96)) < pace(shallow) * 0.3  # 4 times the units, with weights of half the size
 
 
 def test_the_weights_come_back_bit_for_bit_after_an_edit(deep, facts):
