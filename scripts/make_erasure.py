@@ -15,7 +15,7 @@ import loc_edit
 from loc_edit.analysis.regression.localizers import localizer_choices
 from loc_edit.analysis.regression.paper import resampled_tables
 from loc_edit.analysis.tables.paper import write_table
-from loc_edit.analysis.tables.rows import RowsMissing, StudyRows
+from loc_edit.analysis.tables.rows import RowsMissing, StudyRows, join_by_localizer
 from loc_edit.analysis.tables.summaries import mean_scores
 from loc_edit.events import ProgressLines, listening
 from loc_edit.names import scores_of
@@ -24,6 +24,16 @@ CONFIGURATION = Path(__file__).parent / "experiments" / "erasure.toml"
 STUDIES = {"fact_erasure": ("formats", "relearning"), "error_injection": ("formats",)}
 """By problem, what its edits are scored by."""
 FIGURES = Path(__file__).parents[1] / "figures" / "erasure"
+
+
+SCORED = 0.8
+"""The least share of edits that have a score, for a layer to be compared: nothing returns where nothing was lost."""
+
+
+def where_scored(edits: pd.DataFrame, outcome: str) -> pd.DataFrame:
+    """The edits of the layers where most edits of a method have the score."""
+    is_scored = edits[outcome].notna()
+    return edits[is_scored.groupby([edits["method"], edits["window"], edits["layer"]]).transform("mean") >= SCORED]
 
 
 def main() -> None:
@@ -51,7 +61,9 @@ def main() -> None:
         by_layer.append(mean_scores(run.edits, outcomes))
         for outcome in outcomes:
             try:
-                choices.append(localizer_choices(run, outcome))
+                choices.append(
+                    localizer_choices(join_by_localizer(where_scored(run.edits, outcome), run.traces), outcome)
+                )
             except RowsMissing as error:
                 print(f"{problem}: {error}")
         rows = StudyRows.of(run.traces, run.edits)
