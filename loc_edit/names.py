@@ -187,6 +187,22 @@ SCORES = {
     "generation_surprise": Score("change of the unedited model's loss, nats a token", -inf, inf, "low", "generation"),
     **{f"survival_int{n}": Score(f"rewrite with all weights in {n} bits", scorer="survival") for n in (8, 4)},
     **{f"survival_merge_{n}": Score(f"rewrite with {n} % of the edit", scorer="survival") for n in (75, 50, 25)},
+    "formats_question": Score("rewrite, asked by a question with a short answer", scorer="formats"),
+    "formats_answer": Score("rewrite, asked by a question answered in a sentence", scorer="formats"),
+    "formats_statement": Score("rewrite, in a statement of another form", scorer="formats"),
+    "formats_choice": Score("rewrite, among four objects after a question that lists them", scorer="formats"),
+    "formats_choice_first": Score("whether the target ranks first of the four, or no longer", scorer="formats"),
+    "formats_letter": Score("rewrite, among the letters of the four", scorer="formats"),
+    "relearning_others_10": Score(
+        "share of the lost p(true) back after 10 steps on other facts", better="low", scorer="relearning"
+    ),
+    **{
+        f"relearning_paraphrases_{k}": Score(f"the same after {k} on paraphrases", better="low", scorer="relearning")
+        for k in (1, 3)
+    },
+    "relearning_savings_3": Score(
+        "how much faster than a false object after 3 on paraphrases", -1.0, 1.0, "low", "relearning"
+    ),
     "movement_distance": Score("how far the tracing profile moves, total variation", scorer="movement"),
     "movement_to_edit": Score("whether tracing peaks in the edited layers afterwards", scorer="movement"),
     "movement_from_edit": Score("whether tracing peaked in the edited layers before", scorer="movement"),

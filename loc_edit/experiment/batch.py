@@ -17,7 +17,7 @@ from loc_edit.localization.trace import Trace, empty_trace
 from loc_edit.names import LOCALIZERS, PROBLEMS, windows_of
 from loc_edit.prompts.encoding import Prompt, encode
 from loc_edit.prompts.sampling import sample_essences
-from loc_edit.scoring.contract import measure
+from loc_edit.scoring.contract import gets, measure
 from loc_edit.scoring.measuring import Meter
 from loc_edit.scoring.probes import Probes, make_probes
 
@@ -35,6 +35,7 @@ class Posed:
         facts: the fact of each request.
         noises: the subject noise of each request's fact.
         before: by score that the run is asked for, what it measures of the unedited model for each request.
+        data: the whole data set, if such a score looks at it.
     """
 
     requests: list[EditRequest]
@@ -43,6 +44,7 @@ class Posed:
     facts: list[Fact] = field(default_factory=list)
     noises: list[Tensor | None] = field(default_factory=list)
     before: dict[str, list[Any]] = field(default_factory=dict)
+    data: Sequence[Fact] = ()
 
 
 class Batch:
@@ -167,9 +169,10 @@ class Batch:
                 noises.append(noise)
                 probes.append(probes_of_fact)
         each = list(zip(posed_facts, requests, noises, strict=True))
+        data = setup.data if any(gets(name, "facts") for name in setup.config.scores) else ()
         before = {
-            name: [measure(name, setup.model, fact, request, noise=noise) for fact, request, noise in each]
+            name: [measure(name, setup.model, fact, request, noise=noise, facts=data) for fact, request, noise in each]
             for name in setup.config.scores
         }
         meter = Meter(setup.model, probes, setup.first_edited_layers)
-        return Posed(requests, meter, skipped, posed_facts, noises, before)
+        return Posed(requests, meter, skipped, posed_facts, noises, before, data)

@@ -28,7 +28,7 @@ from loc_edit.models.model import Model
 from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS, SCORES, Method, parse_method, scores_of
 from loc_edit.prompts.noise import Corruption, corruption
 from loc_edit.prompts.sampling import sample_contexts
-from loc_edit.scoring.contract import gets_noise
+from loc_edit.scoring.contract import gets
 from loc_edit.store.settings import cell_key
 
 SENT = ("config", "corruption", "references", "layers", "contexts")
@@ -188,11 +188,11 @@ class Setup:
     def score_identity(self, problem: str) -> dict[str, Any]:
         """What scores depend on for a problem: the noise and the data set too, if the problem looks at them."""
         known, scores = PROBLEMS[problem], self.config.scores
-        noise = self.noise_identity if known.sees_noise or any(map(gets_noise, scores)) else {}
+        noise = self.noise_identity if known.sees_noise or any(gets(name, "noise") for name in scores) else {}
         identity: dict[str, Any] = {**noise, "essence": self.config.essence}
         if known.origin:
             identity["problem_plugin"] = known.origin.content
-        if known.facts:
+        if known.facts or any(gets(name, "facts") for name in scores):
             identity["data"] = self.data_identity
         return identity | (
             {"scores": {name: plugin(SCORES[scores_of(name)[0]].origin) for name in scores}} if scores else {}

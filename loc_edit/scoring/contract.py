@@ -60,12 +60,12 @@ def scorer(
 ) -> Callable[[Measure], Measure]:
     """Register a score: a function that measures a model, called before and after the edit.
 
-    The function gets the model, the fact and, where its signature names them, the `request` and the `edit` that is in
-    the weights (`None` before it is).  It returns a number, or whatever `compare` takes.  Rows have the score as a
-    column with its name.
+    The function gets the model, the fact and, where its signature names them, the `request`, the `edit` that is in
+    the weights (`None` before it is), the fact's subject `noise` and `facts`, the whole data set.  It returns a number,
+    or whatever `compare` takes.  Rows have the score as a column with its name.
 
     `compare` gets what was measured before and after, and what its signature names of `model` (unedited again), `fact`
-    and `request`.
+    and `request`.  In place of a number it may return a text: the reason why there is none.
 
     Args:
         name: lower-case letters, digits and _.
@@ -104,9 +104,9 @@ def _describe(name: str, score: Score) -> None:
     describe_plugin("score", SCORES, name, score)
 
 
-def gets_noise(name: str) -> bool:
-    """Whether what is asked for depends on the fact's subject noise."""
-    return "noise" in inspect.signature(SCORERS[name].measure).parameters
+def gets(name: str, argument: str) -> bool:
+    """Whether what is asked for depends on the fact's subject `noise`, or on the `facts` of the data set."""
+    return argument in inspect.signature(SCORERS[name].measure).parameters
 
 
 def measure(name: str, model: Model, fact: Fact, request: EditRequest, edit: Edit | None = None, **more: Any) -> Any:
@@ -118,7 +118,7 @@ def measure(name: str, model: Model, fact: Fact, request: EditRequest, edit: Edi
         fact: the fact.
         request: the request.
         edit: the edit that is in the weights; `None` before it is.
-        more: what else the score gets if its signature names it: the fact's subject `noise`.
+        more: what else the score gets if its signature names it: the fact's subject `noise`, and `facts`, the data set.
     """
     function = SCORERS[name].measure
     try:
@@ -139,7 +139,7 @@ def compared(name: str, before: Any, after: Any, **available: Any) -> tuple[dict
         after: what it measured of the edited model.
         available: what `compare` gets if its signature names it.
     """
-    names, function = scores_of(name), SCORERS[name].compare
+    names, function, reasons = scores_of(name), SCORERS[name].compare, list[str]()
     values = dict.fromkeys(names, math.nan)
     try:
         for measured in (before, after):
@@ -152,12 +152,15 @@ def compared(name: str, before: Any, after: Any, **available: Any) -> tuple[dict
             raise BadPlugin(f"expected the scores {', '.join(names)}, got {', '.join(map(str, given))}")
         for column, value in given.items():
             low, high = SCORES[column].low, SCORES[column].high
+            if isinstance(value, str):
+                reasons.append(f"{column}: {value}")
+                continue
             if not isinstance(value, Real) or not (
                 low <= float(value) <= high or (math.isnan(value) and len(names) > 1)
             ):
                 raise BadPlugin(f"expected a number from {low:g} to {high:g}, got {value!r}")
             values[column] = float(value)
-        return values, ""
+        return values, "; ".join(reasons)
     except Exception as error:
         if ends_run(error):
             raise

@@ -15,8 +15,8 @@ from loc_edit.editing.update import Edit, changes_at, edit_hooks
 from loc_edit.models.memory import Budget
 from loc_edit.models.model import Hook, Model, logits_at
 from loc_edit.prompts.batches import NO_TARGET, Batch, make_batch, resume, run
-from loc_edit.prompts.encoding import Prompt
-from loc_edit.scoring.probes import Measured, Probes
+from loc_edit.prompts.encoding import Prompt, encode_text, target_tokens
+from loc_edit.scoring.probes import Measured, Probe, Probes
 
 BATCH_TOKENS = 6400
 """Most token positions of a batch; fewer if layers are given fewer at a time (`Budget`)."""
@@ -98,6 +98,33 @@ class Meter:
         if start is None:
             return run(self.model, laid.batch, hooks=hooks)
         return resume(self.model, laid.streams[start], start, hooks)
+
+
+@torch.inference_mode()
+def text_probabilities(
+    model: Model, texts: Sequence[tuple[str, Sequence[str]]], *, fact_id: int = 0
+) -> list[list[float]]:
+    """The probabilities of some targets after each text, with the weights as they are.
+
+    Args:
+        model: the model.
+        texts: each with its targets.
+        fact_id: for errors.
+
+    Raises:
+        BadPrompt: a text is empty, or does not fit the model's context.
+    """
+    probes: list[Probe] = []
+    for number, (text, targets) in enumerate(texts):
+        prompt = encode_text(model, text, fact_id=fact_id)
+        endings = [target_tokens(model, text, target) for target in targets]
+        probes += [Probe((str(number), i), prompt, ending) for i, ending in enumerate(endings)]
+    p: dict[tuple[str, int], float] = {}
+    for group in _group(_lines(0, Probes(tuple(probes), 0, "", ())), min(BATCH_TOKENS, Budget(model).positions)):
+        laid = _lay_out(model, group)
+        for line, log_ps in zip(laid.lines, laid.log_probs(model, run(model, laid.batch)), strict=True):
+            p |= {kind: exp(log_p) for (kind, _), log_p in zip(line.targets, log_ps, strict=False)}
+    return [[p[str(number), i] for i in range(len(targets))] for number, (_, targets) in enumerate(texts)]
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ class Probe:
     """One probability to measure.
 
     Attributes:
-        kind: a field of `Measured`, and the prompt's number in it; several probes of one kind are noise samples, whose
-            probabilities are averaged.
+        kind: a field of `Measured`, or another name, and the prompt's number in it; several probes of one kind are
+            noise samples, whose probabilities are averaged.
         prompt: the prompt.
         target: token ids.
         noise: subject noise, at the prompt's own subject.

@@ -12,7 +12,12 @@ from loc_edit.editing.update import Edit
 from loc_edit.facts.fact import Fact
 from loc_edit.models.model import Model
 from loc_edit.prompts.sampling import sample_essences
-from loc_edit.scoring import generation as generation, survival as survival  # registers them
+from loc_edit.scoring import (  # registers them
+    formats as formats,
+    generation as generation,
+    relearning as relearning,
+    survival as survival,
+)
 from loc_edit.scoring.contract import SCORERS, measure, with_others
 from loc_edit.scoring.measuring import Meter
 from loc_edit.scoring.probes import make_probes
@@ -29,6 +34,7 @@ def score(
     essence: bool = True,
     scores: Sequence[str] = (),
     noise: Float[Tensor, "sample subject d_model"] | None = None,
+    facts: Sequence[Fact] = (),
 ) -> EditScore:
     """All scores of one edit of one fact.
 
@@ -39,8 +45,10 @@ def score(
         request: gives the target, the objective and, for a noised subject, the noise.
         edit: from `rome`, `memit` or another editor; `None` measures the unedited model against itself.
         essence: whether to sample and measure essence texts.
-        scores: further scores, as in a run: `generation`, `survival`, and the scores of plug-ins.
+        scores: further scores, as in a run: `generation`, `survival`, `formats`, `relearning`, and the scores of
+            plug-ins.
         noise: the fact's subject noise, for scores that need it.
+        facts: the data set, for scores that need it: `formats` and `relearning`.
 
     Raises:
         ValueError: there is no such further score here; `movement` needs a run.
@@ -54,6 +62,6 @@ def score(
     meter = Meter(model, [probes])
     [before], [after] = meter.before, meter.measure([edit])
     scored = compare(before, after, request.objective)
-    others = {name: measure(name, model, fact, request, noise=noise) for name in scores}
-    scored = with_others(scored, others, model, fact, request, edit, noise=noise)
+    others = {name: measure(name, model, fact, request, noise=noise, facts=facts) for name in scores}
+    scored = with_others(scored, others, model, fact, request, edit, noise=noise, facts=facts)
     return replace(scored, fact=fact, request=request, edit=edit)

@@ -25,6 +25,7 @@ def test_there_are_files_and_no_other_than_these():
     of_the_paper, of_the_builtin_model = ["paper_gpt2xl", "paper_gptj"], ["full", "localizers", "small"]
     names = [
         *(f"builtin_{name}" for name in of_the_builtin_model),
+        "erasure",
         "gemma3",
         *of_the_paper,
         "planted",
