@@ -34,7 +34,15 @@ Probability = Annotated[float, Ge(0), Le(1)]
 Ridge = Annotated[float, Ge(0), Le(1e6)]
 """A share of the mean of a diagonal; a million times the mean leaves nothing of the matrix itself."""
 
-_WORDS = {int: "an integer", float: "a number", bool: "True or False", str: "a text", Path: "a path", NoneType: "None"}
+_WORDS = {
+    int: "an integer",
+    float: "a number",
+    bool: "True or False",
+    str: "a text",
+    Path: "a path",
+    NoneType: "None",
+    Any: "any value",
+}
 _LIMITS: dict[type, tuple[Callable[[Any, Any], bool], str]] = {
     Ge: (operator.ge, "of at least"),
     Gt: (operator.gt, "above"),

@@ -23,7 +23,7 @@ from loc_edit import (
     RRomeSettings,
 )
 from loc_edit.editing.registry import EDITORS
-from loc_edit.editing.settings import SETTINGS
+from loc_edit.editing.settings import SETTINGS, resolve_settings
 from loc_edit.editing.update import edit_hooks
 from loc_edit.names import METHODS, method_label, parse_method
 
@@ -106,8 +106,8 @@ def test_with_the_bare_prompt_alone_rome_and_r_rome_agree(deep, facts, stats_of,
     rome = loc_edit.rome(deep, request, 1, **full, settings=RomeSettings(**settings))
     other = loc_edit.r_rome(deep, request, 1, **full, settings=RRomeSettings(**settings))
     assert relative(other.delta(1), rome.delta(1)) > 1e-2
-    with pytest.raises(ValueError, match="r_rome: expected key 'bare' or 'mean', got 'first'"):
-        loc_edit.r_rome(deep, request, 1, **full, settings=RRomeSettings(key="first"))
+    with pytest.raises(ValueError, match="settings of r_rome: expected key to be 'bare' or 'mean', got 'first'"):
+        resolve_settings("r_rome", "fact_erasure", {"r_rome": {"key": "first"}})
 
 
 def test_emmet_reads_out_every_value_at_the_least_change(deep, facts, stats_of, moments, contexts):

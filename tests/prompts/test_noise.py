@@ -54,7 +54,7 @@ def test_more_samples_scale_the_same_draws(tiny, facts):
 
 @pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf"), "x3", "s", "s-1", "snan", ""])
 def test_a_meaningless_noise_scale_is_refused(tiny, facts, scale):
-    with pytest.raises(ValueError, match="noise scale"):
+    with pytest.raises(ValueError, match=r"noise.scale"):
         loc_edit.noise_scale(tiny, scale, facts)
 
 
