@@ -19,7 +19,7 @@ from loc_edit.experiment.setup import Setup
 from loc_edit.localization.hooks import window_layers
 from loc_edit.models.memory import halving
 from loc_edit.names import METHODS
-from loc_edit.scoring import generation as generation, survival as survival  # registers them
+from loc_edit.scoring import generation as generation, ripple as ripple, survival as survival  # registers them
 from loc_edit.scoring.contract import with_others
 from loc_edit.scoring.scores import EditScore, compare
 
@@ -80,8 +80,8 @@ def score_batch(posed: Posed, edits: Sequence[Edit | Exception | None]) -> list[
             continue
         request, others = posed.requests[i], {name: values[i] for name, values in posed.before.items()}
         score = compare(before, measured, request.objective)
-        model, fact, noise = posed.meter.model, posed.facts[i], posed.noises[i]
-        outcomes.append(with_others(score, others, model, fact, request, edit, noise=noise))
+        model, fact = posed.meter.model, posed.facts[i]
+        outcomes.append(with_others(score, others, model, fact, request, edit, **posed.given[i]))
     return outcomes
 
 

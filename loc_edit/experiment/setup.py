@@ -28,7 +28,7 @@ from loc_edit.models.model import Model
 from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS, SCORES, Method, parse_method, scores_of
 from loc_edit.prompts.noise import Corruption, corruption
 from loc_edit.prompts.sampling import sample_contexts
-from loc_edit.scoring.contract import gets_noise
+from loc_edit.scoring.contract import gets
 from loc_edit.store.settings import cell_key
 
 SENT = ("config", "corruption", "references", "layers", "contexts")
@@ -153,6 +153,11 @@ class Setup:
         sigma, facts = self.corruption.sigma, self.data if PROBLEMS[problem].facts else ()
         return pose(fact, problem, self.model, noise=noise, noise_scale=sigma, seed=self.config.seed, facts=facts)
 
+    @property
+    def scored_with(self) -> Sequence[Fact]:
+        """The facts that scores get: the whole data set, or none if none of them looks at it."""
+        return self.data if any(gets(name, "facts") for name in self.config.scores) else ()
+
     # What the names of cells depend on
 
     def name_of(self, cell: Hashable, identity: Callable[[], dict[str, Any]]) -> str:
@@ -175,13 +180,13 @@ class Setup:
         return {**self.corruption.identity, "samples": self.config.noise_samples}
 
     def score_identity(self, problem: str) -> dict[str, Any]:
-        """What scores depend on for a problem: the noise and the data set too, if the problem looks at them."""
+        """What scores depend on for a problem: the noise and the data set too where it or a score looks at them."""
         known, scores = PROBLEMS[problem], self.config.scores
-        noise = self.noise_identity if known.sees_noise or any(map(gets_noise, scores)) else {}
+        noise = self.noise_identity if known.sees_noise or any(gets(name, "noise") for name in scores) else {}
         identity: dict[str, Any] = {**noise, "essence": self.config.essence}
         if known.origin:
             identity["problem_plugin"] = known.origin.content
-        if known.facts:
+        if known.facts or self.scored_with:
             identity["data"] = self.data_identity
         return identity | (
             {"scores": {name: plugin(SCORES[scores_of(name)[0]].origin) for name in scores}} if scores else {}

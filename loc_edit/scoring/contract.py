@@ -61,11 +61,11 @@ def scorer(
     """Register a score: a function that measures a model, called before and after the edit.
 
     The function gets the model, the fact and, where its signature names them, the `request` and the `edit` that is in
-    the weights (`None` before it is).  It returns a number, or whatever `compare` takes.  Rows have the score as a
-    column with its name.
+    the weights (`None` before it is), the fact's subject `noise`, and `facts`, the whole data set.  It returns a
+    number, or whatever `compare` takes.  Rows have the score as a column with its name.
 
     `compare` gets what was measured before and after, and what its signature names of `model` (unedited again), `fact`
-    and `request`.
+    and `request`.  It may return a pair: the score or scores, and why some are NaN.
 
     Args:
         name: lower-case letters, digits and _.
@@ -104,9 +104,9 @@ def _describe(name: str, score: Score) -> None:
     describe_plugin("score", SCORES, name, score)
 
 
-def gets_noise(name: str) -> bool:
-    """Whether what is asked for depends on the fact's subject noise."""
-    return "noise" in inspect.signature(SCORERS[name].measure).parameters
+def gets(name: str, what: Literal["noise", "facts"]) -> bool:
+    """Whether what is asked for depends on the fact's subject noise, or on the whole data set."""
+    return what in inspect.signature(SCORERS[name].measure).parameters
 
 
 def measure(name: str, model: Model, fact: Fact, request: EditRequest, edit: Edit | None = None, **more: Any) -> Any:
@@ -118,7 +118,7 @@ def measure(name: str, model: Model, fact: Fact, request: EditRequest, edit: Edi
         fact: the fact.
         request: the request.
         edit: the edit that is in the weights; `None` before it is.
-        more: what else the score gets if its signature names it: the fact's subject `noise`.
+        more: what else the score gets if its signature names it: the fact's subject `noise`; `facts`, the data set.
     """
     function = SCORERS[name].measure
     try:
@@ -146,6 +146,7 @@ def compared(name: str, before: Any, after: Any, **available: Any) -> tuple[dict
             if isinstance(measured, BadPlugin):
                 raise measured
         given = function(before, after, **named_in(function, available))
+        given, why = given if isinstance(given, tuple) and len(given) == 2 else (given, "")
         if not isinstance(given, Mapping):
             given = {name: given}
         if set(given) != set(names):
@@ -157,7 +158,7 @@ def compared(name: str, before: Any, after: Any, **available: Any) -> tuple[dict
             ):
                 raise BadPlugin(f"expected a number from {low:g} to {high:g}, got {value!r}")
             values[column] = float(value)
-        return values, ""
+        return values, f"{name}: {why}" if why else ""
     except Exception as error:
         if ends_run(error):
             raise

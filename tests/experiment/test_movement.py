@@ -6,7 +6,7 @@ import torch
 import loc_edit
 from loc_edit.experiment.movement import Profile, compare, movement
 from loc_edit.names import scores_of
-from loc_edit.scoring.contract import gets_noise
+from loc_edit.scoring.contract import gets
 
 
 def profile(*values, layers=()):
@@ -49,8 +49,8 @@ def test_the_profile_is_the_one_that_tracing_gives(deep, facts):
 
 
 def test_a_run_says_whether_facts_move_and_depends_on_the_noise(lab, computed):
-    assert gets_noise("movement")
-    assert not gets_noise("generation")
+    assert gets("movement", "noise")
+    assert not gets("generation", "noise")
     run = lab(layers=(1,), scores=("movement",)).run()
     edits = run.edits[run.edits["method"] == "rome"]
     assert set(scores_of("movement")) <= set(edits)
