@@ -8,8 +8,7 @@ the built-in model, by layer.  Rows of other models stay as they are.
 """
 
 import argparse
-from collections.abc import Sequence
-from itertools import batched
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -20,6 +19,8 @@ from loc_edit.experiment.config import ExperimentConfig
 from loc_edit.experiment.setup import Setup
 from loc_edit.experiment.study import study
 from loc_edit.facts.consequences import TwoHop, consequences
+from loc_edit.facts.sampling import sample_by_relation
+from loc_edit.models.model import Model
 from loc_edit.names import scores_of
 from loc_edit.scoring.ripple import KNOWN, probabilities
 
@@ -28,7 +29,7 @@ METHODS = ("rome", "memit", "finetune-1", "finetune-5")
 PROBLEMS = ("error_injection", "fact_erasure")
 
 
-def ask(model: loc_edit.Model, facts: Sequence[loc_edit.Fact]) -> pd.DataFrame:
+def ask(model: Model, facts: Sequence[loc_edit.Fact]) -> pd.DataFrame:
     """What a model answers, by chain: means over the chains of p of both facts, of the question, and of controls.
 
     `bare` is the question with the subject in place of the phrase for the object, which needs no second fact; `guess`
@@ -52,8 +53,7 @@ def ask(model: loc_edit.Model, facts: Sequence[loc_edit.Fact]) -> pd.DataFrame:
             if (first.relation, other.old.relation) == relations and other.old.target_true != two_hop.old.target_true
         ]
         rows.append((relations, asked(fact, two_hop, alike[0] if alike else ())))
-    wanted = sorted({pair for _, pairs in rows for of_kind in pairs.values() for pair in of_kind})
-    p = {pair: value for some in batched(wanted, 256) for pair, value in probabilities(model, some).items()}
+    p = probabilities(model, {pair for _, pairs in rows for of_kind in pairs.values() for pair in of_kind})
     frame = pd.DataFrame(
         [
             {"first_relation": relations[0], "second_relation": relations[1]}
@@ -68,19 +68,21 @@ def ask(model: loc_edit.Model, facts: Sequence[loc_edit.Fact]) -> pd.DataFrame:
     return grouped[[name for name in frame if name.startswith("p_")]].mean().join(counts).reset_index()
 
 
-def edit(setup: Setup, facts: Sequence[loc_edit.Fact], n: int | None) -> pd.DataFrame:
-    """The mean scores of edits of the facts that have consequences, by problem, method and layer."""
-    chosen = [fact for fact in facts if consequences(fact, fact.target_true, facts).two_hop][:n]
-    frames = []
-    for cell, rows in study(setup, chosen):
-        print(cell, flush=True)
-        frames.append(rows)
-    rows = pd.concat(frames, ignore_index=True)
-    rows = rows[rows["status"] == "done"]
+def edit(setup: Setup, facts: Sequence[loc_edit.Fact], n: int) -> Iterator[pd.DataFrame]:
+    """The mean scores of edits at every layer, a table for each cell: of facts with two-hop questions in both problems.
+
+    The facts are spread over their relations.
+    """
+    chosen = [
+        fact
+        for fact in facts
+        if all(consequences(fact, target or "", facts).two_hop for target in (fact.target_new, fact.target_true))
+    ]
     scores = ["rewrite", "paraphrase", "neighborhood", *scores_of("ripple")]
-    grouped = rows.groupby(["problem", "method", "window", "layer"], sort=False)[scores]
-    counts = grouped.count().rename(columns="n_{}".format)
-    return grouped.mean().join(counts).reset_index()
+    for cell, rows in study(setup, sample_by_relation(chosen, n)):
+        print(cell, flush=True)
+        grouped = rows[rows["status"] == "done"].groupby(["problem", "method", "window", "layer"])[scores]
+        yield grouped.mean().join(grouped.count().rename(columns="n_{}".format)).reset_index()
 
 
 def main() -> None:
@@ -88,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="builtin")
     parser.add_argument("--no-edits", action="store_true", help="only ask the unedited model")
-    parser.add_argument("--n", type=int, help="edit so many facts at most")
+    parser.add_argument("--n", type=int, default=10, help="edit so many facts at most")
     options = parser.parse_args()
     facts = loc_edit.load_facts("builtin")
     model = loc_edit.load_model(options.model)
@@ -100,10 +102,18 @@ def main() -> None:
     if options.no_edits:
         return
     config = ExperimentConfig(
-        model=options.model, methods=METHODS, problems=PROBLEMS, localizers=(), essence=False, scores=("ripple",)
+        model=options.model,
+        methods=METHODS,
+        problems=PROBLEMS,
+        localizers=(),
+        essence=False,
+        scores=("ripple",),
+        chunk=options.n,
     )
-    edits = edit(Setup(config).with_data(facts, model), facts, options.n)
-    edits.round(4).to_csv(FIGURES / "ripple.csv", index=False)
+    tables = list[pd.DataFrame]()
+    for table in edit(Setup(config).with_data(facts, model), facts, options.n):
+        tables.append(table)
+        pd.concat(tables).round(4).to_csv(FIGURES / "ripple.csv", index=False)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ class Consequences:
     without: str
 
 
-def consequences(fact: Fact, target: str, facts: Iterable[Fact]) -> Consequences:
+def consequences(fact: Fact, target: str, facts: Sequence[Fact]) -> Consequences:
     """What follows from `fact` in a data set if an edit makes its object `target`, or makes `target` unlikely.
 
     A chain gives a question if the data set has a fact of the second relation about both objects, with different
@@ -86,25 +86,25 @@ def consequences(fact: Fact, target: str, facts: Iterable[Fact]) -> Consequences
     Source: Cohen et al. 2023 (RippleEdits), section 3: two-hop questions are their compositionality I, `same_subject`
     their relation specificity, `inverse` a part of their logical generalization.
     """
-    objects = {fact.target_true, target}
-    about: dict[str, list[Fact]] = defaultdict(list)
+    objects, relation = {fact.target_true, target}, relation_of(fact)
+    about: dict[str, list[Fact]] = {name: [] for name in (fact.subject, *objects)}
     pairs: set[tuple[str, str]] = {(fact.subject, fact.target_true)}
     for other in facts:
-        if other.subject == fact.subject or other.subject in objects:
+        if other.subject in about:
             about[other.subject].append(other)
-        if relation_of(other) == relation_of(fact):
+        if relation_of(other) == relation:
             pairs.add((other.subject, other.target_true))
     others = [
         other
         for other in _in_order(about[fact.subject])
-        if relation_of(other) != relation_of(fact) and other.target_true not in objects
+        if relation_of(other) != relation and other.target_true not in objects
     ]
     old, new = _by_relation(about[fact.target_true]), _by_relation(about[target])
     given_away = objects | {other.target_true for other in about[fact.subject]}
     two_hop, without = [], Counter[str]()
-    for relation in sorted(old):
-        texts = _compose(fact, old[relation])
-        answers = {old[relation].target_true, new[relation].target_true} if relation in new else set[str]()
+    for name in sorted(old):
+        texts = _compose(fact, old[name])
+        answers = {old[name].target_true, new[name].target_true} if name in new else set[str]()
         if fact.subject in objects:
             without["about the subject itself"] += 1
         elif not answers:
@@ -116,7 +116,7 @@ def consequences(fact: Fact, target: str, facts: Iterable[Fact]) -> Consequences
         elif not texts:
             without["that the wording of the relation cannot ask for"] += 1
         else:
-            two_hop.append(TwoHop(texts, old[relation], new[relation]))
+            two_hop.append(TwoHop(texts, old[name], new[name]))
     counts = ", ".join(f"{n} {why}" for why, n in without.items())
     reasons = [f"{len(old)} chains: {counts}" if counts else "" if old else f"no chain through {fact.target_true!r}"]
     inverse = _inverse(fact, target) if nearly_one_to_one(pairs) else ()
