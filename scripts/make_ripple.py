@@ -15,13 +15,14 @@ from statistics import fmean
 import pandas as pd
 
 import loc_edit
+from loc_edit.analysis.tables.paper import markdown, rounded
 from loc_edit.experiment.config import ExperimentConfig
 from loc_edit.experiment.setup import Setup
 from loc_edit.experiment.study import study
 from loc_edit.facts.consequences import TwoHop, consequences
 from loc_edit.facts.sampling import sample_by_relation
 from loc_edit.models.model import Model
-from loc_edit.names import scores_of
+from loc_edit.names import method_label, scores_of
 from loc_edit.scoring.ripple import KNOWN, probabilities
 
 FIGURES = Path(__file__).parents[1] / "figures"
@@ -69,20 +70,36 @@ def ask(model: Model, facts: Sequence[loc_edit.Fact]) -> pd.DataFrame:
 
 
 def edit(setup: Setup, facts: Sequence[loc_edit.Fact], n: int) -> Iterator[pd.DataFrame]:
-    """The mean scores of edits at every layer, a table for each cell: of facts with two-hop questions in both problems.
+    """The mean scores of edits at every layer, a table for each cell.
 
-    The facts are spread over their relations.
+    The edited facts are `n` with two-hop questions in both problems and `n` of other relations whose subjects have
+    other facts, each spread over the relations.
     """
-    chosen = [
-        fact
-        for fact in facts
-        if all(consequences(fact, target or "", facts).two_hop for target in (fact.target_new, fact.target_true))
-    ]
+    chained, related = list[loc_edit.Fact](), list[loc_edit.Fact]()
+    for fact in facts:
+        follows = [consequences(fact, target or "", facts) for target in (fact.target_new, fact.target_true)]
+        if all(known.two_hop for known in follows):
+            chained.append(fact)
+        elif follows[1].same_subject and not follows[1].two_hop:
+            related.append(fact)
+    chosen = [*sample_by_relation(chained, n), *sample_by_relation(related, n)]
     scores = ["rewrite", "paraphrase", "neighborhood", *scores_of("ripple")]
-    for cell, rows in study(setup, sample_by_relation(chosen, n)):
+    for cell, rows in study(setup, chosen):
         print(cell, flush=True)
         grouped = rows[rows["status"] == "done"].groupby(["problem", "method", "window", "layer"])[scores]
         yield grouped.mean().join(grouped.count().rename(columns="n_{}".format)).reset_index()
+
+
+def show() -> None:
+    """Write the tables of `docs/ripple.md`: all questions, and each method at the layer of its best rewrite score."""
+    asked = pd.read_csv(FIGURES / "ripple_questions.csv")
+    (FIGURES / "ripple_questions.md").write_text(markdown(rounded(asked)), encoding="utf-8")
+    edits = pd.read_csv(FIGURES / "ripple.csv")
+    best = edits.loc[edits.groupby(["problem", "method", "window"], sort=False)["rewrite"].idxmax()]
+    scores = ["rewrite", "paraphrase", "neighborhood", "ripple_two_hop", "ripple_specificity", "ripple_objects"]
+    labels = [method_label(*key) for key in zip(best["method"], best["window"], strict=True)]
+    shown = best.assign(method=labels)[["problem", "method", "layer", *scores]]
+    (FIGURES / "ripple.md").write_text(markdown(rounded(shown)), encoding="utf-8")
 
 
 def main() -> None:
@@ -90,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="builtin")
     parser.add_argument("--no-edits", action="store_true", help="only ask the unedited model")
-    parser.add_argument("--n", type=int, default=10, help="edit so many facts at most")
+    parser.add_argument("--n", type=int, default=6, help="edit so many facts of each kind")
     options = parser.parse_args()
     facts = loc_edit.load_facts("builtin")
     model = loc_edit.load_model(options.model)
@@ -100,6 +117,7 @@ def main() -> None:
     asked.insert(0, "model", asked.pop("model"))
     pd.concat([others, asked]).sort_values("model", kind="stable").round(4).to_csv(file, index=False)
     if options.no_edits:
+        show()
         return
     config = ExperimentConfig(
         model=options.model,
@@ -108,12 +126,13 @@ def main() -> None:
         localizers=(),
         essence=False,
         scores=("ripple",),
-        chunk=options.n,
+        chunk=2 * options.n,
     )
     tables = list[pd.DataFrame]()
     for table in edit(Setup(config).with_data(facts, model), facts, options.n):
         tables.append(table)
         pd.concat(tables).round(4).to_csv(FIGURES / "ripple.csv", index=False)
+    show()
 
 
 if __name__ == "__main__":
