@@ -203,6 +203,11 @@ SCORES = {
     "relearning_savings_3": Score(
         "how much faster than a false object after 3 on paraphrases", -1.0, 1.0, "low", "relearning"
     ),
+    "ripple_two_hop": Score("rewrite of questions whose answer follows from two facts", scorer="ripple"),
+    "ripple_answered": Score("the same where the unedited model answers the question", scorer="ripple"),
+    "ripple_inverse": Score("rewrite of the question for the subject", scorer="ripple"),
+    "ripple_specificity": Score("how little other facts about the subject change", scorer="ripple"),
+    "ripple_objects": Score("how little facts about the old and the new object change", scorer="ripple"),
     "movement_distance": Score("how far the tracing profile moves, total variation", scorer="movement"),
     "movement_to_edit": Score("whether tracing peaks in the edited layers afterwards", scorer="movement"),
     "movement_from_edit": Score("whether tracing peaked in the edited layers before", scorer="movement"),

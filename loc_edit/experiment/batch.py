@@ -17,7 +17,7 @@ from loc_edit.localization.trace import Trace, empty_trace
 from loc_edit.names import LOCALIZERS, PROBLEMS, windows_of
 from loc_edit.prompts.encoding import Prompt, encode
 from loc_edit.prompts.sampling import sample_essences
-from loc_edit.scoring.contract import gets, measure
+from loc_edit.scoring.contract import measure
 from loc_edit.scoring.measuring import Meter
 from loc_edit.scoring.probes import Probes, make_probes
 
@@ -33,18 +33,16 @@ class Posed:
         meter: measures the requests' probes, and holds their numbers on the unedited model.
         skipped: the other facts, each with the reason.
         facts: the fact of each request.
-        noises: the subject noise of each request's fact.
+        given: what scores get besides: the subject noise of each request's fact, and the data set.
         before: by score that the run is asked for, what it measures of the unedited model for each request.
-        data: the whole data set, if such a score looks at it.
     """
 
     requests: list[EditRequest]
     meter: Meter
     skipped: list[tuple[Fact, str]]
     facts: list[Fact] = field(default_factory=list)
-    noises: list[Tensor | None] = field(default_factory=list)
+    given: list[dict[str, Any]] = field(default_factory=list)
     before: dict[str, list[Any]] = field(default_factory=dict)
-    data: Sequence[Fact] = ()
 
 
 class Batch:
@@ -151,7 +149,7 @@ class Batch:
         setup = self.setup
         requests: list[EditRequest] = []
         posed_facts: list[Fact] = []
-        noises: list[Tensor | None] = []
+        given: list[dict[str, Any]] = []
         probes: list[Probes] = []
         skipped: list[tuple[Fact, str]] = []
         for fact, noise, texts in zip(self.facts, self.noise, self.essences, strict=True):
@@ -166,13 +164,12 @@ class Batch:
             else:
                 requests.append(request)
                 posed_facts.append(fact)
-                noises.append(noise)
+                given.append({"noise": noise, "facts": setup.scored_with})
                 probes.append(probes_of_fact)
-        each = list(zip(posed_facts, requests, noises, strict=True))
-        data = setup.data if any(gets(name, "facts") for name in setup.config.scores) else ()
+        each = list(zip(posed_facts, requests, given, strict=True))
         before = {
-            name: [measure(name, setup.model, fact, request, noise=noise, facts=data) for fact, request, noise in each]
+            name: [measure(name, setup.model, fact, request, **more) for fact, request, more in each]
             for name in setup.config.scores
         }
         meter = Meter(setup.model, probes, setup.first_edited_layers)
-        return Posed(requests, meter, skipped, posed_facts, noises, before, data)
+        return Posed(requests, meter, skipped, posed_facts, given, before)

@@ -62,7 +62,8 @@ class ExperimentConfig(BaseModel):
     Without any (in TOML []), facts are only traced."""
     scores: tuple[str, ...] = ()
     """Scores beside those that every edit has: generation (what the model writes), survival (of rounding and merging),
-    movement (of the tracing profile), and scores of plug-ins."""
+    ripple (what follows from the fact), formats and relearning (is it gone), movement (of the tracing profile), and
+    scores of plug-ins."""
     windows: tuple[Window, ...] = (5,)
     """How many layers localizers take together: the restoration windows of Causal Tracing, and of the others."""
     localizer_windows: tuple[Window, ...] | None = None

@@ -23,6 +23,7 @@ from loc_edit.scoring import (  # registers them
     formats as formats,
     generation as generation,
     relearning as relearning,
+    ripple as ripple,
     survival as survival,
 )
 from loc_edit.scoring.contract import with_others
@@ -85,8 +86,8 @@ def score_batch(posed: Posed, edits: Sequence[Edit | Exception | None]) -> list[
             continue
         request, others = posed.requests[i], {name: values[i] for name, values in posed.before.items()}
         score = compare(before, measured, request.objective)
-        model, fact, noise = posed.meter.model, posed.facts[i], posed.noises[i]
-        outcomes.append(with_others(score, others, model, fact, request, edit, noise=noise, facts=posed.data))
+        model, fact = posed.meter.model, posed.facts[i]
+        outcomes.append(with_others(score, others, model, fact, request, edit, **posed.given[i]))
     return outcomes
 
 

@@ -164,6 +164,11 @@ class Setup:
         sigma, facts = self.corruption.sigma, self.data if PROBLEMS[problem].facts else ()
         return pose(fact, problem, self.model, noise=noise, noise_scale=sigma, seed=self.config.seed, facts=facts)
 
+    @property
+    def scored_with(self) -> Sequence[Fact]:
+        """The facts that scores get: the whole data set, or none if none of them looks at it."""
+        return self.data if any(gets(name, "facts") for name in self.config.scores) else ()
+
     # What the names of cells depend on
 
     def name_of(self, cell: Hashable, identity: Callable[[], dict[str, Any]]) -> str:
@@ -186,13 +191,13 @@ class Setup:
         return {**self.corruption.identity, "samples": self.config.noise_samples}
 
     def score_identity(self, problem: str) -> dict[str, Any]:
-        """What scores depend on for a problem: the noise and the data set too, if the problem looks at them."""
+        """What scores depend on for a problem: the noise and the data set too where it or a score looks at them."""
         known, scores = PROBLEMS[problem], self.config.scores
         noise = self.noise_identity if known.sees_noise or any(gets(name, "noise") for name in scores) else {}
         identity: dict[str, Any] = {**noise, "essence": self.config.essence}
         if known.origin:
             identity["problem_plugin"] = known.origin.content
-        if known.facts or any(gets(name, "facts") for name in scores):
+        if known.facts or self.scored_with:
             identity["data"] = self.data_identity
         return identity | (
             {"scores": {name: plugin(SCORES[scores_of(name)[0]].origin) for name in scores}} if scores else {}

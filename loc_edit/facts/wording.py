@@ -24,6 +24,7 @@ class Relation:
         clauses: clauses that may follow "{subject} is a {kind}", with one `{}` for the object.
         modifiers: words that sometimes stand before the object.
         remarks: phrases that are true of every subject of this kind.
+        description: a phrase for the object with one `{}` for the subject, where objects are subjects themselves.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Relation:
     clauses: tuple[str, ...]
     modifiers: tuple[str, ...]
     remarks: tuple[str, ...]
+    description: str = ""
 
     @property
     def edit_template(self) -> str:
@@ -56,6 +58,7 @@ def relations() -> dict[str, Relation]:
             clauses=tuple(entry["clauses"]),
             modifiers=tuple(entry["modifiers"]),
             remarks=tuple(wording["kinds"][str(entry["kind"])]),
+            description=str(entry.get("description", "")),
         )
         for name, entry in wording["relations"].items()
     }

@@ -16,9 +16,10 @@ from loc_edit.scoring import (  # registers them
     formats as formats,
     generation as generation,
     relearning as relearning,
+    ripple as ripple,
     survival as survival,
 )
-from loc_edit.scoring.contract import SCORERS, measure, with_others
+from loc_edit.scoring.contract import SCORERS, gets, measure, with_others
 from loc_edit.scoring.measuring import Meter
 from loc_edit.scoring.probes import make_probes
 from loc_edit.scoring.scores import EditScore, compare
@@ -45,18 +46,20 @@ def score(
         request: gives the target, the objective and, for a noised subject, the noise.
         edit: from `rome`, `memit` or another editor; `None` measures the unedited model against itself.
         essence: whether to sample and measure essence texts.
-        scores: further scores, as in a run: `generation`, `survival`, `formats`, `relearning`, and the scores of
-            plug-ins.
+        scores: further scores, as in a run: `generation`, `survival`, `ripple`, `formats`, `relearning`, and the scores
+            of plug-ins.
         noise: the fact's subject noise, for scores that need it.
-        facts: the data set, for scores that need it: `formats` and `relearning`.
+        facts: the whole data set, for scores that look at the other facts: `ripple`, `formats` and `relearning` do.
 
     Raises:
-        ValueError: there is no such further score here; `movement` needs a run.
+        ValueError: there is no such further score here (`movement` needs a run), or it needs `facts`.
     """
     if unknown := [name for name in scores if name not in SCORERS]:
         raise ValueError(f"score {unknown[0]!r}: expected one of {', '.join(SCORERS)}; others need a run (--scores)")
     if request.fact_id != fact.fact_id:
         raise ValueError(f"score: expected the request of fact {fact.fact_id}, got that of fact {request.fact_id}")
+    if not facts and (needing := [name for name in scores if gets(name, "facts")]):
+        raise ValueError(f"score {needing[0]!r} looks at the other facts: expected facts=, the whole data set")
     texts = sample_essences(model, [fact.subject], [fact.fact_id], seed=request.seed)[0] if essence else []
     probes = make_probes(model, fact, request, texts)
     meter = Meter(model, [probes])

@@ -121,7 +121,7 @@ def compare(before: Measured, after: Measured, objective: Literal["raise", "lowe
         reasons.append(f"rewrite: p before is {before.rewrite:g}, nothing to {objective}")
     changes = [share_of_change(p, q, objective) for p, q in zip(before.paraphrase, after.paraphrase, strict=True)]
     paraphrase = _mean(changes, "paraphrase", reasons)
-    neighborhood = _mean(_kept(before.neighborhood, after.neighborhood), "neighborhood", reasons)
+    neighborhood = _mean(kept(before.neighborhood, after.neighborhood), "neighborhood", reasons)
     rise = fmean(after.essence) - fmean(before.essence) if before.essence else nan
     essence = nan if isnan(rise) else 1 - min(max(rise, 0.0), 5.0) / 5
     return EditScore(
@@ -131,7 +131,7 @@ def compare(before: Measured, after: Measured, objective: Literal["raise", "lowe
         essence,
         overall=fmean((rewrite, paraphrase, neighborhood)),
         overall_essence=fmean((rewrite, paraphrase, neighborhood, essence)),
-        neighborhood_new=_mean(_kept(before.neighborhood_new, after.neighborhood_new), "", []),
+        neighborhood_new=_mean(kept(before.neighborhood_new, after.neighborhood_new), "", []),
         magnitudes=magnitudes(after, objective),
         before=before,
         after=after,
@@ -166,7 +166,7 @@ def share_of_change(p: float, q: float, objective: Literal["raise", "lower"]) ->
     return max(0.0, gained / possible) if possible > 0 else nan
 
 
-def _kept(before: Sequence[float], after: Sequence[float]) -> list[float]:
+def kept(before: Sequence[float], after: Sequence[float]) -> list[float]:
     """1 - the share of the possible change of each probability, in either direction."""
     return [1 - abs(q - p) / (0.5 + abs(p - 0.5)) for p, q in zip(before, after, strict=True)]
 
