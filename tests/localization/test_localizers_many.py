@@ -123,7 +123,7 @@ def test_hooks_of_the_user_see_whole_rows_of_one_fact(deep, localized, name):
     [
         ("attribution", 40),
         ("layer_integrated_gradients", 100),
-        ("logit_lens", 40),
+        ("logit_lens", 100),
         ("resample_ablation", 200),
         ("severed_mlp", 100),
         ("random", 40),
