@@ -113,6 +113,7 @@ class Localizer:
         references: how many other facts' prompts it gets in a grid.
         seeded: whether it draws random numbers of its own.
         facts: whether it looks at the whole data set.
+        sites: the hook points that it can look at; any, if none is named.
         origin: of a plug-in.
     """
 
@@ -123,8 +124,12 @@ class Localizer:
     references: int = 0
     seeded: bool = False
     facts: bool = False
+    sites: tuple[str, ...] = ()
     origin: Origin | None = None
 
+
+WRITES = ("mlp_out", "attn_out")
+"""The sites whose output is added to the residual stream as it is."""
 
 LOCALIZERS = {
     TRACING: Localizer("restore a clean output in the corrupted run", "K x L x T"),
@@ -132,6 +137,12 @@ LOCALIZERS = {
     "integrated_gradients": Localizer(
         "gradients averaged on the way from corrupted to clean", "8 times attribution", options={"steps": 8}
     ),
+    "layer_integrated_gradients": Localizer(
+        "gradients averaged on the way of a layer's output from corrupted to clean",
+        "2.5 x L times attribution",
+        options={"steps": 5},
+    ),
+    "relp": Localizer("relevance patching: relevance coefficient times difference", "K forward, K backward"),
     "zero_ablation": Localizer("replace an output by zero", "L x T"),
     "mean_ablation": Localizer(
         "replace an output by its mean over other prompts", "L x T, and one per reference prompt", references=20
@@ -145,7 +156,13 @@ LOCALIZERS = {
     ),
     "severed_mlp": Localizer("restore the residual stream with the MLPs held corrupted", "K x L x T"),
     "severed_attn": Localizer("restore the residual stream with attention held corrupted", "K x L x T"),
-    "direct": Localizer("direct effect on the logits", "K + 1", metric="logit_difference"),
+    "direct": Localizer("direct effect on the logits", "K + 1", metric="logit_difference", sites=WRITES),
+    "logit_lens": Localizer(
+        "what can be read off an output at its own position", "K + 1, and 2 x L x T x K logits", sites=WRITES
+    ),
+    "tuned_lens": Localizer(
+        "the same through translators between layers", "as logit_lens, and a fit", facts=True, sites=WRITES
+    ),
     "random": Localizer("a random number: the control", "K + 1", seeded=True),
 }
 

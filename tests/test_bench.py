@@ -301,7 +301,7 @@ def test_nothing_computes_fewer_products_than_its_floor(counts, deep, facts, con
     }
     for name in loc_edit.LOCALIZERS:
         given = loc_edit.LOCALIZERS[name]
-        options = {"reference": prompts} if given.references else {}
+        options = {"reference": prompts} if given.references else {"facts": facts} if given.facts else {}
 
         def localized(name=name, given=given, options=options):
             foil = {"foil": facts[0].target_new} if given.metric == "logit_difference" else {}
@@ -309,7 +309,7 @@ def test_nothing_computes_fewer_products_than_its_floor(counts, deep, facts, con
             loc_edit.localize(deep, prompts[0], targets[0], noise=noises[0], window=3, **more)
 
         draws = given.options.get("steps", given.options.get("samples", 1))
-        others = [prompts[1:]] if options else ()
+        others = [prompts[1:]] if given.references else ()
         pairs[name] = (localized, counts.localizer_count(deep, name, asked[:1], 3, others, draws))
     sizes = {name: 2 * weight.numel() for name, weight in matrices(deep, 0).items()}
     for name, (run, count) in pairs.items():

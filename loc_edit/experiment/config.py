@@ -69,9 +69,9 @@ class ExperimentConfig(BaseModel):
     localizer_windows: tuple[Window, ...] | None = None
     """Windows of the localizers other than Causal Tracing, if they differ."""
     localizers: tuple[str, ...] = (TRACING,)
-    """Ways to say where a fact is stored: causal_tracing, attribution, integrated_gradients, zero_ablation,
-    mean_ablation, resample_ablation, severed_mlp, severed_attn, direct, random, or all.  Without any, facts are only
-    edited."""
+    """Ways to say where a fact is stored: causal_tracing, attribution, integrated_gradients,
+    layer_integrated_gradients, relp, zero_ablation, mean_ablation, resample_ablation, severed_mlp, severed_attn,
+    direct, logit_lens, tuned_lens, random, or all.  Without any, facts are only edited."""
     site: str = "mlp_out"
     """Where localizers look and tracing restores: mlp_out, attn_out, resid_post, or what follows `blocks.<l>.`"""
     noise: str = "s3"
@@ -174,8 +174,9 @@ class ExperimentConfig(BaseModel):
         for localizer in self.localizers:
             if localizer not in LOCALIZERS:
                 raise ValueError(f"localizer {localizer!r}: {nearest(localizer, [*LOCALIZERS, 'all'])}{HINT}")
-        if "direct" in self.localizers and self.site not in ("mlp_out", "attn_out"):
-            raise ValueError(f"localizer 'direct' looks at site mlp_out or attn_out, not at {self.site!r}")
+            sites = LOCALIZERS[localizer].sites
+            if sites and self.site not in sites:
+                raise ValueError(f"localizer {localizer!r} looks at site {' or '.join(sites)}, not at {self.site!r}")
         for problem in self.problems:
             if problem not in PROBLEMS:
                 raise ValueError(f"problem {problem!r}: {nearest(problem, PROBLEMS)}{HINT}")

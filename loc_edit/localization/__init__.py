@@ -1,1 +1,1 @@
-"""Localization: which layer and position matter for a fact, by Causal Tracing and nine other localizers."""
+"""Localization: which layer and position matter for a fact, by Causal Tracing and thirteen other localizers."""

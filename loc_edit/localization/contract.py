@@ -54,7 +54,7 @@ def localizer(
             options = {key: value for key, value in defaults.items() if key not in ("seed", "facts")}
             seeded, facts = "seed" in defaults, "facts" in defaults
             about = meaning or first_sentence(effect)
-            description = Localizer(about, cost, metric, options, references, seeded, facts, origin)
+            description = Localizer(about, cost, metric, options, references, seeded, facts, origin=origin)
             if wrong := [key for key, value in options.items() if not isinstance(value, bool | int | float | str)]:
                 raise BadPlugin(f"localizer {name!r}: expected a bool, int, float or string as default of {wrong[0]}")
             describe_plugin("localizer", LOCALIZERS, name, description)

@@ -6,7 +6,9 @@ import torch
 from torch.nn.functional import pad
 
 from loc_edit.arguments import Count, checked
+from loc_edit.localization.hooks import site_name
 from loc_edit.localization.question import Grids, Observed, Questions
+from loc_edit.models.relevance import HELD, relevance_rules
 
 
 def attribution(questions: Questions) -> Grids:
@@ -33,6 +35,27 @@ def integrated_gradients(questions: Questions, steps: Count = 8) -> Grids:
     """
     points = (questions.at_share((step + 0.5) / steps, gradients=True) for step in range(steps))
     return _first_order(questions, points)
+
+
+def relp(questions: Questions) -> Grids:
+    """Relevance patching: attribution patching with coefficients of relevance propagation in place of the gradient.
+
+    The coefficients come from the same backward pass of the corrupted run, in which scales of norms, attention
+    patterns and the ratios of activation functions to their inputs are held constant, and gated products are halved;
+    see `loc_edit.models.relevance`.  They say how the metric depends on an output through maps that are linear once
+    the corrupted run is given, so that a function that is flat at this run but not on the way to the clean one counts.
+
+    Cost: that of `attribution`.  Source: Rezaei Jafari et al. 2025 (arXiv 2508.21258), with two departures: the rules
+    begin at the logits, so that a metric which is not linear in them (and a soft cap) enters by its gradient, where
+    the paper has a difference of logits; and windows, whose layers' effects add up as in `attribution`.
+
+    Raises:
+        ValueError: the site is held constant, such as queries and keys, which have no relevance.
+    """
+    if site_name(questions.site, 0).endswith(HELD):
+        raise ValueError(f"site {questions.site!r}: relevance propagation holds it constant, so it has no relevance")
+    with relevance_rules(questions.model) as rules:
+        return _first_order(questions, [questions.at_share(1.0, gradients=True, rules=rules)])
 
 
 def _first_order(questions: Questions, points: Iterable[Sequence[Observed]]) -> Grids:

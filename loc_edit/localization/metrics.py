@@ -54,8 +54,19 @@ class Scorer:
         steps = torch.arange(targets.shape[1], device=residual.device)
         columns = (self.n_prompt[fact] - 1 - start)[:, None] + steps
         rows = torch.arange(len(fact), device=residual.device)[:, None]
-        answers = residual[rows, columns.clamp(max=residual.shape[1] - 1)]
-        most = LOGITS if residual.device.type == "cpu" else LOGITS_ON_DEVICE
+        return self._in_parts(residual[rows, columns.clamp(max=residual.shape[1] - 1)], targets, fact)
+
+    def first(self, residual: Float[Tensor, "row d_model"], fact: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+        """The metric of the target's first token, read off any residual stream as if it were a final one."""
+        return self._in_parts(residual[:, None], self.targets[fact, :1], fact)
+
+    def _in_parts(
+        self,
+        answers: Float[Tensor, "row target d_model"],
+        targets: Int[Tensor, "row target"],
+        fact: Int[Tensor, " row"],
+    ) -> Float[Tensor, " row"]:
+        most = LOGITS if answers.device.type == "cpu" else LOGITS_ON_DEVICE
         size = max(FEWEST, most // (targets.shape[1] * self.model.cfg.d_vocab_out))
         parts = zip(answers.split(size), targets.split(size), fact.split(size), strict=True)
         return torch.cat([self._score(*part) for part in parts])

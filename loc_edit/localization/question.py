@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -146,15 +146,16 @@ class Questions:
     def corrupted(self, *, gradients: bool = False) -> list[Observed]:
         """The corrupted runs of each fact: one row per noise sample."""
         if not self._corrupted or (gradients and not self._corrupted[0].gradients):
-            self._corrupted = self.at_share(1.0, gradients=gradients)
+            self.at_share(1.0, gradients=gradients)
         return self._corrupted
 
-    def at_share(self, share: float, *, gradients: bool = False) -> list[Observed]:
+    def at_share(self, share: float, *, gradients: bool = False, rules: Sequence[Hook] = ()) -> list[Observed]:
         """For each fact, one run per noise sample with this share of the noise.
 
         Args:
             share: the number that the noise is multiplied by; 1 gives the corrupted runs.
             gradients: whether the gradient of the metric in the site's outputs is needed.
+            rules: hooks that change gradients and no values.
         """
         tails = [len(fact) - (0 if self._whole else fact.prompt.subject.start) for fact in self.facts]
         observed: dict[int, Observed] = {}
@@ -162,7 +163,7 @@ class Questions:
         for group in group_by_length(tails, max(len(fact.noise) for fact in self.facts), call):
             rows = [(i, share * eps) for i in group for eps in self.facts[i].noise]
             tail, parts = max(tails[i] for i in group), list[list[Tensor]]()
-            work = partial(self._run_tails, parts, rows, tail, gradients)
+            work = partial(self._run_tails, parts, rows, tail, list(rules) if gradients else None)
             (self._backward if gradients else self.budget).spend(len(rows), tail, work)
             samples = [len(self.facts[i].noise) for i in group]
             by_fact = zip(*(torch.cat(some).split(samples) for some in zip(*parts, strict=True)), strict=True)
@@ -170,11 +171,14 @@ class Questions:
                 start, n = max(0, len(self.facts[i]) - tail), self.model.cfg.n_layers
                 final, *real = (values[:, : len(self.facts[i]) - start] for values in activations)
                 observed[i] = Observed(start, metric, final, real[:n], real[n:])
-        return [observed[i] for i in range(len(self.facts))]
+        runs = [observed[i] for i in range(len(self.facts))]
+        if share == 1:
+            self._corrupted = [replace(run, gradients=()) for run in runs] if rules else runs
+        return runs
 
     @torch.no_grad()
     def _run_tails(
-        self, parts: list[list[Tensor]], rows: Sequence[tuple[int, Tensor]], tail: int, gradients: bool, part: slice
+        self, parts: list[Any], rows: list[tuple[int, Tensor]], tail: int, rules: list[Hook] | None, part: slice
     ) -> None:
         """Append the metric of some rows, their tails' final residual stream and outputs of the site, and gradients.
 
@@ -182,10 +186,10 @@ class Questions:
             parts: what is appended to.
             rows: for each row, the number of its fact, and its noise.
             tail: the number of positions that are computed; they end where the row ends, if it is as long.
-            gradients: whether gradients are needed.
+            rules: see `at_share`; `None` if no gradients are needed.
             part: the rows to run.
         """
-        rows = rows[part]
+        rows, gradients = rows[part], rules is not None
         facts = [self.facts[i] for i, _ in rows]
         batch = make_batch(
             self.model, [fact.prompt for fact in facts], [fact.answer for fact in facts], [noise for _, noise in rows]
@@ -203,7 +207,7 @@ class Questions:
             return value
 
         hooks: list[Hook] = [(site_name(self.site, layer), keep) for layer in range(self.model.cfg.n_layers)]
-        with self.model.hooks(fwd_hooks=hooks), torch.set_grad_enabled(gradients):
+        with self.model.hooks(fwd_hooks=[*hooks, *(rules or ())]), torch.set_grad_enabled(gradients):
             for layer in range(self.model.cfg.n_layers):
                 stream = units.block(stream[None], layer)[0]
             metric = self.scorer(stream, fact=row, start=start)

@@ -13,8 +13,10 @@ from loc_edit.facts.fact import Fact
 from loc_edit.localization.ablation import mean_ablation, resample_ablation, zero_ablation
 from loc_edit.localization.contract import EFFECTS, localizer
 from loc_edit.localization.direct import direct, random
-from loc_edit.localization.gradients import attribution, integrated_gradients
-from loc_edit.localization.question import NOT_A_NUMBER, Grids, localize_by
+from loc_edit.localization.gradients import attribution, integrated_gradients, relp
+from loc_edit.localization.layerwise import layer_integrated_gradients
+from loc_edit.localization.lens import logit_lens, tuned_lens
+from loc_edit.localization.question import NOT_A_NUMBER, localize_by
 from loc_edit.localization.references import references
 from loc_edit.localization.trace import Trace
 from loc_edit.localization.tracing import restored
@@ -22,20 +24,25 @@ from loc_edit.models.model import Model
 from loc_edit.names import LOCALIZERS, TRACING, Metric, nearest
 from loc_edit.prompts.encoding import Prompt
 
-_OWN: dict[str, Callable[..., Grids]] = {
+_OWN: dict[str, Callable[..., Any]] = {
     TRACING: restored,
     "attribution": attribution,
     "integrated_gradients": integrated_gradients,
+    "layer_integrated_gradients": layer_integrated_gradients,
+    "relp": relp,
     "zero_ablation": zero_ablation,
     "mean_ablation": mean_ablation,
     "resample_ablation": resample_ablation,
     "severed_mlp": partial(restored, severed="mlp"),
     "severed_attn": partial(restored, severed="attn"),
+    "direct": direct,
+    "logit_lens": logit_lens,
+    "tuned_lens": tuned_lens,
+    "random": random,
 }
+_OF_ONE_QUESTION = (direct, random)
 for _name, _effects in _OWN.items():
-    localizer(_name, batched=True)(_effects)
-localizer("direct")(direct)
-localizer("random")(random)
+    localizer(_name, batched=_effects not in _OF_ONE_QUESTION)(_effects)
 
 
 @checked

@@ -37,18 +37,18 @@ def one_kernel_each(blocks: Iterable[nn.Module]) -> Iterator[None]:
             mlp: Any = getattr(block, "mlp", None)
             attn: Any = getattr(block, "attn", None)
             if getattr(mlp, "act_fn", None) in (gelu_new, gelu_fast) and (inference or not hooked(mlp.hook_post)):
-                stack.enter_context(_replaced(mlp, "act_fn", partial(gelu, approximate="tanh")))
+                stack.enter_context(replaced(mlp, "act_fn", partial(gelu, approximate="tanh")))
             if type(mlp) is GatedMLP and not mlp.cfg.is_layer_norm_activation():
-                stack.enter_context(_replaced(mlp, "forward", partial(_gated, mlp)))
+                stack.enter_context(replaced(mlp, "forward", partial(_gated, mlp)))
             if plain(attn):
                 ln1: Any = block.ln1
                 untouched = not (hooked(attn) or watched(ln1))
-                stack.enter_context(_replaced(attn, "forward", partial(attend, attn, positions, untouched)))
+                stack.enter_context(replaced(attn, "forward", partial(attend, attn, positions, untouched)))
             norms = [getattr(block, name, None) for name in ("ln1", "ln1_post", "ln2", "ln2_post")]
             for norm in (*norms, getattr(attn, "q_norm", None), getattr(attn, "k_norm", None)):
                 kernel = KERNELS.get(type(norm))
                 if norm is not None and kernel and not (hooked(norm.hook_scale) or hooked(norm.hook_normalized)):
-                    stack.enter_context(_replaced(norm, "forward", partial(_once, norm, kernel, last_norm)))
+                    stack.enter_context(replaced(norm, "forward", partial(_once, norm, kernel, last_norm)))
         yield
 
 
@@ -85,7 +85,7 @@ def _gated(mlp: Any, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _replaced(module: nn.Module, name: str, value: object) -> Iterator[None]:
+def replaced(module: nn.Module, name: str, value: object) -> Iterator[None]:
     """Inside the block, `module.name` is `value`; afterwards it is as before."""
     own = vars(module)  # `nn.Module.__setattr__` takes ten times as long
     old = own.get(name)

@@ -18,11 +18,12 @@ products with weights are counted: no attention scores, norms, softmax, GELU, op
   context rows go once more through its window, and its bare row once more for each layer.
 - Fine-tuning: the prompt up to the first trained layer once; at each step `down` of that layer and all layers above.
 - Scores after an edit: all positions of all probes above the edited layer; each request's own, as its edit differs.
-- Localizers: every one needs the clean and the corrupted rows.  Attribution adds one backward pass of the corrupted
-  rows, integrated gradients one forward and one backward pass for each step.  Ablation is counted like a trace of clean
-  rows at all positions, once for each draw, and a forward pass of the reference prompts.  A severed state needs, at its
-  position, no MLP, or no queries and no `o`, in the layers where that module is frozen.  Direct attribution and the
-  random control need nothing more.
+- Localizers: every one needs the clean and the corrupted rows.  Attribution and RelP add one backward pass of the
+  corrupted rows, integrated gradients one forward and one backward pass for each step, and layer integrated gradients
+  these from each layer on.  A lens unembeds two streams at each layer and position.  Ablation is counted like a trace
+  of clean rows at all positions, once for each draw, and a forward pass of the reference prompts.  A severed state
+  needs, at its position, no MLP, or no queries and no `o`, in the layers where that module is frozen.  Direct
+  attribution and the random control need nothing more.
 
 Counted although it could be avoided: what local attention cuts off; and in models whose MLP reads the same stream as
 attention, states that restore the first layer behind the subject, where it is not corrupted yet.
@@ -176,8 +177,13 @@ def localizer_count(
     for one in asked:
         start = one.prompt.subject.start
         backward = times(through(one.length - start, one.n_target, n_layers - 1), one.samples)
-        if name == "attribution":
+        if name in ("attribution", "relp"):
             total += backward
+        elif name == "layer_integrated_gradients":
+            for above in range(n_layers):
+                total += times(through(one.length - start, one.n_target, above), 2 * one.samples * draws)
+        elif name.endswith("lens"):
+            total["unembed"] += 2 * n_layers * (len(one.prompt) - start) * (one.samples + 1)
         elif name == "integrated_gradients":
             forward = times(through(one.length - start, one.n_target, n_layers), one.samples)
             total += times(forward + backward, draws)

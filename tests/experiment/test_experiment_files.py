@@ -71,6 +71,11 @@ def test_the_study_of_localizers():
     assert found.facts >= 200
 
 
+def test_a_study_that_was_fixed_before_the_last_localizers_came_keeps_to_the_ten_it_had():
+    later = {"relp", "layer_integrated_gradients", "logit_lens", "tuned_lens"}
+    assert set(names.LOCALIZERS) - set(config("smollm2").localizers) == later
+
+
 def test_the_study_on_gpt_j():
     found = config("paper_gptj")
     assert "gpt-j" in found.model

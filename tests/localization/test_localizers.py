@@ -4,76 +4,18 @@ import copy
 
 import pytest
 import torch
-from oracles import SITES, add_noise, sequence_log_prob
+from asking import K, cache_of, case, cells, names, only, put, question, questions, value
+from oracles import add_noise
 
 import loc_edit
 from loc_edit.localization import ablation as patching
 from loc_edit.localization.direct import direct
-from loc_edit.localization.gradients import attribution, integrated_gradients
-from loc_edit.localization.question import Questions
-from loc_edit.localization.targets import targeted_prompt
+from loc_edit.localization.gradients import attribution, integrated_gradients, relp
+from loc_edit.localization.layerwise import layer_integrated_gradients
+from loc_edit.localization.lens import logit_lens
 from loc_edit.names import LOCALIZERS, TRACING
 
-K = 3
 NEEDS = {"mean_ablation", "resample_ablation"}
-
-
-def case(model, fact, scale=1.5):
-    prompt = loc_edit.encode(model, fact)
-    return prompt, loc_edit.subject_noise(model, prompt, scale=scale, samples=K)
-
-
-def questions(
-    model, fact, noise_scale=1.5, site="mlp_out", window=1, metric="log_probability", foil=None, reference=()
-):
-    prompt, noise = case(model, fact, noise_scale)
-    targeted = targeted_prompt(model, prompt, fact.target_true, noise, metric, foil, reference)
-    return Questions(model, [targeted], site, [window], metric)
-
-
-def only(nested):
-    """What there is for a single fact and window."""
-    ((one,),) = nested
-    return one
-
-
-def question(model, fact, **about):
-    return only(questions(model, fact, **about).each())
-
-
-def value(q, logits):
-    """The metric of whole rows of logits, by definition."""
-    if q.metric == "logit_difference":
-        last = len(q.prompt) - 1
-        return logits[:, last, q.answer[0]] - logits[:, last, q.foil]
-    return torch.stack([sequence_log_prob(one, len(q.prompt), q.answer) for one in logits])
-
-
-def names(site, layers):
-    return [f"blocks.{layer}.{SITES.get(site, site)}" for layer in layers]
-
-
-def put(pos, new):
-    def hook(activation, hook):
-        activation = activation.clone()
-        activation[:, pos] = new
-        return activation
-
-    return hook
-
-
-def cells(q, begin=0):
-    """Every center with the layers of its window, written out, and every position."""
-    n = q.model.cfg.n_layers
-    for center in range(n):
-        low = center - q.window // 2
-        for pos in range(begin, len(q.prompt)):
-            yield center, [layer for layer in range(low, low + q.window) if 0 <= layer < n], pos
-
-
-def cache_of(q, eps=None):
-    with q.model.hooks(fwd_hooks=add_noise(eps, q.prompt.subject)):
-        return q.model.run_with_cache(q.tokens[None])[1]
 
 
 @pytest.mark.parametrize("name", sorted(LOCALIZERS))
@@ -82,7 +24,7 @@ def test_every_localizer_gives_a_trace_of_the_same_question(shapes, facts, name,
     model, fact = shapes[shape], facts[0]
     prompt, noise = case(model, fact)
     reference = [loc_edit.encode(model, other) for other in facts]
-    options = {"reference": reference} if name in NEEDS else {}
+    options = {"reference": reference} if name in NEEDS else {"facts": facts} if name == "tuned_lens" else {}
     metric = (
         {"metric": "logit_difference", "foil": fact.target_new} if name == "direct" else {"metric": "log_probability"}
     )
@@ -140,7 +82,7 @@ def linear(make_model):
 
 
 def test_the_effects_of_a_window_add_up(deep, facts):
-    for method in (attribution, integrated_gradients):
+    for method in (attribution, integrated_gradients, layer_integrated_gradients, relp, logit_lens):
         alone, wide = (only(method(questions(deep, facts[1], window=window))) for window in (1, 3))
         torch.testing.assert_close(wide[0], alone[:2].sum(0))
         torch.testing.assert_close(wide[2], alone[1:].sum(0))
@@ -152,7 +94,7 @@ def test_in_a_linear_model_attribution_is_tracing(linear, facts):
     common = {"noise": noise, "site": "attn_out", "window": 1, "metric": "logit_difference", "foil": "Rome"}
     traced = loc_edit.trace(linear, prompt, fact.target_true, **common)
     assert traced.effect.abs().max() > 0.1
-    for name in ("attribution", "integrated_gradients"):
+    for name in ("attribution", "integrated_gradients", "layer_integrated_gradients", "relp"):
         found = loc_edit.localize(linear, prompt, fact.target_true, localizer=name, **common)
         torch.testing.assert_close(found.effect, traced.effect, rtol=1e-3, atol=1e-4)
 
@@ -198,6 +140,24 @@ def test_integrated_gradients_are_complete(deep, facts):
     assert errors[1] < 0.02 * abs(gap) < errors[0]
     with pytest.raises(ValueError, match="expected steps to be an integer of at least 1, got 0"):
         integrated_gradients(asked, 0)
+
+
+@pytest.mark.parametrize(("shape", "site"), [("gpt2_deep", "mlp_out"), ("llama", "attn_out"), ("gptj", "attn.hook_k")])
+def test_layer_integrated_gradients_add_up_to_restoring_a_whole_layer(shapes, facts, shape, site):
+    model = shapes[shape]
+    asked = questions(model, facts[0], site=site)
+    q = only(asked.each())
+    assert len(q.answer) == 1, "the prompt's positions are all there are"
+    clean = cache_of(q)
+    restoring = torch.zeros(model.cfg.n_layers, dtype=torch.float64)
+    for layer, name in enumerate(names(site, range(model.cfg.n_layers))):
+        for eps in q.noise:
+            hooks = [*add_noise(eps, q.prompt.subject), (name, put(slice(None), clean[name][0]))]
+            restoring[layer] += value(q, model.run_with_hooks(q.tokens[None], fwd_hooks=hooks))[0].item() / K
+    gaps = [only(layer_integrated_gradients(asked, n)).sum(1) - (restoring - q.p_corrupted) for n in (1, 32)]
+    assert (restoring - q.p_corrupted).abs().max() > 0.05
+    assert gaps[1].abs().max() < 2e-3
+    assert gaps[0].abs().max() > 5 * gaps[1].abs().max()
 
 
 @pytest.mark.parametrize(("site", "window"), [("mlp_out", 1), ("mlp_out", 3), ("attn_out", 2)])
@@ -268,8 +228,9 @@ def test_severed_tracing_equals_one_run_a_cell(deep, facts, module, site, window
 
 def test_without_noise_localizers_that_compare_runs_measure_nothing(deep, facts):
     prompt, noise = case(deep, facts[0], scale=0.0)
-    for name in ("attribution", "integrated_gradients", "severed_mlp", "random"):
-        found = loc_edit.localize(deep, prompt, "Paris", noise=noise, localizer=name, window=2)
+    others = {"tuned_lens": {"facts": facts}}
+    for name in set(LOCALIZERS) - {TRACING, "direct", "zero_ablation"} - NEEDS:
+        found = loc_edit.localize(deep, prompt, "Paris", noise=noise, localizer=name, window=2, **others.get(name, {}))
         assert found.effect.abs().max() < 1e-6, name
 
 
@@ -293,7 +254,13 @@ def test_refusals_name_what_is_expected(deep, facts):
     with pytest.raises(ValueError, match="direct logit attribution needs metric='logit_difference'"):
         loc_edit.localize(deep, prompt, "Paris", noise=noise, localizer="direct")
     common = {"metric": "logit_difference", "foil": "Rome", "site": "resid_post"}
-    with pytest.raises(ValueError, match="site 'resid_post'"):
-        loc_edit.localize(deep, prompt, "Paris", noise=noise, localizer="direct", **common)
+    for name in ("direct", "logit_lens"):
+        with pytest.raises(ValueError, match="site 'resid_post'"):
+            loc_edit.localize(deep, prompt, "Paris", noise=noise, localizer=name, **common)
+    for few in ((), facts[:1]):
+        with pytest.raises(ValueError, match=f"expected facts= of at least 2 subjects to fit it on, got {len(few)}"):
+            loc_edit.localize(deep, prompt, "Paris", noise=noise, localizer="tuned_lens", facts=few)
+    with pytest.raises(ValueError, match="in 0 steps"):
+        loc_edit.localize(deep, prompt, "Paris", noise=noise, localizer="layer_integrated_gradients", steps=0)
     with pytest.raises(ValueError, match="noise of shape"):
         loc_edit.localize(deep, prompt, "Paris", noise=noise[:, :1], localizer="random")

@@ -26,6 +26,7 @@ def localized(facts):
         options["foils"] = [fact.target_new for fact in chosen]
         options["references"] = [[loc_edit.encode(model, other) for other in facts]] * len(chosen)
         metric = "logit_difference" if name == "direct" else "log_probability"
+        options |= {"facts": facts} if name == "tuned_lens" else {}
         targets, about = [fact.target_true for fact in chosen], {"localizer": name, "metric": metric}
         return loc_edit.localize_many(model, prompts, targets, noises=noises, windows=windows, **about, **options)
 
@@ -74,7 +75,19 @@ def test_gradients_of_tails_are_those_of_whole_rows(shapes, localized, facts, na
         torch.testing.assert_close(trace.effect.double(), expected, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["attribution", "zero_ablation", "mean_ablation", "severed_mlp", "direct"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "attribution",
+        "relp",
+        "layer_integrated_gradients",
+        "zero_ablation",
+        "mean_ablation",
+        "severed_mlp",
+        "direct",
+        "tuned_lens",
+    ],
+)
 def test_a_fact_that_fails_leaves_the_others_alone(deep, localized, name, caplog):
     well = localized(deep, name)
     with caplog.at_level(logging.WARNING, logger="loc_edit"):
@@ -84,7 +97,10 @@ def test_a_fact_that_fails_leaves_the_others_alone(deep, localized, name, caplog
     assert_equal([found[i] for i in (0, 2, 3)], [well[i] for i in (0, 2, 3)])
 
 
-@pytest.mark.parametrize("name", ["attribution", "mean_ablation", "severed_attn", "random"])
+@pytest.mark.parametrize(
+    "name",
+    ["attribution", "relp", "layer_integrated_gradients", "mean_ablation", "severed_attn", "tuned_lens", "random"],
+)
 def test_hooks_of_the_user_see_whole_rows_of_one_fact(deep, localized, name):
     plain, seen = localized(deep, name), []
 
@@ -103,7 +119,15 @@ def test_hooks_of_the_user_see_whole_rows_of_one_fact(deep, localized, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "memory"), [("attribution", 40), ("resample_ablation", 200), ("severed_mlp", 100), ("random", 40)]
+    ("name", "memory"),
+    [
+        ("attribution", 40),
+        ("layer_integrated_gradients", 100),
+        ("logit_lens", 100),
+        ("resample_ablation", 200),
+        ("severed_mlp", 100),
+        ("random", 40),
+    ],
 )
 def test_out_of_memory_halves_the_batch_and_goes_on(deep, localized, monkeypatch, caplog, name, memory):
     want, refused, block = localized(deep, name), [], sweep_room._block

@@ -90,6 +90,7 @@ def plot_localizer_choices(data: pd.DataFrame) -> Figure:
 def localizer_label(name: str) -> str:
     """`severed_mlp` -> "Severed MLP"."""
     words = {"mlp": "MLP", "attn": "attention", "direct": "direct logit attribution", "random": "random (control)"}
+    words["relp"] = "RelP"
     if name == TRACING:
         return "Causal Tracing"
     text = " ".join(words.get(word, word) for word in name.split("_"))
