@@ -25,7 +25,8 @@ from loc_edit.experiment.planting import planted_layers
 from loc_edit.experiment.plugins import Plugin, check_defined, described, origins, to_send
 from loc_edit.experiment.random_layer import RandomLayerCell, random_layer_cells
 from loc_edit.experiment.run_log import Tally, run_log
-from loc_edit.experiment.schedule import Task, facts_on_disk, missing_tasks, select
+from loc_edit.experiment.schedule import Task, facts_on_disk, missing_sequences, missing_tasks, select
+from loc_edit.experiment.sequence import SequenceCell, sequence_cells, sequence_of
 from loc_edit.experiment.setup import Setup
 from loc_edit.experiment.study import EditCell, cells
 from loc_edit.experiment.worker import Computed, Worker
@@ -103,6 +104,11 @@ class Experiment:
         return cells(self.setup)
 
     @property
+    def sequence_cells(self) -> list[SequenceCell]:
+        """What is computed for all facts of a sequence together."""
+        return sequence_cells(self.setup, self.facts)
+
+    @property
     def copied_cells(self) -> list[RandomLayerCell]:
         """What is copied from finished rows for every fact: the random-layer controls."""
         return random_layer_cells(self.cells)
@@ -114,6 +120,7 @@ class Experiment:
         if config.edit:
             values |= {"edit": Path(config.edit).name, "planted": planted_layers(config.edit)}
         values |= {"plugins": described(config.used) or None, "scores": config.scores or None}
+        values |= {"sequence": config.sequence or None}
         if config.corpus not in ("builtin", IDENTITY):  # a file's name does not say what is in it
             values["corpus_content"] = corpus_content(config.corpus)
         settings: dict[str, dict[str, Any]] = {}
@@ -152,15 +159,17 @@ class Experiment:
             mirror.fetch()
         setup = self.setup_for(folder)
         computed_cells = {cell.name(setup): cell for cell in self.cells}
+        sequences = {cell.name(setup): cell for cell in sequence_cells(setup, facts)}
         copied_cells = {cell.name(setup): cell for cell in self.copied_cells}
         provenance = {**versions(), "model_fingerprint": fingerprint(self.model), "seed": self.config.seed}
-        selection = select([*self.cells, *self.copied_cells], setup, facts)
+        selection = select([*self.cells, *sequences.values(), *self.copied_cells], setup, facts)
         with RunFolder.create(folder, self.resolved(), provenance, selection) as run, run_log(run.path):
             save_contexts(run.path, self.config.seed, setup.contexts)
             on_disk, chunk = facts_on_disk(run, facts), self.config.chunk
             streams = missing_tasks(computed_cells, len(facts), chunk, on_disk)
+            streams += missing_sequences(sequences, sequence_of(setup, facts), run)
             copies = missing_tasks(copied_cells, len(facts), chunk, on_disk)
-            total = len(computed_cells | copied_cells) * -(-len(facts) // chunk)
+            total = len(computed_cells | copied_cells) * -(-len(facts) // chunk) + len(sequences)
             tally = Tally(total, total - sum(map(len, [*streams, *copies])))
             if mirror:
                 mirror.finish()  # what makes it a run, and what earlier starts could not copy
