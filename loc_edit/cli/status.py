@@ -12,6 +12,7 @@ from loc_edit.cli.options import RunFolder
 from loc_edit.cli.show import numbers, out, plain_table
 from loc_edit.events import duration
 from loc_edit.names import TRACING, method_label, problem_label
+from loc_edit.store.rows import KINDS
 
 if TYPE_CHECKING:
     from loc_edit.analysis.status import RunProgress
@@ -51,7 +52,7 @@ def compact(run: RunFolder) -> None:
     loaded = loc_edit.load_run(run)
     with loc_edit.Run.create(loaded.path, loaded.config, loaded.provenance, loaded.selection) as opened:
         saved = opened.compact()
-        left = len(opened.shards("traces")) + len(opened.shards("edits"))
+        left = sum(len(opened.shards(kind)) for kind in KINDS)
     path = escape(str(loaded.path))
     out.print(f"{path}: {saved:,} files fewer, {left:,} left, with the same rows", soft_wrap=True)
 
@@ -74,6 +75,8 @@ def _print_rest(progress: "RunProgress") -> None:
         out.print(f"traces     {localizer}window {row['window']}: {row['done']:,} of {row['expected']:,} facts")
     rows, expected = progress.controls
     out.print(f"controls   {rows:,} of {expected:,} rows")
+    if progress.sequences[1]:
+        out.print(f"sequences  {progress.sequences[0]:,} of {progress.sequences[1]:,}")
     if progress.kept:
         out.print(f"kept       {progress.kept:,} rows of earlier settings or facts, which nothing here counts")
     if isfinite(progress.seconds):

@@ -27,8 +27,8 @@ def alphaedit(
     delta W = P k (1 + k^T P k)^-1 r, with P the projection on the null space of the keys' second moment: of all
     changes that leave the keys outside that space as they are, the one that minimizes ||k delta - r||^2 + ||delta||^2.
 
-    With `earlier`, the keys K_p of edits that the model has already, ||K_p delta||^2 joins this sum: so the method is meant
-    to be used for edits in sequence.  P stays as it was at the start, as it depends on `stats` only.
+    With `earlier`, the keys K_p of edits that the model has already, ||K_p delta||^2 joins this sum: so the method is
+    meant to be used for edits in sequence.  P stays as it was at the start, as it depends on `stats` only.
 
     A departure from the source: an eigenvalue counts as zero below `null_space` times the mean of the diagonal of C
     (there: below 2e-2, whatever the model's scale).

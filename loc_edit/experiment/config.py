@@ -70,8 +70,8 @@ class ExperimentConfig(BaseModel):
     mean_ablation, resample_ablation, severed_mlp, severed_attn, direct, random, or all.  Without any, facts are only
     edited."""
     sequence: int = 0
-    """How many facts are also edited in sequence, one after another in one model, by each method at each layer: looked at
-    after 1, 3, 10, 30, ... edits.  At most as many as there are facts; 0 for none."""
+    """How many facts are also edited in sequence, one after another in one model, by each method at each layer.  The
+    model is looked at after 1, 3, 10, 30, ... edits.  At most as many as there are facts; 0 for none."""
     site: str = "mlp_out"
     """Where localizers look and tracing restores: mlp_out, attn_out, resid_post, or what follows `blocks.<l>.`"""
     noise: str = "s3"

@@ -11,6 +11,7 @@ import pandas as pd
 
 from loc_edit.experiment.batch import Batch
 from loc_edit.experiment.cell import Cell
+from loc_edit.experiment.sequence import SequenceCell
 from loc_edit.experiment.setup import Setup
 from loc_edit.experiment.study import EditCell, TraceCell
 from loc_edit.facts.fact import Fact
@@ -39,6 +40,8 @@ class Plan:
         layers: layers to edit.
         traces_missing: how many traces are not in the run's folder yet.
         edits_missing: how many edits are not in the run's folder yet.
+        sequences: edits in sequence: their facts x layers x methods, in each of its ways, x problems.
+        sequences_missing: how many of these are not in the run's folder yet.
         work: seconds that one process needs for what is missing; from a few facts, the edits at the middle layer.  With
             the essence texts and the scores of the unedited model; without key statistics.
         statistics: seconds that computing the key statistics takes; 0 if they are in the cache, or none are needed.
@@ -59,6 +62,8 @@ class Plan:
     layers: int
     traces_missing: int
     edits_missing: int
+    sequences: int
+    sequences_missing: int
     work: float
     statistics: float
     disk: int
@@ -98,20 +103,25 @@ def make_plan(
         processes: how many will compute side by side.
     """
     traces = [cell for cell in cells if isinstance(cell, TraceCell)]
-    edits = [cell for cell in cells if isinstance(cell, EditCell)]
+    sequences = [cell for cell in cells if isinstance(cell, SequenceCell)]
+    edits = [cell for cell in cells if isinstance(cell, EditCell) and cell not in sequences]
 
     def missing_facts(some_cells: Sequence[Cell]) -> list[int]:
-        return [len(facts) - n_on_disk.get(cell.name(setup), 0) for cell in some_cells]
+        n_facts = {"sequences": setup.config.sequence}
+        return [n_facts.get(cell.kind, len(facts)) - n_on_disk.get(cell.name(setup), 0) for cell in some_cells]
 
     missing_edits = missing_facts(edits)
     work, disk = 0.0, 0.0
     share, n_chunks = len(facts) / min(PROBED_FACTS, len(facts)), math.ceil(len(facts) / setup.config.chunk)
-    for probed in _probe(setup, facts[:PROBED_FACTS], traces, edits):
+    for probed in _probe(setup, facts[:PROBED_FACTS], traces, edits, sequences):
         of_each_cell = missing_facts(probed.stands_for)
         work += probed.seconds * sum(of_each_cell) / probed.n_cells + probed.once * max(of_each_cell)
         n_cells = len(probed.stands_for)
-        if probed.kind == "edits":
-            n_cells += len(cells) - len(traces) - len(edits) + len(copied_cells)  # controls have the same columns
+        if probed.kind == "sequences":  # a few rows for each, whatever the number of facts
+            disk += n_cells * probed.bytes_per_cell(1, 1.0)
+            continue
+        if probed.kind == "edits":  # controls have the same columns
+            n_cells += len(cells) - len(traces) - len(edits) - len(sequences) + len(copied_cells)
         disk += n_cells * probed.bytes_per_cell(n_chunks, share)
     cfg = setup.model.cfg
     moments = cfg.n_layers * int(cfg.d_mlp or 0) ** 2 if any(cell.needs_stats for cell in cells) else 0
@@ -123,8 +133,10 @@ def make_plan(
         layers=len({cell.layer for cell in edits}),
         traces_missing=sum(missing_facts(traces)),
         edits_missing=sum(missing_edits),
+        sequences=len(sequences) * setup.config.sequence,
+        sequences_missing=sum(missing_facts(sequences)),
         work=work,
-        statistics=_seconds_of_statistics(setup) if any(missing_edits) else 0.0,
+        statistics=_seconds_of_statistics(setup) if any(missing_edits + missing_facts(sequences)) else 0.0,
         disk=round(disk),
         stats_disk=4 * moments,
         model=sum(p.nbytes for p in setup.model.parameters()),
@@ -180,9 +192,15 @@ class _Probed:
 
 
 def _probe(
-    setup: Setup, facts: Sequence[Fact], traces: Sequence[TraceCell], edits: Sequence[EditCell]
+    setup: Setup,
+    facts: Sequence[Fact],
+    traces: Sequence[TraceCell],
+    edits: Sequence[EditCell],
+    sequences: Sequence[SequenceCell],
 ) -> Iterator[_Probed]:
     """Compute a few facts: each localizer with its windows, which may share work, and the edits at the middle layer.
+
+    Of sequences only the edits count, as a short one is measured nearly as often as a long one.
 
     No key statistics are computed for it: with the identity in their place, an edit takes as long.
     """
@@ -199,6 +217,9 @@ def _probe(
         of_problem, seconds_of_problem = _timed(batch, partial(_rows, middle, batch))
         shards, seconds = shards + of_problem, seconds + seconds_of_problem
     yield _Probed("edits", shards, seconds, edits, once)
+    if sequences:
+        frames = [cell.rows(batch) for cell in sequences if cell.layer == layers[len(layers) // 2]]
+        yield _Probed("sequences", frames, sum(float(frame["seconds"].mean()) for frame in frames), sequences)
 
 
 def _rows(cells: Sequence[Cell], batch: Batch) -> list[pd.DataFrame]:

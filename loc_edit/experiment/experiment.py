@@ -232,10 +232,15 @@ class Experiment:
         What is in the run's folder already is not to be computed; the folder is only looked at.
         """
         folder, facts = Path(self.config.out).expanduser(), self.facts
-        on_disk = facts_on_disk(RunFolder.open(folder), facts) if (folder / CONFIG).is_file() else {}
-        n_on_disk = {name: int(facts.sum()) for name, facts in on_disk.items()}
+        n_on_disk: dict[str, int] = {}
+        if (folder / CONFIG).is_file():
+            run = RunFolder.open(folder)
+            n_on_disk = {name: int(on_disk.sum()) for name, on_disk in facts_on_disk(run, facts).items()}
+            n_on_disk |= {shard.cell: self.config.sequence for shard in run.shards("sequences")}
         setup, processes = self.setup_for(folder), self.default_workers() or 1
-        return make_plan(setup, facts, self.cells, self.copied_cells, n_on_disk, processes=processes)
+        return make_plan(
+            setup, facts, [*self.cells, *self.sequence_cells], self.copied_cells, n_on_disk, processes=processes
+        )
 
 
 def _open_worker(plugins: Sequence[Plugin], setup: Setup, facts: Sequence[Fact]) -> Worker:

@@ -93,7 +93,7 @@ class SequenceCell(EditCell):
 
     way: str
     order: str
-    kind = "sequences"
+    kind = "sequences"  # type: ignore[assignment]  # mypy takes the kind of its parent for the only one
 
     def identity(self, setup: Setup) -> dict[str, Any]:
         """What single edits depend on, the way and the facts in their order, and the held-out texts."""
@@ -140,9 +140,8 @@ class SequenceCell(EditCell):
             return _written(stack, made)
         failed: list[str] = []
         for request in requests[done:]:
-            place = (self.method, self.window, self.layer, self.settings)
-            held = {"earlier": earlier} if self.way == "kept" else {}
-            [made] = edit_batch(setup, [request], *place, **held)
+            held: dict[str, Any] = {"earlier": earlier} if self.way == "kept" else {}
+            [made] = edit_batch(setup, [request], self.method, self.window, self.layer, self.settings, **held)
             failed += _written(stack, made)
             if self.way == "kept" and isinstance(made, Edit):
                 contexts = texts_of(setup, self.method)["contexts"]

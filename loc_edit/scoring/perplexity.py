@@ -15,7 +15,7 @@ from loc_edit.prompts.encoding import Prompt
 
 @torch.inference_mode()
 def perplexity(model: Model, texts: Sequence[Int[Tensor, " pos"]]) -> float:
-    """e to the mean loss of all tokens of all texts together, but for each text's first token.
+    """The exponential of the mean loss of all tokens of all texts together, but for each text's first token.
 
     Args:
         model: as its weights are now.

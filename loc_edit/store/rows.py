@@ -59,7 +59,9 @@ SCHEMAS: dict[str, pa.Schema] = {
             *_columns(pa.string(), "problem", "method", "way"),
             *_columns(pa.int32(), "layer", "window", "n_edits"),
             *_columns(pa.int64(), "fact_id", "seed"),
-            *_columns(pa.float64(), "rewrite_last", "rewrite_first", "rewrite", "paraphrase", "neighborhood", "essence"),
+            *_columns(
+                pa.float64(), "rewrite_last", "rewrite_first", "rewrite", "paraphrase", "neighborhood", "essence"
+            ),
             *_columns(pa.float64(), "perplexity", "perplexity_before", "norm", "change", "seconds"),
             *_columns(pa.int32(), "failed"),
             *_columns(pa.string(), "reason", "cell", "fact_content"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from loc_edit.files import disk_errors, write_atomic
 from loc_edit.store.layout import HISTORY, SELECTION
-from loc_edit.store.rows import KINDS, Kind
+from loc_edit.store.rows import Kind
 from loc_edit.store.settings import plain
 
 
@@ -38,8 +38,8 @@ class Selection:
     def write(self, folder: Path) -> None:
         """Writes the selection into a run folder."""
         facts = {str(fact_id): content for fact_id, content in self.facts.items()}
-        cells = {kind: plain(self.cells(kind)) for kind in KINDS if kind != "sequences" or self.sequences}
-        values = {**cells, "facts": facts}
+        values: dict[str, Any] = {"traces": plain(self.traces), "edits": plain(self.edits), "facts": facts}
+        values |= {"sequences": plain(self.sequences)} if self.sequences else {}
         write_atomic(folder / SELECTION, (json.dumps(values, indent=0, ensure_ascii=False) + "\n").encode())
 
     @classmethod
