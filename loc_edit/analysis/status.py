@@ -81,7 +81,10 @@ class RunProgress:
 
     @property
     def seconds_to_go(self) -> float:
-        """Time for the remaining edit rows, without sequences: at the rate of the files' times, else at the rows' own `seconds`."""
+        """Time for the remaining edit rows, at the rate of the files' times, else at the rows' own `seconds`.
+
+        Sequences are not counted.
+        """
         n = int(self.edits["remaining"].sum())
         if not n:
             return 0.0

@@ -84,7 +84,7 @@ def _print_rest(progress: "RunProgress") -> None:
     if isfinite(progress.rows_per_second):
         rate = f"{progress.rows_per_second * 60:,.0f} edit rows a minute"
         out.print(f"rate       {rate} (from the times of the files, without pauses)")
-    if progress.remaining and isfinite(progress.seconds_to_go):
+    if progress.seconds_to_go and isfinite(progress.seconds_to_go):
         out.print(f"to go      {duration(progress.seconds_to_go)}")
     if isfinite(progress.last):
         out.print(f"last rows  {duration(max(0.0, time.time() - progress.last))} ago")
