@@ -46,7 +46,7 @@ MEANS = ("rewrite", "paraphrase", "neighborhood", "essence")
 N_HELD_OUT = 200
 """Documents whose perplexity is measured."""
 
-EarlierKeys = dict[int, Float[Tensor, "earlier d_mlp"]]
+EarlierKeys = dict[int, Tensor]
 
 
 def sequence_of(setup: Setup, facts: Sequence[Fact]) -> FactIndices:

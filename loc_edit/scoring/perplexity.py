@@ -14,7 +14,7 @@ from loc_edit.prompts.encoding import Prompt
 
 
 @torch.inference_mode()
-def perplexity(model: Model, texts: Sequence[Int[Tensor, " pos"]]) -> float:
+def perplexity(model: Model, texts: Sequence[Int[Tensor, " _"]]) -> float:
     """The exponential of the mean loss of all tokens of all texts together, but for each text's first token.
 
     Args:
