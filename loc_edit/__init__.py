@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOMES` reads the same line
     from loc_edit.editing.export import export as export
     from loc_edit.editing.finetune import finetune as finetune
     from loc_edit.editing.gradients import gradient_gains as gradient_gains
-    from loc_edit.editing.memit import memit as memit, memit_joint as memit_joint
+    from loc_edit.editing.memit import edit_keys as edit_keys, memit as memit, memit_joint as memit_joint
     from loc_edit.editing.planting import PlantSettings as PlantSettings, plant as plant
     from loc_edit.editing.problems import (
         EditRequest as EditRequest,

@@ -93,6 +93,15 @@ METHODS = {
     ),
 }
 
+WAYS = {
+    "alone": "each edit made for the model as edited so far, as if it were the first",
+    "kept": "the same, with the keys of all earlier edits held to what they read out",
+    "joint": "all facts so far in one edit of the unedited model",
+}
+"""How one model can be given many edits."""
+WAYS_OF = {"memit": ("alone", "kept", "joint"), "alphaedit": ("alone", "kept")}
+"""The ways of each method that has more than `alone`."""
+
 CONTROLS = ("none", "random_layer")
 """How the method of a control row begins: `none`, `random_layer_rome`."""
 NO_LAYER = -1
@@ -269,6 +278,12 @@ def method_label(method: str, window: int = 1) -> str:
     if known is None:
         return method
     return known.label if window == known.window else f"{known.label} (window {window})"
+
+
+def way_label(method: str, window: int, way: str) -> str:
+    """Many edits in one model: MEMIT; MEMIT, keys kept; MEMIT, joint."""
+    suffixes = {"kept": ", keys kept", "joint": ", joint"}
+    return method_label(method, window) + suffixes.get(way, "")
 
 
 def problem_label(problem: str) -> str:

@@ -17,14 +17,14 @@ from loc_edit.analysis.tables.rows import RowsMissing, StudyRows
 from loc_edit.analysis.tables.summaries import mean_scores
 from loc_edit.arguments import Id, Index, Window, checked
 from loc_edit.store.folder import RunMismatch
-from loc_edit.store.rows import KEYS
+from loc_edit.store.rows import KEYS, Kind
 from loc_edit.store.settings import describe, differences
 
 FINGERPRINT = "model_fingerprint"
 
 WHICH_ROWS = (
     "chunk", "data_limit", "facts", "known", "layers", "localizers", "methods", "min_probability", "problems",
-    "localizer_windows", "scores", "site", "skip_facts", "windows",
+    "localizer_windows", "scores", "sequence", "site", "skip_facts", "windows",
 )  # fmt: skip
 """Settings that decide which rows a run has, not their values: runs that differ only in these belong together."""
 
@@ -84,9 +84,10 @@ def analyze(
     rows = StudyRows.of(traces, edits, window)
     written, missing = write_tables(rows, folder / "tables", draws=draws, seed=seed, compare_paper=compare_paper)
     drawn, not_drawn = draw_all(rows, folder / "figures", second=other)
+    sequences = _together([run.sequences for run in runs], "sequences")
     planted = planted_in(runs[0]) if runs[0].config.get("planted") else None
     compared, not_compared = write_comparisons(
-        comparisons(rows, draws, seed, planted), folder / "tables", folder / "figures"
+        comparisons(rows, draws, seed, planted, sequences), folder / "tables", folder / "figures"
     )
     missing |= not_drawn | not_compared
     try:
@@ -114,7 +115,7 @@ def gather(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
     return _together(traces, "traces"), _together(edits, "edits")
 
 
-def _together(parts: list[pd.DataFrame], kind: str) -> pd.DataFrame:
+def _together(parts: list[pd.DataFrame], kind: Kind) -> pd.DataFrame:
     if len(parts) == 1:
         return parts[0]
     rows = pd.concat(parts, ignore_index=True).drop_duplicates([*KEYS[kind], "cell"], ignore_index=True)

@@ -11,11 +11,13 @@ from matplotlib.figure import Figure
 from loc_edit.analysis.figures.choices import plot_layer_choices
 from loc_edit.analysis.figures.localizers import plot_localizer_choices, plot_localizer_matrix
 from loc_edit.analysis.figures.planted import plot_planted_accuracy, plot_planted_edits
+from loc_edit.analysis.figures.sequences import plot_sequences
 from loc_edit.analysis.regression.choices import layer_choices
 from loc_edit.analysis.regression.localizers import localizer_choices, localizer_matrix
 from loc_edit.analysis.regression.planted import Planted, planted_accuracy, planted_edits, planted_gain
 from loc_edit.analysis.tables.paper import write_table
 from loc_edit.analysis.tables.rows import RowsMissing, StudyRows
+from loc_edit.analysis.tables.sequences import sequences
 from loc_edit.views.style import save
 
 
@@ -38,7 +40,13 @@ class Comparison:
     draw: Callable[[pd.DataFrame], Figure] | None = None
 
 
-def comparisons(rows: StudyRows, draws: int = 2000, seed: int = 0, planted: Planted | None = None) -> list[Comparison]:
+def comparisons(
+    rows: StudyRows,
+    draws: int = 2000,
+    seed: int = 0,
+    planted: Planted | None = None,
+    in_sequence: pd.DataFrame | None = None,
+) -> list[Comparison]:
     """What each way to choose the layer is worth; and of each localizer, what it adds to the layer, and its peak.
 
     Args:
@@ -47,6 +55,7 @@ def comparisons(rows: StudyRows, draws: int = 2000, seed: int = 0, planted: Plan
         seed: of the resampling.
         planted: of a model with planted facts, which layers learned them: whether localizers find these, and whether
             edits work there.
+        in_sequence: rows of edits in sequence, if there are any: what many edits leave of one model.
     """
 
     def matrix() -> pd.DataFrame:
@@ -68,7 +77,14 @@ def comparisons(rows: StudyRows, draws: int = 2000, seed: int = 0, planted: Plan
         Comparison(added, "localizer_matrix", matrix, "localizer_matrix", plot_localizer_matrix),
         Comparison(where, "localizer_choices", peaks, "localizer_choice", plot_localizer_choices),
         *(planted_comparisons(rows.localized, rows.edits, planted) if planted is not None else ()),
+        *(sequence_comparisons(in_sequence) if in_sequence is not None and len(in_sequence) else ()),
     ]
+
+
+def sequence_comparisons(rows: pd.DataFrame) -> list[Comparison]:
+    """What many edits leave of one model."""
+    title = "many edits in one model"
+    return [Comparison(title, "sequences", partial(sequences, rows), "sequences", plot_sequences)]
 
 
 def planted_comparisons(traces: pd.DataFrame, edits: pd.DataFrame, planted: Planted) -> list[Comparison]:

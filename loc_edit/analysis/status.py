@@ -20,6 +20,7 @@ from loc_edit.facts.sampling import sample_by_relation
 from loc_edit.names import STATUSES, TRACING, method_label, parse_method, problem_label, windows_of
 from loc_edit.store.folder import BadRun
 from loc_edit.store.lock import lock_holder
+from loc_edit.store.rows import KINDS
 from loc_edit.store.shards import Shard, aside
 
 GROUP = ["problem", "method", "window"]
@@ -45,6 +46,7 @@ class RunProgress:
             expected (`units_expected`).
         traces: a row per localizer x window: the numbers of traced facts (`done`), `expected` and `remaining`.
         controls: the number of control rows on disk, and the number expected.
+        sequences: the number of finished sequences of edits, and the number expected.
         reasons: see `grouped_reasons`.
         facts: the number of facts in the run.
         facts_note: why that number is not certain; empty where it is.
@@ -60,6 +62,7 @@ class RunProgress:
     edits: pd.DataFrame
     traces: pd.DataFrame
     controls: tuple[int, int]
+    sequences: tuple[int, int]
     reasons: pd.DataFrame
     facts: int
     facts_note: str
@@ -72,12 +75,16 @@ class RunProgress:
 
     @property
     def remaining(self) -> int:
-        """Edit rows and traced facts still to be computed, controls not counted."""
-        return int(self.edits["remaining"].sum() + self.traces["remaining"].sum())
+        """Edit rows, traced facts and sequences still to be computed, controls not counted."""
+        rows = int(self.edits["remaining"].sum() + self.traces["remaining"].sum())
+        return rows + self.sequences[1] - self.sequences[0]
 
     @property
     def seconds_to_go(self) -> float:
-        """Time for the remaining edit rows: at the rate of the files' times, else at the rows' own `seconds`."""
+        """Time for the remaining edit rows, at the rate of the files' times, else at the rows' own `seconds`.
+
+        Sequences are not counted.
+        """
         n = int(self.edits["remaining"].sum())
         if not n:
             return 0.0
@@ -103,11 +110,14 @@ def run_progress(run: Run) -> RunProgress:
     except KeyError as error:
         raise BadRun(f"{run.path}: its config.toml has no key {error}, so it is not of an experiment") from error
     cells, shards = set(edits["cell"]), run.shards("edits")
-    times, _ = _write_times([*shards, *run.shards("traces")])
+    times, _ = _write_times([shard for kind in KINDS for shard in run.shards(kind)])
+    sequences = set(run.selection.sequences) if run.selection else set()
+    finished = sequences & {shard.cell for shard in run.shards("sequences")}
     return RunProgress(
         edits=edit_counts,
         traces=trace_counts,
         controls=(len(rows) - len(edits), n_controls),
+        sequences=(len(finished), len(sequences)),
         reasons=grouped_reasons(edits),
         facts=n_facts,
         facts_note=note,
@@ -115,7 +125,7 @@ def run_progress(run: Run) -> RunProgress:
         rows_per_second=_rate([shard for shard in shards if shard.cell in cells], float(edits["seconds"].sum())),
         last=float(max(times, default=math.nan)),
         writer=lock_holder(run.path),
-        damaged=[*run.damaged, *aside(run.path / "traces"), *aside(run.path / "edits")],
+        damaged=[*run.damaged, *(path for kind in KINDS for path in aside(run.path / kind))],
         kept=run.kept(),
     )
 

@@ -75,6 +75,8 @@ def plan(
         ("traces", f"{plan.traces:,}", "(each at every layer and position)"),
         ("edits", f"{plan.edits:,}", f"({plan.combinations} methods x problems, {plan.layers} layers)"),
     ]
+    if plan.sequences:
+        lines.append(("edits", f"{plan.sequences:,}", f"in sequence ({plan.sequences_missing:,} of them missing)"))
     if (plan.traces_missing, plan.edits_missing) != (plan.traces, plan.edits):
         note = f"edits and {plan.traces_missing:,} traces; the others are in {experiment.out}"
         lines.append(("missing", f"{plan.edits_missing:,}", note))

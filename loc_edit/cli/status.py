@@ -12,6 +12,7 @@ from loc_edit.cli.options import RunFolder
 from loc_edit.cli.show import numbers, out, plain_table
 from loc_edit.events import duration
 from loc_edit.names import TRACING, method_label, problem_label
+from loc_edit.store.rows import KINDS
 
 if TYPE_CHECKING:
     from loc_edit.analysis.status import RunProgress
@@ -51,7 +52,7 @@ def compact(run: RunFolder) -> None:
     loaded = loc_edit.load_run(run)
     with loc_edit.Run.create(loaded.path, loaded.config, loaded.provenance, loaded.selection) as opened:
         saved = opened.compact()
-        left = len(opened.shards("traces")) + len(opened.shards("edits"))
+        left = sum(len(opened.shards(kind)) for kind in KINDS)
     path = escape(str(loaded.path))
     out.print(f"{path}: {saved:,} files fewer, {left:,} left, with the same rows", soft_wrap=True)
 
@@ -74,6 +75,8 @@ def _print_rest(progress: "RunProgress") -> None:
         out.print(f"traces     {localizer}window {row['window']}: {row['done']:,} of {row['expected']:,} facts")
     rows, expected = progress.controls
     out.print(f"controls   {rows:,} of {expected:,} rows")
+    if progress.sequences[1]:
+        out.print(f"sequences  {progress.sequences[0]:,} of {progress.sequences[1]:,}")
     if progress.kept:
         out.print(f"kept       {progress.kept:,} rows of earlier settings or facts, which nothing here counts")
     if isfinite(progress.seconds):
@@ -81,7 +84,7 @@ def _print_rest(progress: "RunProgress") -> None:
     if isfinite(progress.rows_per_second):
         rate = f"{progress.rows_per_second * 60:,.0f} edit rows a minute"
         out.print(f"rate       {rate} (from the times of the files, without pauses)")
-    if progress.remaining and isfinite(progress.seconds_to_go):
+    if progress.seconds_to_go and isfinite(progress.seconds_to_go):
         out.print(f"to go      {duration(progress.seconds_to_go)}")
     if isfinite(progress.last):
         out.print(f"last rows  {duration(max(0.0, time.time() - progress.last))} ago")

@@ -1,6 +1,6 @@
 """MEMIT: one change spread over a window of layers, for one fact or for many at once (Meng et al. 2022b)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from einops import einsum
@@ -21,6 +21,8 @@ from loc_edit.models.passes import run_layers
 
 Keys = Float[Tensor, "request d_mlp"]
 Residuals = Float[Tensor, "request d_model"]
+EarlierKeys = Mapping[int, Float[Tensor, "earlier d_mlp"]]
+LeftFactor = Callable[[int, Keys], Keys]
 
 
 @one_or_many
@@ -32,6 +34,7 @@ def memit(  # noqa: D417 (the decorator names `request`)
     stats: KeyStats,
     contexts: Sequence[str],
     settings: MemitSettings | None = None,
+    earlier: EarlierKeys | None = None,
 ) -> list[Edit]:
     """An edit of several layers for each request; many requests are computed together and stay independent.
 
@@ -42,6 +45,8 @@ def memit(  # noqa: D417 (the decorator names `request`)
         stats: second moments of the keys at those layers.
         contexts: texts with one `{}` at their end, the bare `"{}"` first; it weighs one half in the keys.
         settings: see `MemitSettings`.
+        earlier: by layer, the keys of edits that the model has already (`edit_keys`), in any number.  What they read
+            out counts as much as the new value does: K_p^T K_p joins lambda C.  Without them, later edits overwrite it.
 
     Returns:
         An edit; for several requests, a list of edits.
@@ -53,7 +58,7 @@ def memit(  # noqa: D417 (the decorator names `request`)
     """
     settings = settings or MemitSettings()
     job = EditJob("memit", model, requests, sorted(layers), settings, contexts)
-    return independent_edits(job, stats.solve, settings.moment_weight)
+    return independent_edits(job, stats.solve, settings.moment_weight, earlier or {})
 
 
 @checked
@@ -83,8 +88,31 @@ def memit_joint(
     return Edit(updates, record)
 
 
+def edit_keys(
+    model: Model,
+    request: EditRequest | Sequence[EditRequest],
+    layers: Sequence[int],
+    *,
+    contexts: Sequence[str],
+    method: str = "memit",
+) -> dict[int, Float[Tensor, "request d_mlp"]]:
+    """The keys of requests at each layer, as MEMIT and AlphaEdit read them: what a later edit takes as `earlier`.
+
+    Args:
+        model: with the edits of these requests written into it.
+        request: one, or several.
+        layers: the window of the edits.
+        contexts: those of the edits.
+        method: the method of the edits; it seeds the noise of noised requests.
+    """
+    requests, layers = [request] if isinstance(request, EditRequest) else list(request), sorted(layers)
+    rows = make_rows(model, requests, contexts, method)
+    window = _Window(model, run_prefix(model, rows, layers[0]), layers[-1])
+    return {layer: window.keys_and_residual()[0] for layer in layers}
+
+
 def independent_edits(
-    job: EditJob[ValueSettings], left_factor: Callable[[int, Keys], Keys], constant: float
+    job: EditJob[ValueSettings], left_factor: LeftFactor, constant: float, earlier: EarlierKeys
 ) -> list[Edit]:
     """An edit of each request, whose update at a layer is outer(left, r) / (constant + k left).
 
@@ -92,14 +120,34 @@ def independent_edits(
         job: of any number of layers.
         left_factor: (layer, keys) -> the left factor of each request's update.
         constant: what the keys that the layer knew already weigh against the new key.
+        earlier: by layer, the keys of earlier edits.
     """
 
     def make_updates(layer: int, keys: Keys, residuals: Residuals) -> list[WeightUpdate]:
-        left = left_factor(layer, keys)
+        left = held_left_factor(left_factor, constant, layer, keys, earlier.get(layer))
         right = residuals / (constant + einsum(keys, left, "request d_mlp, request d_mlp -> request"))[:, None]
         return [WeightUpdate(layer, *factors) for factors in zip(left[:, :, None], right[:, None], strict=True)]
 
     return job.edits(zip(*_spread(job, make_updates), strict=True))
+
+
+def held_left_factor(
+    left_factor: LeftFactor, constant: float, layer: int, keys: Keys, earlier: Float[Tensor, "earlier d_mlp"] | None
+) -> Keys:
+    """The left factors of updates that also hold what earlier keys read out: M k becomes (M^-1 + K_p^T K_p / c)^-1 k.
+
+    M is C^-1 in MEMIT and the projection P in AlphaEdit (whose inverse is taken in the null space), c the constant.
+    Updates made one after another with all earlier keys held add up to the joint update of all of them.
+    Source: Fang et al. 2025 (arXiv 2410.02355, section 3), solved as a system of one row per earlier key, in float64.
+    """
+    left = left_factor(layer, keys)
+    if earlier is None or not len(earlier):
+        return left
+    held = earlier.double()
+    solved = left_factor(layer, held)
+    gram = held @ solved.T
+    gram.diagonal().add_(constant)
+    return (left.double() - torch.linalg.solve(gram, held @ left.double().T).T @ solved).to(left)
 
 
 def joint_factors(

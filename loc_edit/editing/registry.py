@@ -7,9 +7,13 @@ from loc_edit.editing.alphaedit import alphaedit
 from loc_edit.editing.contract import EDITORS as EDITORS, editor
 from loc_edit.editing.emmet import emmet
 from loc_edit.editing.finetune import finetune
-from loc_edit.editing.memit import memit
+from loc_edit.editing.memit import memit, memit_joint
 from loc_edit.editing.r_rome import r_rome
 from loc_edit.editing.rome import rome
+from loc_edit.editing.update import Edit
+
+JOINT: dict[str, Callable[..., Edit]] = {"memit": memit_joint}
+"""By method, what writes many facts into one edit, where `WAYS_OF` names the way `joint`."""
 
 _OWN: dict[str, Callable[..., Any]] = {
     "rome": rome,

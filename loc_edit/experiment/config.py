@@ -72,6 +72,9 @@ class ExperimentConfig(BaseModel):
     """Ways to say where a fact is stored: causal_tracing, attribution, integrated_gradients,
     layer_integrated_gradients, relp, zero_ablation, mean_ablation, resample_ablation, severed_mlp, severed_attn,
     direct, logit_lens, tuned_lens, random, or all.  Without any, facts are only edited."""
+    sequence: Index = 0
+    """How many facts are also edited in sequence, one after another in one model, by each method at each layer.  The
+    model is looked at after 1, 3, 10, 30, ... edits.  At most as many as there are facts; 0 for none."""
     site: str = "mlp_out"
     """Where localizers look and tracing restores: mlp_out, attn_out, resid_post, or what follows `blocks.<l>.`"""
     noise: str = "s3"
@@ -160,6 +163,8 @@ class ExperimentConfig(BaseModel):
     def _known_names(self) -> "ExperimentConfig":
         if not self.localizers and not self.problems:
             raise ValueError("no localizers and no problems: expected something to compute")
+        if self.sequence > (self.sequence if self.facts is None else self.facts):
+            raise ValueError(f"sequence {self.sequence}: expected at most as many as facts, {self.facts}")
         methods = {name.partition("-")[0] for name in {*self.methods, *self.settings}}
         pairs = (
             (methods, METHODS),

@@ -36,7 +36,13 @@ Outcome = EditScore | Exception
 
 
 def edit_batch(
-    setup: Setup, requests: Sequence[EditRequest], method: str, window: int, layer: int, settings: Settings
+    setup: Setup,
+    requests: Sequence[EditRequest],
+    method: str,
+    window: int,
+    layer: int,
+    settings: Settings,
+    **more: Any,
 ) -> list[Edit | Exception]:
     """An edit for each request, or why there is none.
 
@@ -50,6 +56,7 @@ def edit_batch(
         window: how many layers are edited.
         layer: their center.
         settings: the method's.
+        more: what else the method's editor takes.
 
     Raises:
         RuntimeError, MemoryError: memory does not suffice for one request.
@@ -57,15 +64,12 @@ def edit_batch(
     if not requests:
         return []
     layers = list(window_layers(layer, window, setup.model.cfg.n_layers))
-    known = METHODS[method]
-    texts: dict[str, Any] = {"stats": setup.stats} if known.stats else {}
-    if known.contexts:
-        texts["contexts"] = setup.contexts[known.contexts]
+    texts = texts_of(setup, method)
     outcomes: list[Edit | Exception] = []
 
     def edit(some: Sequence[EditRequest]) -> list[Edit | Exception]:
         try:
-            return list(EDITORS[method](setup.model, list(some), layers, settings=settings, **texts))
+            return list(EDITORS[method](setup.model, list(some), layers, settings=settings, **texts, **more))
         except (EditFailed, ValueError, torch.linalg.LinAlgError) as error:
             if len(some) == 1:
                 log.warning("%s-%d, layer %d: %s", method, window, layer, error)
@@ -74,6 +78,13 @@ def edit_batch(
 
     halving(len(requests), len(requests), lambda part: outcomes.extend(edit(requests[part])), unit="facts")
     return outcomes
+
+
+def texts_of(setup: Setup, method: str) -> dict[str, Any]:
+    """What a method takes from texts: key statistics and contexts, by the editor's keyword."""
+    known = METHODS[method]
+    texts: dict[str, Any] = {"stats": setup.stats} if known.stats else {}
+    return texts | ({"contexts": setup.contexts[known.contexts]} if known.contexts else {})
 
 
 def score_batch(posed: Posed, edits: Sequence[Edit | Exception | None]) -> list[Outcome]:

@@ -5,13 +5,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from loc_edit import events
 from loc_edit.experiment.batch import Batch
 from loc_edit.experiment.cell import Cell
+from loc_edit.experiment.sequence import SequenceCell
 from loc_edit.experiment.setup import Setup
 from loc_edit.experiment.study import EditCell, TraceCell
 from loc_edit.facts.fact import Fact
@@ -23,6 +24,7 @@ from loc_edit.store.rows import Kind
 from loc_edit.store.shards import shard_size
 
 T = TypeVar("T")
+AnyEditCell = TypeVar("AnyEditCell", bound=EditCell)
 
 PROBED_FACTS = 4
 """Facts that are computed to estimate the rest, unless the first takes long."""
@@ -42,6 +44,8 @@ class Plan:
         layers: layers to edit.
         traces_missing: how many traces are not in the run's folder yet.
         edits_missing: how many edits are not in the run's folder yet.
+        sequences: edits in sequence: their facts x layers x methods, in each of its ways, x problems.
+        sequences_missing: how many of these are not in the run's folder yet.
         work: seconds that one process needs for what is missing; from a few facts, the edits at the middle layer.  With
             the essence texts and the scores of the unedited model; without key statistics.
         statistics: seconds that computing the key statistics takes; 0 if they are in the cache, or none are needed.
@@ -63,6 +67,8 @@ class Plan:
     layers: int
     traces_missing: int
     edits_missing: int
+    sequences: int
+    sequences_missing: int
     work: float
     statistics: float
     disk: int
@@ -103,22 +109,28 @@ def make_plan(
         processes: how many will compute side by side.
     """
     traces = [cell for cell in cells if isinstance(cell, TraceCell)]
-    edits = [cell for cell in cells if isinstance(cell, EditCell)]
+    sequences = [cell for cell in cells if isinstance(cell, SequenceCell)]
+    edits = [cell for cell in cells if isinstance(cell, EditCell) and cell not in sequences]
 
     def missing_facts(some_cells: Sequence[Cell]) -> list[int]:
-        return [len(facts) - n_on_disk.get(cell.name(setup), 0) for cell in some_cells]
+        n_facts = {"sequences": setup.config.sequence}
+        return [n_facts.get(cell.kind, len(facts)) - n_on_disk.get(cell.name(setup), 0) for cell in some_cells]
 
     work, disk = 0.0, 0.0
     missing_traces = [cell for cell in traces if any(missing_facts([cell]))]
     missing_edits = [cell for cell in edits if any(missing_facts([cell]))]
-    probed_facts, probes = _probe_few(setup, facts, missing_traces, missing_edits)
+    missing_sequences = [cell for cell in sequences if any(missing_facts([cell]))]
+    probed_facts, probes = _probe_few(setup, facts, missing_traces, missing_edits, missing_sequences)
     share, n_chunks = len(facts) / len(probed_facts), math.ceil(len(facts) / setup.config.chunk)
     for probed in probes:
         of_each_cell = missing_facts(probed.stands_for)
         work += probed.seconds * sum(of_each_cell) / probed.n_cells + probed.once * max(of_each_cell)
         n_cells = len(probed.stands_for)
-        if probed.kind == "edits":
-            n_cells += len(cells) - len(traces) - len(edits) + len(copied_cells)  # controls have the same columns
+        if probed.kind == "sequences":  # a few rows for each, whatever the number of facts
+            disk += n_cells * probed.bytes_per_cell(1, 1.0)
+            continue
+        if probed.kind == "edits":  # controls have the same columns
+            n_cells += len(cells) - len(traces) - len(edits) - len(sequences) + len(copied_cells)
         disk += n_cells * probed.bytes_per_cell(n_chunks, share)
     cfg = setup.model.cfg
     moments = cfg.n_layers * int(cfg.d_mlp or 0) ** 2 if any(cell.needs_stats for cell in cells) else 0
@@ -130,8 +142,10 @@ def make_plan(
         layers=len({cell.layer for cell in edits}),
         traces_missing=sum(missing_facts(traces)),
         edits_missing=sum(missing_facts(edits)),
+        sequences=len(sequences) * setup.config.sequence,
+        sequences_missing=sum(missing_facts(sequences)),
         work=work,
-        statistics=_seconds_of_statistics(setup) if missing_edits else 0.0,
+        statistics=_seconds_of_statistics(setup) if missing_edits or missing_sequences else 0.0,
         disk=round(disk),
         stats_disk=4 * moments,
         model=sum(p.nbytes for p in setup.model.parameters()),
@@ -188,21 +202,31 @@ class _Probed:
 
 
 def _probe_few(
-    setup: Setup, facts: Sequence[Fact], traces: Sequence[TraceCell], edits: Sequence[EditCell]
+    setup: Setup,
+    facts: Sequence[Fact],
+    traces: Sequence[TraceCell],
+    edits: Sequence[EditCell],
+    sequences: Sequence[SequenceCell],
 ) -> tuple[Sequence[Fact], list[_Probed]]:
     """Compute one fact, with a prompt of the usual length; and if that was quick, a few together, as a run would."""
     usual = sorted(facts, key=lambda fact: len(fact.prompt))[len(facts) // 2]
     start = time.perf_counter()
-    probes = list(_probe(setup, [usual], traces, edits))
+    probes = list(_probe(setup, [usual], traces, edits, sequences))
     if time.perf_counter() - start > LONG:
         return [usual], probes
-    return facts[:PROBED_FACTS], list(_probe(setup, facts[:PROBED_FACTS], traces, edits))
+    return facts[:PROBED_FACTS], list(_probe(setup, facts[:PROBED_FACTS], traces, edits, sequences))
 
 
 def _probe(
-    setup: Setup, facts: Sequence[Fact], traces: Sequence[TraceCell], edits: Sequence[EditCell]
+    setup: Setup,
+    facts: Sequence[Fact],
+    traces: Sequence[TraceCell],
+    edits: Sequence[EditCell],
+    sequences: Sequence[SequenceCell],
 ) -> Iterator[_Probed]:
     """Compute a few facts: each localizer with its windows, which may share work, and the edits at the middle layer.
+
+    Of sequences only the edits count, as a short one is measured nearly as often as a long one.
 
     No key statistics are computed for it: with the identity in their place, an edit takes as long.
     """
@@ -224,13 +248,17 @@ def _probe(
         shards, seconds = shards + of_problem, seconds + seconds_of_problem
     if edits:
         yield _Probed("edits", shards, seconds, edits, once)
+    if sequences:
+        frames = [cell.rows(batch) for cell in _middle_layers(sequences)]
+        yield _Probed("sequences", frames, sum(float(frame["seconds"].mean()) for frame in frames), sequences)
 
 
-def _middle_layers(cells: Sequence[EditCell]) -> list[EditCell]:
-    """Of each method, the cell in the middle of its layers."""
-    methods = dict.fromkeys((cell.method, cell.window) for cell in cells)
-    of_methods = [[cell for cell in cells if (cell.method, cell.window) == method] for method in methods]
-    return [of_method[len(of_method) // 2] for of_method in of_methods]
+def _middle_layers(cells: Sequence[AnyEditCell]) -> list[AnyEditCell]:
+    """Of each problem and method (and way of a sequence), the cell in the middle of its layers."""
+    groups: dict[Any, list[AnyEditCell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.problem, cell.method, cell.window, getattr(cell, "way", "")), []).append(cell)
+    return [group[len(group) // 2] for group in groups.values()]
 
 
 def _rows(cells: Sequence[Cell], batch: Batch) -> list[pd.DataFrame]:

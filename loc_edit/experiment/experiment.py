@@ -25,7 +25,8 @@ from loc_edit.experiment.planting import planted_layers
 from loc_edit.experiment.plugins import Plugin, check_defined, described, origins, to_send
 from loc_edit.experiment.random_layer import RandomLayerCell, random_layer_cells
 from loc_edit.experiment.run_log import Tally, run_log
-from loc_edit.experiment.schedule import Task, facts_on_disk, missing_tasks, select
+from loc_edit.experiment.schedule import Task, facts_on_disk, missing_sequences, missing_tasks, select
+from loc_edit.experiment.sequence import SequenceCell, sequence_cells, sequence_of
 from loc_edit.experiment.setup import Setup
 from loc_edit.experiment.study import EditCell, cells
 from loc_edit.experiment.texts import (
@@ -110,6 +111,11 @@ class Experiment:
         return cells(self.setup)
 
     @property
+    def sequence_cells(self) -> list[SequenceCell]:
+        """What is computed for all facts of a sequence together."""
+        return sequence_cells(self.setup, self.facts)
+
+    @property
     def copied_cells(self) -> list[RandomLayerCell]:
         """What is copied from finished rows for every fact: the random-layer controls."""
         return random_layer_cells(self.cells)
@@ -121,6 +127,7 @@ class Experiment:
         if config.edit:
             values |= {"edit": Path(config.edit).name, "planted": planted_layers(config.edit)}
         values |= {"plugins": described(config.used) or None, "scores": config.scores or None}
+        values |= {"sequence": config.sequence or None}
         if config.corpus not in ("builtin", IDENTITY):  # a file's name does not say what is in it
             values["corpus_content"] = corpus_content(config.corpus)
         settings: dict[str, dict[str, Any]] = {}
@@ -164,13 +171,15 @@ class Experiment:
         set_damaged_contexts_aside(folder)
         setup = self.setup_for(folder)
         computed_cells = {cell.name(setup): cell for cell in self.cells}
+        sequences = {cell.name(setup): cell for cell in sequence_cells(setup, facts)}
         copied_cells = {cell.name(setup): cell for cell in self.copied_cells}
         provenance = {**versions(), "model_fingerprint": fingerprint(self.model), "seed": self.config.seed}
-        selection = select([*self.cells, *self.copied_cells], setup, facts)
+        selection = select([*self.cells, *sequences.values(), *self.copied_cells], setup, facts)
         chunk = self.config.chunk
 
         def refuse_other_key_stats(run: RunFolder) -> None:
             streams = missing_tasks(computed_cells, len(facts), chunk, facts_on_disk(run, facts))
+            streams += missing_sequences(sequences, sequence_of(setup, facts), run)
             if (run.path / KEY_STATS).is_file() and need_stats(streams):
                 compared(run.path, *setup.stats_checksums)
 
@@ -183,8 +192,9 @@ class Experiment:
             save_contexts(run.path, self.config.seed, setup.contexts)
             on_disk = facts_on_disk(run, facts)
             streams = missing_tasks(computed_cells, len(facts), chunk, on_disk)
+            streams += missing_sequences(sequences, sequence_of(setup, facts), run)
             copies = missing_tasks(copied_cells, len(facts), chunk, on_disk)
-            total = len(computed_cells | copied_cells) * -(-len(facts) // chunk)
+            total = len(computed_cells | copied_cells) * -(-len(facts) // chunk) + len(sequences)
             tally = Tally(total, total - sum(map(len, [*streams, *copies])))
             if mirror:
                 mirror.finish()  # what makes it a run, and what earlier starts could not copy
@@ -248,10 +258,15 @@ class Experiment:
         What is in the run's folder already is not to be computed; the folder is only looked at.
         """
         folder, facts = Path(self.config.out).expanduser(), self.facts
-        on_disk = facts_on_disk(RunFolder.open(folder), facts) if (folder / CONFIG).is_file() else {}
-        n_on_disk = {name: int(facts.sum()) for name, facts in on_disk.items()}
+        n_on_disk: dict[str, int] = {}
+        if (folder / CONFIG).is_file():
+            run = RunFolder.open(folder)
+            n_on_disk = {name: int(on_disk.sum()) for name, on_disk in facts_on_disk(run, facts).items()}
+            n_on_disk |= {shard.cell: self.config.sequence for shard in run.shards("sequences")}
         setup, processes = self.setup_for(folder), self.default_workers() or 1
-        return make_plan(setup, facts, self.cells, self.copied_cells, n_on_disk, processes=processes)
+        return make_plan(
+            setup, facts, [*self.cells, *self.sequence_cells], self.copied_cells, n_on_disk, processes=processes
+        )
 
 
 def need_stats(streams: list[list[Task]]) -> bool:

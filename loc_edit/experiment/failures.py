@@ -38,7 +38,7 @@ class Failure:
 
 
 def rows_or_reasons(cell: Cell, batch: Batch) -> tuple[pd.DataFrame, list[Failure]]:
-    """The rows of a cell for a batch; after an error, fact by fact, with a row that says why for those that fail.
+    """The rows of a cell for a batch; after an error, fact by fact, with a row that says why for each that fails.
 
     Raises:
         Exception: what is not one fact's: memory or disk has run out, or a plug-in has spoiled the model.
@@ -48,7 +48,7 @@ def rows_or_reasons(cell: Cell, batch: Batch) -> tuple[pd.DataFrame, list[Failur
     except Exception as error:
         if ends_run(error):
             raise
-        if len(batch.facts) == 1:
+        if len(batch.facts) == 1 or cell.kind == "sequences":
             reason = spelled_out(error)
             failure = Failure(batch.facts[0].fact_id, reason, traceback.format_exc())
             return _failed_rows(cell, batch, reason), [failure]
@@ -57,12 +57,13 @@ def rows_or_reasons(cell: Cell, batch: Batch) -> tuple[pd.DataFrame, list[Failur
 
 
 def _failed_rows(cell: Cell, batch: Batch, reason: str) -> pd.DataFrame:
-    """Rows without numbers."""
+    """Rows without numbers, of one fact, or of a sequence, which fails as a whole."""
     if isinstance(cell, TraceCell):
         batch.leave_untraced(cell.localizer)
         return cell.rows(batch).assign(reason=reason)
-    columns = {**cell.columns(batch.setup), "status": "failed", "reason": reason}
-    return pd.DataFrame([{**columns, "fact_id": f.fact_id, "fact_content": f.content} for f in batch.facts])
+    fact, columns = batch.facts[0], {**cell.columns(batch.setup), "reason": reason}
+    columns |= {"n_edits": 0} if cell.kind == "sequences" else {"status": "failed"}
+    return pd.DataFrame([{**columns, "fact_id": fact.fact_id, "fact_content": fact.content}])
 
 
 class FailureBound:

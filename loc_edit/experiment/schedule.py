@@ -14,6 +14,7 @@ import numpy as np
 from loc_edit.experiment.cell import Cell
 from loc_edit.experiment.setup import Setup
 from loc_edit.facts.fact import Fact
+from loc_edit.store.rows import KINDS, Kind
 from loc_edit.store.run import RunFolder
 from loc_edit.store.selection import Selection
 from loc_edit.store.shards import Shard
@@ -36,10 +37,10 @@ class Task:
 
 def select(cells: Sequence[Cell], setup: Setup, facts: Sequence[Fact]) -> Selection:
     """The cells and facts of an experiment, as its folder records them."""
-    by_kind: dict[str, dict[str, Any]] = {"traces": {}, "edits": {}}
+    by_kind: dict[Kind, dict[str, Any]] = {kind: {} for kind in KINDS}
     for cell in cells:
         by_kind[cell.kind][cell.name(setup)] = cell.describe()
-    return Selection(by_kind["traces"], by_kind["edits"], {fact.fact_id: fact.content for fact in facts})
+    return Selection(facts={fact.fact_id: fact.content for fact in facts}, **by_kind)
 
 
 def facts_on_disk(run: RunFolder, facts: Sequence[Fact]) -> dict[str, np.ndarray]:
@@ -59,6 +60,18 @@ def facts_in_shards(shards: Iterable[Shard], facts: Sequence[Fact]) -> dict[str,
             on_disk[shard.cell] = np.zeros(len(facts), dtype=bool)
         on_disk[shard.cell][indices[id(shard.facts)]] = True
     return on_disk
+
+
+def missing_sequences(cells: Mapping[str, Cell], facts: FactIndices, run: RunFolder) -> list[list[Task]]:
+    """The tasks of sequences that are not on disk, in one stream each: a sequence is computed as a whole.
+
+    Args:
+        cells: by name; a name stands for the facts, too.
+        facts: the facts of a sequence, in order.
+        run: the folder.
+    """
+    on_disk = {shard.cell for shard in run.shards("sequences")}
+    return [[Task(cell, name, facts)] for name, cell in cells.items() if name not in on_disk]
 
 
 def missing_tasks(

@@ -1,9 +1,11 @@
 """Generates the text that the built-in model is trained on and that its key statistics come from by default."""
 
 import hashlib
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import islice
 from random import Random
 from typing import Literal
 
@@ -20,6 +22,8 @@ P_PREFIX = 0.25
 P_FILLER = 0.02
 P_SHORT = 0.4
 P_NAMESAKE = 0.1
+HELD_OUT = (1, 3)
+"""The seed and the number of exposures of the corpus that `held_out_documents` takes its documents from."""
 
 
 def builtin_corpus(seed: int = 0, exposures: int = EXPOSURES) -> Iterator[str]:
@@ -52,6 +56,25 @@ def corpus_identity(seed: int = 0, exposures: int = EXPOSURES) -> str:
     if (seed, exposures) == (0, EXPOSURES):
         return IDENTITY
     return hashlib.sha256(f"{IDENTITY}|{seed}|{exposures}".encode()).hexdigest()
+
+
+def held_out_documents(n: int, subjects: Iterable[str] = ()) -> list[str]:
+    """Returns the first documents of another drawing of the corpus, none of which the corpus has.
+
+    So the built-in model was not trained on them, and no key statistics come from them.
+
+    Args:
+        n: the number of documents; fewer if few remain.
+        subjects: their last words occur in no document, as their facts are to be edited.
+    """
+    words = {re.findall(r"\w+", subject)[-1] for subject in subjects}
+    return list(islice((text for text in _held_out() if words.isdisjoint(re.findall(r"\w+", text))), n))
+
+
+@cache
+def _held_out() -> list[str]:
+    corpus = set(builtin_corpus())
+    return [text for text in builtin_corpus(*HELD_OUT) if text not in corpus]
 
 
 @cache

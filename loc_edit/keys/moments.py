@@ -55,7 +55,7 @@ class LazyTensors(Mapping[int, Tensor]):
 
 
 class Factors:
-    """Cholesky factors by layer: as many as fit into half of the free memory, and always the last one.
+    """Cholesky factors or eigenvectors by layer: as many as fit into half of the free memory, and always the last one.
 
     A factor that was dropped is computed again, to the same bits, when its layer is asked for again.
 
@@ -110,7 +110,8 @@ class KeyStats:
     ridge: float = 0.0
     shares: tuple[Mapping[str, int | float], ...] = ()
     _factors: Factors = field(default_factory=Factors, repr=False, compare=False)
-    _spectra: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+    _eigenvectors: Factors = field(default_factory=Factors, repr=False, compare=False)
+    _eigenvalues: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
     _checksums: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -213,16 +214,13 @@ class KeyStats:
         """Returns the part of each key along directions that the corpus's keys hardly use: P k, in float64.
 
         P projects onto the eigenvectors of C whose eigenvalue is below `null_space` times the mean of C's diagonal.
-        The eigenvectors of the last layer are kept for the next call.
+        The eigenvectors are kept for the next call, as Cholesky factors are.
 
         Raises:
             BadKeyStats: no eigenvalue is that small.
         """
-        if layer not in self._spectra:
-            self._spectra.clear()
-            values, vectors = torch.linalg.eigh(self.second_moment(layer).double())
-            self._spectra[layer] = values, vectors
-        values, vectors = self._spectra[layer]
+        vectors = self._eigenvectors.get(layer, lambda: self._decompose(layer))
+        values = self._eigenvalues[layer]
         self._check_width(layer, keys, len(values))
         shares = values / values.mean()
         free = vectors[:, shares < null_space]
@@ -240,6 +238,10 @@ class KeyStats:
     def rank(self, layer: int) -> int:
         """Returns the number of eigenvalues of C that are larger than the rounding of its entries explains."""
         return spectrum(self.second_moment(layer))[0]
+
+    def _decompose(self, layer: int) -> Float[Tensor, "d_mlp d_mlp"]:
+        self._eigenvalues[layer], vectors = torch.linalg.eigh(self.second_moment(layer).double())
+        return vectors
 
     def _factor(self, layer: int) -> Float[Tensor, "d_mlp d_mlp"]:
         stored = self.second_moment(layer)

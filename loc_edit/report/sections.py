@@ -99,13 +99,13 @@ def figure_sections(rows: StudyRows) -> tuple[list[Section], dict[str, str]]:
 
 
 def comparison_sections(
-    rows: StudyRows, draws: int, planted: Planted | None = None
+    rows: StudyRows, draws: int, planted: Planted | None = None, in_sequence: pd.DataFrame | None = None
 ) -> tuple[list[Section], list[Section], dict[str, str]]:
-    """Compares layers and localizers in tables and figures, and gives the reason where that is not possible."""
+    """Compares layers, localizers and edits in sequence, in tables and figures; or says why it cannot."""
     tables: list[Section] = []
     figures: list[Section] = []
     missing: dict[str, str] = {}
-    for part in comparisons(rows, draws, planted=planted):
+    for part in comparisons(rows, draws, planted=planted, in_sequence=in_sequence):
         try:
             data = part.compute()
         except (RowsMissing, ValueError) as error:

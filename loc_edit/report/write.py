@@ -136,6 +136,7 @@ def _unfinished(run: Run) -> str:
     if not progress.remaining:
         return ""
     remaining = {"edits": int(progress.edits["remaining"].sum()), "traces": int(progress.traces["remaining"].sum())}
+    remaining["sequences"] = progress.sequences[1] - progress.sequences[0]
     parts = [f"{n:,} {kind}" for kind, n in remaining.items() if n]
     return f"The run is not finished: {' and '.join(parts)} remain. The report shows the rows so far."
 
@@ -146,7 +147,7 @@ def _content(run: Run, rows: StudyRows, notes: list[str], draws: int, explorer_d
     tables, missing_tables = sections.table_sections(rows, draws)
     figures, missing_figures = sections.figure_sections(rows)
     planted = planted_in(run) if run.config.get("planted") else None
-    compared_tables, compared_figures, not_compared = sections.comparison_sections(rows, draws, planted)
+    compared_tables, compared_figures, not_compared = sections.comparison_sections(rows, draws, planted, run.sequences)
     return {
         "question": summary.QUESTION,
         "name": run.path.resolve().name,

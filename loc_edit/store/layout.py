@@ -1,4 +1,4 @@
-"""The names of the files in a run folder.  The shards of rows are in one folder per kind: `traces` and `edits`."""
+"""The names of the files in a run folder.  Shards of rows are in a folder per kind: `traces`, `edits`, `sequences`."""
 
 CONFIG = "config.toml"
 """The resolved configuration of the last start; it makes the folder a run."""

@@ -1,4 +1,4 @@
-"""The rows of traces and edits: their columns and types, their keys and their order."""
+"""The rows of traces, edits and sequences of edits: their columns and types, their keys and their order."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ trace rows are of Causal Tracing."""
 DEFAULTS = {"localizer": TRACING}
 """The values of key columns that rows may leave out."""
 
-Kind = Literal["traces", "edits"]
+Kind = Literal["traces", "edits", "sequences"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -54,18 +54,33 @@ SCHEMAS: dict[str, pa.Schema] = {
             *_columns(pa.list_(pa.float64()), "paraphrase_after", "neighborhood_before", "neighborhood_after"),
         ]
     ),
+    "sequences": pa.schema(
+        [
+            *_columns(pa.string(), "problem", "method", "way"),
+            *_columns(pa.int32(), "layer", "window", "n_edits"),
+            *_columns(pa.int64(), "fact_id", "seed"),
+            *_columns(
+                pa.float64(), "rewrite_last", "rewrite_first", "rewrite", "paraphrase", "neighborhood", "essence"
+            ),
+            *_columns(pa.float64(), "perplexity", "perplexity_before", "norm", "change", "seconds"),
+            *_columns(pa.int32(), "failed"),
+            *_columns(pa.string(), "reason", "cell", "fact_content"),
+        ]
+    ),
 }
 """The columns that every shard has, scalars before lists; a shard may have more."""
 
 KEYS: dict[str, tuple[str, ...]] = {
     "traces": ("fact_id", "localizer", "site", "window", "layer", "pos"),
     "edits": ("problem", "method", "layer", "window", "fact_id"),
+    "sequences": ("problem", "method", "way", "layer", "window", "n_edits"),
 }
 """The columns that name a row; never null (columns in `DEFAULTS` may be left out)."""
 
 IDENTITIES: dict[str, tuple[str, ...]] = {
     "traces": (*KEYS["traces"], "metric", "cell", "fact_content"),
     "edits": (*KEYS["edits"], "seed", "cell", "fact_content"),
+    "sequences": (*KEYS["sequences"], "seed", "cell"),
 }
 """The columns of the key and of the settings behind it: no two rows agree in all, and frames are sorted by them."""
 

@@ -149,7 +149,7 @@ class RunFolder:
         When this returns, the rows are on the disk.  A unit without rows is done, too.
 
         Args:
-            kind: "traces" or "edits".
+            kind: "traces", "edits" or "sequences".
             key: the unit's name, the same at every start: letters, digits and `_ . = + -`.
             rows: as mappings or a frame; columns as in `rows.SCHEMAS`, further columns are kept.
 
@@ -210,6 +210,11 @@ class RunFolder:
         """The edit rows, sorted by problem, method, layer, window and fact; `read` gives the lists too."""
         return self.read("edits")
 
+    @property
+    def sequences(self) -> pd.DataFrame:
+        """The rows of edits in sequence, one per number of edits, sorted by problem, method, way, layer and window."""
+        return self.read("sequences")
+
     def read(
         self,
         kind: Kind,
@@ -221,7 +226,7 @@ class RunFolder:
         """Reads rows as a new frame, in an order that does not depend on the order of writing.
 
         Args:
-            kind: "traces" or "edits".
+            kind: "traces", "edits" or "sequences".
             columns: the columns of the frame, in order; `None` for all scalar columns.
             lists: with `columns=None`, the list columns too (raw probabilities before and after).
             cells: "present" for the rows of the present configuration and its facts, "all" for every row in the

@@ -88,11 +88,13 @@ def write_table(folder: Path, kind: Kind, key: str, table: pa.Table) -> Shard:
 def without_failed(kind: Kind, shard: Shard) -> Shard | None:
     """The shard without failed rows, so that their facts count as not done; `None` if it had no others.
 
-    An edit row says in its status that it failed; a trace row has a reason only then.
+    An edit row says in its status that it failed; a trace row has a reason only then, and a sequence no edits.
     """
     table = pq.read_table(shard.path)
     if kind == "edits":
         failed = pc.equal(table["status"], "failed")
+    elif kind == "sequences":
+        failed = pc.equal(table["n_edits"], 0)
     elif "reason" in table.column_names:
         failed = pc.not_equal(pc.fill_null(table["reason"], ""), "")
     else:

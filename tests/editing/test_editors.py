@@ -25,7 +25,7 @@ from loc_edit import (
 from loc_edit.editing.registry import EDITORS
 from loc_edit.editing.settings import SETTINGS, resolve_settings
 from loc_edit.editing.update import edit_hooks
-from loc_edit.names import METHODS, method_label, parse_method
+from loc_edit.names import METHODS, WAYS_OF, method_label, parse_method
 
 STEPS = 5
 
@@ -38,7 +38,8 @@ def test_an_editor_shows_its_name_its_text_and_its_parameters(name):
     shown = inspect.signature(editor)
     place = "layer" if METHODS[name].one_layer else "layers"
     texts = ["stats", "contexts"] if METHODS[name].contexts else []
-    assert list(shown.parameters) == ["model", "request", place, *texts, "settings"]
+    more = ["earlier"] if "kept" in WAYS_OF.get(name, ()) else []
+    assert list(shown.parameters) == ["model", "request", place, *texts, "settings", *more]
     assert shown.parameters["request"].annotation == loc_edit.EditRequest | Sequence[loc_edit.EditRequest]
     assert shown.return_annotation == loc_edit.Edit | list[loc_edit.Edit]
 
