@@ -365,6 +365,7 @@ def test_a_run_in_which_every_edit_of_a_cell_failed_says_so_in_its_exit_status(h
     real = EDITORS["finetune_free"]
     monkeypatch.setitem(EDITORS, "finetune_free", fails)
     options = ("--facts", 1, "--layers", 1, "--methods", "finetune_free-1", "finetune-1", "--out", "failed")
+    options += ("--workers", 1)
     result = call("run", *options)
     assert result.status == 3
     assert "every edit has failed in 1 cell: Error injection, FT-1 free, layer 1 (again: --retry-failed)" in result.err
