@@ -458,7 +458,7 @@ def test_settings_of_a_plug_in_are_typed_checked_and_set(plugin, tmp_path):
     assert chosen.settings_of("push", "error_injection").twice
     assert not chosen.settings_of("push", "fact_erasure").twice
     for bad, said in {
-        "push.strength=fast": "expected float for strength, got 'fast'",
+        "push.strength=fast": "expected strength to be a number, got 'fast'",
         "push.strenght=2": "expected strength, twice; got strenght",
         "push.strength=-1": "expected a strength of at least 0",
         "push": "expected METHOD.SETTING=VALUE",

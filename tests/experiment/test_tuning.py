@@ -120,7 +120,7 @@ def test_the_layer_is_a_third_of_the_way_up(lab, tiny):
         ({**GRID, "rome": {}}, {}, "method 'rome': the grid has no values"),
         ({**GRID, "rome": {"clamp": 4.0}}, {}, "expected a list of values, got clamp = 4.0"),
         ({**GRID, "rome": {"clmp": [4.0]}}, {}, "grid of rome: .*got clmp"),
-        ({**GRID, "rome": {"clamp": ["a"]}}, {}, "grid of rome: .*expected float"),
+        ({**GRID, "rome": {"clamp": ["a"]}}, {}, "grid of rome: .*expected clamp to be a number"),
         ({**GRID, "rome": {"clamp": [4.0, 4.0]}}, {}, "a value stands twice in clamp"),
     ],
 )
