@@ -89,9 +89,7 @@ def test_earlier_keys_still_read_their_values_if_held_and_not_otherwise(
         with EditStack(model) as stack:
             for request in requests:
                 held = {"earlier": {LAYER: earlier}} if hold else {}
-                stack.apply(
-                    edit(model, request, [LAYER], stats=stats, contexts=contexts, settings=settings, **held)
-                )
+                stack.apply(edit(model, request, [LAYER], stats=stats, contexts=contexts, settings=settings, **held))
                 key = loc_edit.edit_keys(model, request, [LAYER], contexts=contexts)[LAYER]
                 earlier = torch.cat([earlier, key])
                 values.append(key[0] @ weight)

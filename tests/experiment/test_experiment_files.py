@@ -22,7 +22,7 @@ def config(name):
 
 
 def test_there_are_files_and_no_other_than_these():
-    of_the_paper, of_the_builtin_model = ["paper_gpt2xl", "paper_gptj"], ["full", "localizers", "small"]
+    of_the_paper, of_the_builtin_model = ["paper_gpt2xl", "paper_gptj"], ["full", "localizers", "sequence", "small"]
     names = [
         *(f"builtin_{name}" for name in of_the_builtin_model),
         "gemma3",
@@ -68,6 +68,14 @@ def test_the_study_of_localizers():
     found = config("builtin_localizers")
     assert (found.localizers, found.problems, found.methods) == (tuple(names.LOCALIZERS), PROBLEMS, STUDY)
     assert found.facts >= 200
+
+
+def test_the_sequence_of_edits():
+    found = config("builtin_sequence")
+    assert found.methods == ("rome", "memit", "alphaedit", "finetune-1")
+    assert found.sequence == found.facts == 100
+    assert len(found.layers) == 3
+    assert not found.localizers
 
 
 def test_the_study_on_gpt_j():
