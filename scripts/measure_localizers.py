@@ -1,7 +1,7 @@
 """What each localizer costs, and how far it agrees with Causal Tracing.
 
     python scripts/measure_localizers.py                       # the built-in model, 100 known facts, windows 1 and 5
-    python scripts/measure_localizers.py --model smollm2 --facts 4 --samples 3 --write
+    python scripts/measure_localizers.py --model smollm2 --facts 6 --samples 3 --timed 1 --write
     python scripts/measure_localizers.py --noise swap --metric logit_difference   # nearer to the setting of RelP
 
 All facts are localized at once, by one localizer after another in one process.  `times_tracing` is the ratio to Causal
