@@ -23,7 +23,7 @@ class Profile:
     """The tracing profile of one object.
 
     Attributes:
-        by_layer: see `Trace.by_layer`.
+        by_layer: the effect of each layer, floored at 0.
         layers: the layers of the edit that is in the weights; empty before it is.
     """
 
@@ -66,4 +66,5 @@ def movement(
     traced = trace(
         model, encode(model, fact), request.target if taught else fact.target_true, noise=noise, window=WINDOW
     )
-    return Profile(traced.by_layer(), edit.layers if edit else ())
+    effects = traced.effect[:, traced.prompt.subject.start :].amax(1).clamp(min=0)
+    return Profile(effects, edit.layers if edit else ())

@@ -63,6 +63,7 @@ def test_every_field_survives_toml(file, tmp_path):
         windows=(1, 10),
         localizer_windows=(3,),
         localizers=("random", "direct"),
+        sequence=3,
         site="attn_out",
         noise="0.094",
         noise_samples=2,

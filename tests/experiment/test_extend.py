@@ -172,7 +172,8 @@ def test_a_changed_setting_makes_its_cells_new_while_the_others_stay(lab, comput
     back = lab(**config).run()
     assert computed == []
     for left, right in zip(first_rows, rows(back), strict=True):
-        pd.testing.assert_frame_equal(left, right)
+        pd.testing.assert_frame_equal(left, right[left.columns])
+        assert set(left) == set(right), "in whatever order"
 
 
 def test_rows_of_earlier_settings_can_be_read_by_name_and_their_configuration_too(lab, tmp_path):
