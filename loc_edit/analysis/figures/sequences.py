@@ -3,6 +3,7 @@
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from loc_edit.analysis.tables.rows import require
 from loc_edit.analysis.tables.sequences import MEASURES
@@ -24,7 +25,7 @@ def plot_sequences(data: pd.DataFrame) -> Figure:
     places = list(data[["problem", "layer"]].drop_duplicates().itertuples(index=False, name=None))
     several_problems = data["problem"].nunique() > 1
     with styled():
-        size = (1.75, 1.6)
+        size = (1.9, 1.6)
         figure, axes = panels(len(places) * len(DRAWN), columns=len(DRAWN), size=size, sharex=True, sharey="col")
         for number, ax in enumerate(axes):
             (problem, layer), measure = places[number // len(DRAWN)], DRAWN[number % len(DRAWN)]
@@ -56,7 +57,11 @@ def _draw_lines(ax: Axes, rows: pd.DataFrame, measure: str) -> None:
             label=way_label(str(method), int(str(window)), str(way)),
         )
     ax.set_xscale("log")
+    ax.xaxis.set_major_formatter("{x:g}")
     if measure in ON_LOG_SCALE:
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))  # numbers where a decade is not full
+        ax.tick_params(axis="y", which="minor", labelsize=6.5)
     else:
         ax.set_ylim(-0.03, 1.03)

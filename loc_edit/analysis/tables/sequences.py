@@ -13,7 +13,7 @@ MEASURES = {
     "neighborhood": "neighbors",
     "perplexity_ratio": "perplexity / before",
     "norm": "|W| / before",
-    "change": "|change of W| / |W| before",
+    "change": "|change of W| / |W|",
 }
 """What is measured of a model with many edits, in the order of tables, with a short name."""
 
