@@ -130,7 +130,7 @@ def fits(value: Any, kind: Any) -> bool:
     if getattr(kind, "__module__", "") == "jaxtyping":
         from jaxtyping import jaxtyped
 
-        with jaxtyped("context"):  # so that the names of its dimensions are not those of the caller
+        with jaxtyped("context"):  # dimensions that the caller has named do not count here
             return isinstance(value, kind)
     if kind is Any or not isinstance(origin or kind, type):  # a type variable, the name of a class
         return True

@@ -102,7 +102,7 @@ def edit_keys(
         model: with the edits of these requests written into it.
         request: one, or several.
         layers: the window of the edits.
-        contexts: those of the edits.
+        contexts: the texts that the edits were made with.
         method: the method of the edits; it seeds the noise of noised requests.
     """
     requests, layers = [request] if isinstance(request, EditRequest) else list(request), sorted(layers)

@@ -15,7 +15,7 @@ from loc_edit.experiment.study import TraceCell
 from loc_edit.models.checks import ends_run
 
 SHARE = 0.2
-"""Of the facts that a run has computed in a cell; if an error has struck more of them, and two at least, it stops."""
+"""A run stops if unexpected errors strike a larger share of the facts computed in a cell, and two facts at least."""
 
 
 class ManyFailed(RuntimeError):
@@ -41,7 +41,7 @@ def rows_or_reasons(cell: Cell, batch: Batch) -> tuple[pd.DataFrame, list[Failur
     """The rows of a cell for a batch; after an error, fact by fact, with a row that says why for each that fails.
 
     Raises:
-        Exception: what is not one fact's: memory or disk has run out, or a plug-in has spoiled the model.
+        Exception: it is not one fact's own: memory or disk has run out, or a plug-in has spoiled the model.
     """
     try:
         return cell.rows(batch), []

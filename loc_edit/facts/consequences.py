@@ -164,7 +164,7 @@ def description(fact: Fact) -> str:
 
 
 def _templates(fact: Fact) -> list[str]:
-    """The fact's prompt and those of its paraphrases that have the subject once, with `{}` in its place."""
+    """The fact's prompt, and its paraphrases that name the subject once, with `{}` in the subject's place."""
     texts = (text for text in fact.paraphrases if text.count(fact.subject) == 1)
     return [fact.template, *(text.replace(fact.subject, "{}") for text in texts if "{" not in text)]
 

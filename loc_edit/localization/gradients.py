@@ -45,9 +45,9 @@ def relp(questions: Questions) -> Grids:
     see `loc_edit.models.relevance`.  They say how the metric depends on an output through maps that are linear once
     the corrupted run is given, so that a function that is flat at this run but not on the way to the clean one counts.
 
-    Cost: that of `attribution`.  Source: Rezaei Jafari et al. 2025 (arXiv 2508.21258), with two departures: the rules
-    begin at the logits, so that a metric which is not linear in them (and a soft cap) enters by its gradient, where
-    the paper has a difference of logits; and windows, whose layers' effects add up as in `attribution`.
+    Cost: the same as `attribution`.  Source: Rezaei Jafari et al. 2025 (arXiv 2508.21258), with two departures: the
+    rules begin at the logits, so that a metric which is not linear in them (and a soft cap) enters by its gradient,
+    where the paper has a difference of logits; and windows, whose layers' effects add up as in `attribution`.
 
     Raises:
         ValueError: the site is held constant, such as queries and keys, which have no relevance.

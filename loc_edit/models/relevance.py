@@ -1,8 +1,8 @@
 """The rules of relevance propagation, under which an ordinary backward pass gives coefficients in place of gradients.
 
 Layer-wise relevance propagation (LRP) writes each operation of the forward pass as a linear map whose coefficients may
-depend on the input, and holds these coefficients constant.  So its backward pass is that of the ordinary forward pass
-with the coefficients detached.  The values of the forward pass do not change.
+depend on the input, and holds these coefficients constant.  So it needs the ordinary forward pass, whose values do not
+change, and a backward pass in which the coefficients are detached.
 
 | operation | rule | coefficients that are held constant |
 |---|---|---|

@@ -37,8 +37,8 @@ Courses = Mapping[str, Course | str]
 def compare(before: Courses, after: Courses, fact: Fact) -> dict[str, float | str]:
     """How much of what the edit takes from the true object comes back, and how much faster than a false object comes.
 
-    After `k` steps the share is that of the way from the edited model's probability before any step to the probability
-    that the unedited model has after the same `k` steps.
+    The edited model begins at one probability, and the unedited one reaches another after the same `k` steps: the share
+    says how much of the way between the two the edited model has gone after `k` steps.
 
     Args:
         before: of the unedited model, the control.
@@ -129,7 +129,8 @@ def pace(model: Model) -> float:
     """Adam's learning rate: smaller where a step of each weight adds up over more layers and units.
 
     Every weight moves by about the learning rate at first, and the same way for all units that are active together.
-    The changes of `n` layers add up, and so do those of `d_mlp` units, whose weights are about `d_mlp ** -0.5` in size.
+    The changes of `n` layers add up.  The changes of `d_mlp` units add up too, and each of their weights is about
+    `d_mlp ** -0.5` in size.
     """
     squares = [W_out(model, layer).float().square().mean() for layer in range(model.cfg.n_layers)]
     d_mlp = W_out(model, 0).shape[0]

@@ -29,8 +29,8 @@ class Scale:
     """A scale of the length of a vector on which its error is nearly the same at every length.
 
     Attributes:
-        there: lengths to the scale.
-        back: the scale to lengths.
+        there: takes lengths to the scale.
+        back: takes a number on the scale back to a length.
     """
 
     there: Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -136,7 +136,7 @@ def _length(
 
 
 def _stretched(vectors: NDArray[np.float64], scale: Scale) -> NDArray[np.float64]:
-    """Vectors [..., q] whose lengths are those on the scale."""
+    """The vectors [..., q] in the same directions, with their lengths taken to the scale."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     factors = np.divide(scale.there(lengths), lengths, out=np.ones_like(lengths), where=lengths > 1e-12)
     return np.asarray(vectors * factors)
