@@ -88,11 +88,15 @@ def unsigned(values: Any) -> tuple[dict[str, Any], bool | None]:
     return rest, values[CHECKSUM] == signed(rest)[CHECKSUM] if CHECKSUM in values else None
 
 
-def write_json(path: Path, values: Mapping[str, Any], indent: int | None = 1) -> None:
-    """Writes values with their checksum as a JSON file, whole or not at all; a file that holds just that stays."""
-    data = (json.dumps(signed(values), indent=indent, ensure_ascii=False) + "\n").encode()
+def write_if_changed(path: Path, data: bytes) -> None:
+    """Writes a file like `write_atomic`, unless it holds just these bytes."""
     if not (path.is_file() and path.read_bytes() == data):
         write_atomic(path, data)
+
+
+def write_json(path: Path, values: Mapping[str, Any], indent: int | None = 1) -> None:
+    """Writes values with their checksum as a JSON file, whole or not at all; a file that holds just that stays."""
+    write_if_changed(path, (json.dumps(signed(values), indent=indent, ensure_ascii=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:

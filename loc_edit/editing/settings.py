@@ -17,6 +17,9 @@ from loc_edit.names import parse_method
 PRESETS_PATH = DATA / "presets.toml"
 BUILTIN_PRESET_PATH = DATA / "model" / "presets.toml"
 
+Eps = Annotated[float, Gt(0), Le(math.inf)]
+"""How far an entry may go in fine-tuning; infinity is no limit."""
+
 
 @dataclass(frozen=True)
 class ValueSettings(CheckedFields):
@@ -104,7 +107,7 @@ class FinetuneSettings(CheckedFields):
 
     steps: Count = 25
     lr: Positive = 5e-4
-    eps: Annotated[float, Gt(0), Le(math.inf)] = 1e-4
+    eps: Eps = 1e-4
     bias: bool = True
     weight_decay: NonNegative = field(default=0.0, kw_only=True)
 
@@ -113,7 +116,7 @@ class FinetuneSettings(CheckedFields):
 class FreeFinetuneSettings(FinetuneSettings):
     """Hyperparameters of fine-tuning without a box."""
 
-    eps: Annotated[float, Gt(0), Le(math.inf)] = math.inf
+    eps: Eps = math.inf
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from loc_edit.arguments import checked, fitted
 from loc_edit.editing.changes import OtherUpdate as OtherUpdate, WeightUpdate as WeightUpdate, moved, parts, times
-from loc_edit.keys.disk import TensorFile, write_tensors
+from loc_edit.keys.disk import TensorFile, kinds_of, write_tensors
 from loc_edit.models.checkpoints import hf_state_dict
 from loc_edit.models.checks import check_layers
 from loc_edit.models.identity import fingerprint
@@ -201,7 +201,7 @@ class Edit:
         }
         tensors |= {f"{other.name}/{name}": value for other in self.others for name, value in other.tensors().items()}
         names = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)  # so that every tensor is aligned
-        kinds = {name: (tensors[name].dtype, tuple(tensors[name].shape)) for name in names}
+        kinds = kinds_of((name, tensors[name]) for name in names)
         write_tensors(Path(path), kinds, tensors.__getitem__, {"format": FORMAT, "about": json.dumps(dict(self.about))})
 
     @classmethod

@@ -152,6 +152,7 @@ class Batch:
         given: list[dict[str, Any]] = []
         probes: list[Probes] = []
         skipped: list[tuple[Fact, str]] = []
+        facts_of_scores = setup.scored_with
         for fact, noise, texts in zip(self.facts, self.noise, self.essences, strict=True):
             if noise is None and PROBLEMS[problem].sees_noise:
                 skipped.append((fact, self.noiseless[fact.fact_id]))
@@ -164,7 +165,7 @@ class Batch:
             else:
                 requests.append(request)
                 posed_facts.append(fact)
-                given.append({"noise": noise, "facts": setup.scored_with})
+                given.append({"noise": noise, "facts": facts_of_scores})
                 probes.append(probes_of_fact)
         each = list(zip(posed_facts, requests, given, strict=True))
         before = {

@@ -19,13 +19,7 @@ from loc_edit.experiment.setup import Setup
 from loc_edit.localization.hooks import window_layers
 from loc_edit.models.memory import halving
 from loc_edit.names import METHODS
-from loc_edit.scoring import (  # registers them
-    formats as formats,
-    generation as generation,
-    relearning as relearning,
-    ripple as ripple,
-    survival as survival,
-)
+from loc_edit.scoring import registry as registry  # registers the scores
 from loc_edit.scoring.contract import with_others
 from loc_edit.scoring.scores import EditScore, compare
 
@@ -33,6 +27,8 @@ log = logging.getLogger(__name__)
 
 Outcome = EditScore | Exception
 """What came of an edit: its score, or why there is none."""
+EDIT_ERRORS = (EditFailed, ValueError, torch.linalg.LinAlgError)
+"""Errors by which an editor says that it cannot make an edit."""
 
 
 def edit_batch(
@@ -70,7 +66,7 @@ def edit_batch(
     def edit(some: Sequence[EditRequest]) -> list[Edit | Exception]:
         try:
             return list(EDITORS[method](setup.model, list(some), layers, settings=settings, **texts, **more))
-        except (EditFailed, ValueError, torch.linalg.LinAlgError) as error:
+        except EDIT_ERRORS as error:
             if len(some) == 1:
                 log.warning("%s-%d, layer %d: %s", method, window, layer, error)
                 return [error]

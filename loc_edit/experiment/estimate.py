@@ -108,19 +108,14 @@ def make_plan(
         n_on_disk: by the name of a cell, how many of the facts are on disk.
         processes: how many will compute side by side.
     """
-    traces = [cell for cell in cells if isinstance(cell, TraceCell)]
-    sequences = [cell for cell in cells if isinstance(cell, SequenceCell)]
-    edits = [cell for cell in cells if isinstance(cell, EditCell) and cell not in sequences]
+    traces, edits, sequences = _by_kind(cells)
 
     def missing_facts(some_cells: Sequence[Cell]) -> list[int]:
         n_facts = {"sequences": setup.config.sequence}
         return [n_facts.get(cell.kind, len(facts)) - n_on_disk.get(cell.name(setup), 0) for cell in some_cells]
 
     work, disk = 0.0, 0.0
-    missing_traces = [cell for cell in traces if any(missing_facts([cell]))]
-    missing_edits = [cell for cell in edits if any(missing_facts([cell]))]
-    missing_sequences = [cell for cell in sequences if any(missing_facts([cell]))]
-    probed_facts, probes = _probe_few(setup, facts, missing_traces, missing_edits, missing_sequences)
+    probed_facts, probes = _probe_few(setup, facts, [cell for cell in cells if any(missing_facts([cell]))])
     share, n_chunks = len(facts) / len(probed_facts), math.ceil(len(facts) / setup.config.chunk)
     for probed in probes:
         of_each_cell = missing_facts(probed.stands_for)
@@ -145,7 +140,7 @@ def make_plan(
         sequences=len(sequences) * setup.config.sequence,
         sequences_missing=sum(missing_facts(sequences)),
         work=work,
-        statistics=_seconds_of_statistics(setup) if missing_edits or missing_sequences else 0.0,
+        statistics=_seconds_of_statistics(setup) if any(missing_facts([*edits, *sequences])) else 0.0,
         disk=round(disk),
         stats_disk=4 * moments,
         model=sum(p.nbytes for p in setup.model.parameters()),
@@ -153,6 +148,14 @@ def make_plan(
         processes=processes,
         probed=len(probed_facts),
     )
+
+
+def _by_kind(cells: Sequence[Cell]) -> tuple[list[TraceCell], list[EditCell], list[SequenceCell]]:
+    """The cells of traces, of single edits, and of edits in sequence; controls are left out."""
+    traces = [cell for cell in cells if isinstance(cell, TraceCell)]
+    sequences = [cell for cell in cells if isinstance(cell, SequenceCell)]
+    edits = [cell for cell in cells if isinstance(cell, EditCell) and not isinstance(cell, SequenceCell)]
+    return traces, edits, sequences
 
 
 def _seconds_of_statistics(setup: Setup) -> float:
@@ -201,35 +204,24 @@ class _Probed:
         return n_chunks * (one_row - row) + share * n_rows * row
 
 
-def _probe_few(
-    setup: Setup,
-    facts: Sequence[Fact],
-    traces: Sequence[TraceCell],
-    edits: Sequence[EditCell],
-    sequences: Sequence[SequenceCell],
-) -> tuple[Sequence[Fact], list[_Probed]]:
+def _probe_few(setup: Setup, facts: Sequence[Fact], cells: Sequence[Cell]) -> tuple[Sequence[Fact], list[_Probed]]:
     """Compute one fact, with a prompt of the usual length; and if that was quick, a few together, as a run would."""
     usual = sorted(facts, key=lambda fact: len(fact.prompt))[len(facts) // 2]
     start = time.perf_counter()
-    probes = list(_probe(setup, [usual], traces, edits, sequences))
+    probes = list(_probe(setup, [usual], cells))
     if time.perf_counter() - start > LONG:
         return [usual], probes
-    return facts[:PROBED_FACTS], list(_probe(setup, facts[:PROBED_FACTS], traces, edits, sequences))
+    return facts[:PROBED_FACTS], list(_probe(setup, facts[:PROBED_FACTS], cells))
 
 
-def _probe(
-    setup: Setup,
-    facts: Sequence[Fact],
-    traces: Sequence[TraceCell],
-    edits: Sequence[EditCell],
-    sequences: Sequence[SequenceCell],
-) -> Iterator[_Probed]:
+def _probe(setup: Setup, facts: Sequence[Fact], cells: Sequence[Cell]) -> Iterator[_Probed]:
     """Compute a few facts: each localizer with its windows, which may share work, and the edits at the middle layer.
 
     Of sequences only the edits count, as a short one is measured nearly as often as a long one.
 
     No key statistics are computed for it: with the identity in their place, an edit takes as long.
     """
+    traces, edits, sequences = _by_kind(cells)
     localizers = list(dict.fromkeys(cell.localizer for cell in traces))
     problems = list(dict.fromkeys(cell.problem for cell in edits))
     total, done = len(localizers) + len(problems), 0

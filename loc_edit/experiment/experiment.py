@@ -30,7 +30,7 @@ from loc_edit.experiment.sequence import SequenceCell, sequence_cells, sequence_
 from loc_edit.experiment.setup import Setup
 from loc_edit.experiment.study import EditCell, cells
 from loc_edit.experiment.texts import (
-    compared,
+    refuse_other_key_stats,
     save_contexts,
     save_key_stats,
     saved_contexts,
@@ -177,23 +177,23 @@ class Experiment:
         selection = select([*self.cells, *sequences.values(), *self.copied_cells], setup, facts)
         chunk = self.config.chunk
 
-        def refuse_other_key_stats(run: RunFolder) -> None:
+        def missing(run: RunFolder) -> list[list[Task]]:
             streams = missing_tasks(computed_cells, len(facts), chunk, facts_on_disk(run, facts))
-            streams += missing_sequences(sequences, sequence_of(setup, facts), run)
-            if (run.path / KEY_STATS).is_file() and need_stats(streams):
-                compared(run.path, *setup.stats_checksums)
+            return streams + missing_sequences(sequences, sequence_of(setup, facts), run)
+
+        def check(run: RunFolder) -> None:
+            if (run.path / KEY_STATS).is_file() and need_stats(missing(run)):
+                refuse_other_key_stats(run.path, *setup.stats_checksums)
 
         with (
-            RunFolder.create(folder, self.resolved(), provenance, selection, refuse_other_key_stats) as run,
+            RunFolder.create(folder, self.resolved(), provenance, selection, check) as run,
             run_log(run.path),
         ):
             if retry_failed:
                 run.forget_failed()
             save_contexts(run.path, self.config.seed, setup.contexts)
-            on_disk = facts_on_disk(run, facts)
-            streams = missing_tasks(computed_cells, len(facts), chunk, on_disk)
-            streams += missing_sequences(sequences, sequence_of(setup, facts), run)
-            copies = missing_tasks(copied_cells, len(facts), chunk, on_disk)
+            streams = missing(run)
+            copies = missing_tasks(copied_cells, len(facts), chunk, facts_on_disk(run, facts))
             total = len(computed_cells | copied_cells) * -(-len(facts) // chunk) + len(sequences)
             tally = Tally(total, total - sum(map(len, [*streams, *copies])))
             if mirror:

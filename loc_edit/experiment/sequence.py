@@ -5,10 +5,8 @@ is left of the edits, of the neighbors, and of the model (Yang et al. 2024, arXi
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import isnan, nan
-from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -21,9 +19,8 @@ from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.registry import JOINT
 from loc_edit.editing.stack import EditStack
 from loc_edit.editing.update import Edit
-from loc_edit.editing.value import EditFailed
 from loc_edit.experiment.batch import Batch, Posed
-from loc_edit.experiment.edits import edit_batch, texts_of
+from loc_edit.experiment.edits import EDIT_ERRORS, edit_batch, texts_of
 from loc_edit.experiment.schedule import FactIndices
 from loc_edit.experiment.setup import Setup
 from loc_edit.experiment.study import EditCell, edit_cells
@@ -37,7 +34,7 @@ from loc_edit.prompts.randomness import generator
 from loc_edit.scoring.measuring import Meter
 from loc_edit.scoring.perplexity import perplexity
 from loc_edit.scoring.probes import Probe, Probes
-from loc_edit.scoring.scores import compare
+from loc_edit.scoring.scores import compare, mean_of_numbers
 from loc_edit.store.settings import cell_key
 
 ALONE = ("alone",)
@@ -45,8 +42,6 @@ MEANS = ("rewrite", "paraphrase", "neighborhood", "essence")
 """The scores whose mean over all edits so far is in a row."""
 N_HELD_OUT = 200
 """Documents whose perplexity is measured."""
-
-EarlierKeys = dict[int, Tensor]
 
 
 def sequence_of(setup: Setup, facts: Sequence[Fact]) -> FactIndices:
@@ -117,7 +112,7 @@ class SequenceCell(EditCell):
             about = {"fact_id": first.fact_id, "fact_content": first.content, "n_edits": 0}
             return pd.DataFrame([{**columns, **about, "reason": f"no fact can be edited: {reason}"}])
         meter = _SequenceMeter(batch, posed, self._layers(setup))
-        earlier: EarlierKeys = {}
+        earlier: dict[int, Tensor] = {}
         with EditStack(setup.model) as stack:
             for n in checkpoints(len(posed.requests)):
                 start = time.perf_counter()
@@ -131,7 +126,7 @@ class SequenceCell(EditCell):
         return list(window_layers(self.layer, self.window, setup.model.cfg.n_layers))
 
     def _edit(
-        self, setup: Setup, stack: EditStack, requests: Sequence[EditRequest], done: int, earlier: EarlierKeys
+        self, setup: Setup, stack: EditStack, requests: Sequence[EditRequest], done: int, earlier: dict[int, Tensor]
     ) -> list[str]:
         """Brings a model with the first `done` requests in it to all of them; returns why edits failed."""
         if self.way == "joint":
@@ -154,7 +149,7 @@ class SequenceCell(EditCell):
         texts = texts_of(setup, self.method)
         try:
             return JOINT[self.method](setup.model, requests, self._layers(setup), settings=self.settings, **texts)
-        except (EditFailed, ValueError, torch.linalg.LinAlgError) as error:
+        except EDIT_ERRORS as error:
             return error
 
     def __str__(self) -> str:
@@ -196,7 +191,7 @@ class _SequenceMeter:
         after = Meter(self.model, self.probes[:n]).before
         triples = zip(self.before[:n], after, requests, strict=True)
         scores = [compare(before, measured, request.objective) for before, measured, request in triples]
-        means = {name: _mean(getattr(score, name) for score in scores) for name in MEANS}
+        means = {name: mean_of_numbers(getattr(score, name) for score in scores) for name in MEANS}
         size, weights = self.weights.norm(), self._weights()
         return {
             "fact_id": fact.fact_id,
@@ -220,9 +215,3 @@ def _without_neighbors_about(subjects: Sequence[str], probes: Probes) -> Probes:
         return not (is_neighbor and any(subject in probe.prompt.text for subject in subjects))
 
     return replace(probes, probes=tuple(filter(is_kept, probes.probes)))
-
-
-def _mean(values: Iterable[float]) -> float:
-    """The mean of those that are numbers; NaN without any."""
-    numbers = [value for value in values if not isnan(value)]
-    return fmean(numbers) if numbers else nan

@@ -55,12 +55,14 @@ def _all_contexts(path: Path) -> dict[str, Any]:
 
 
 def save_key_stats(folder: Path, corpus: str, checksums: Mapping[int, str]) -> None:
-    """Save the checksums of the key statistics, after comparing them with those of earlier starts: see `compared`."""
-    write_json(folder / KEY_STATS, compared(folder, corpus, checksums))
+    """Save the checksums of the key statistics, unless earlier starts had other statistics."""
+    write_json(folder / KEY_STATS, refuse_other_key_stats(folder, corpus, checksums))
 
 
-def compared(folder: Path, corpus: str, checksums: Mapping[int, str]) -> dict[str, dict[str, str]]:
-    """The checksums of all key statistics of a run by corpus and layer, the given ones among them.
+def refuse_other_key_stats(folder: Path, corpus: str, checksums: Mapping[int, str]) -> dict[str, dict[str, str]]:
+    """Compares key statistics with those behind a run's rows.
+
+    Returns the checksums of all key statistics of the run, by corpus and layer, the given ones among them.
 
     Args:
         folder: the run's.

@@ -29,8 +29,8 @@ class Asked:
 @cache
 def questions() -> dict[str, str]:
     """By relation, a question with one `{}` for the subject: built-in relations, and properties of Wikidata."""
-    tables: dict[str, dict[str, str]] = tomllib.loads(QUESTIONS_PATH.read_text(encoding="utf-8"))
-    return {relation: question for table in tables.values() for relation, question in table.items()}
+    of_wikidata: dict[str, str] = tomllib.loads(QUESTIONS_PATH.read_text(encoding="utf-8"))
+    return {name: relation.question for name, relation in relations().items()} | of_wikidata
 
 
 def asked(fact: Fact) -> Asked:

@@ -24,6 +24,7 @@ class Relation:
         clauses: clauses that may follow "{subject} is a {kind}", with one `{}` for the object.
         modifiers: words that sometimes stand before the object.
         remarks: phrases that are true of every subject of this kind.
+        question: a question that the object answers, with one `{}` for the subject.
         description: a phrase for the object with one `{}` for the subject, where objects are subjects themselves.
     """
 
@@ -33,6 +34,7 @@ class Relation:
     clauses: tuple[str, ...]
     modifiers: tuple[str, ...]
     remarks: tuple[str, ...]
+    question: str
     description: str = ""
 
     @property
@@ -58,6 +60,7 @@ def relations() -> dict[str, Relation]:
             clauses=tuple(entry["clauses"]),
             modifiers=tuple(entry["modifiers"]),
             remarks=tuple(wording["kinds"][str(entry["kind"])]),
+            question=str(entry["question"]),
             description=str(entry.get("description", "")),
         )
         for name, entry in wording["relations"].items()

@@ -1,7 +1,7 @@
 """Safetensors files with checksums: written one tensor at a time, and checked whenever a tensor is read."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -75,6 +75,11 @@ def tensor_checksum(tensor: Tensor) -> str:
     digest = sha256(f"{own.dtype} {list(own.shape)}".encode())
     digest.update(own.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def kinds_of(tensors: Iterable[tuple[str, Tensor]]) -> Kinds:
+    """The dtype and the shape of tensors that come with their names; none of them is kept."""
+    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors}
 
 
 def write_tensors(path: Path, kinds: Kinds, make: Callable[[str], Tensor], metadata: Mapping[str, str]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from loc_edit.arguments import Index, Ridge, checked, fits, fitted, words
 from loc_edit.files import Damaged
-from loc_edit.keys.disk import TensorFile, tensor_checksum, write_tensors
+from loc_edit.keys.disk import TensorFile, kinds_of, tensor_checksum, write_tensors
 from loc_edit.keys.plausibility import check_moments
 from loc_edit.keys.spectrum import spectrum
 from loc_edit.models.checks import check_layers
@@ -272,7 +272,7 @@ class KeyStats:
             "ridge": repr(self.ridge),
             "convergence": json.dumps([dict(row) for row in self.shares]),
         }
-        kinds = {str(layer): (moment.dtype, tuple(moment.shape)) for layer, moment in self.moments.items()}
+        kinds = kinds_of((str(layer), moment) for layer, moment in self.moments.items())
         write_tensors(Path(path), kinds, lambda name: self.moments[int(name)], metadata)
 
     @classmethod
@@ -287,7 +287,7 @@ class KeyStats:
         """Opens a file of statistics; a layer's matrix is read whenever it is needed, and not kept.
 
         Every matrix is compared with its checksum, here and whenever it is read again.  A file of an old version has
-        no checksums: its matrices must be finite and symmetric, with a positive diagonal.
+        no checksums: its matrices must look like second moments (`keys.plausibility.check_moments`).
 
         Args:
             path: a file that `save` wrote.

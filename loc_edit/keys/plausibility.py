@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loc_edit.files import Damaged
-from loc_edit.keys.disk import TensorFile, write_tensors
+from loc_edit.keys.disk import TensorFile, kinds_of, write_tensors
 
 SYMMETRY = 1e-4
 """The largest difference of C_ij and C_ji, as a share of the most that they can be, that rounding explains."""
@@ -57,6 +57,6 @@ def record_checksums(path: Path) -> None:
     if file.checksums:
         return
     check_moments(file, [int(name) for name in file.names])
-    kinds = {name: (file.read(name).dtype, tuple(file.read(name).shape)) for name in file.names}
+    kinds = kinds_of((name, file.read(name)) for name in file.names)
     write_tensors(path, kinds, file.read, file.metadata)
     log.info("%s: its checksums are recorded from now on", path)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from loc_edit import events
 from loc_edit.keys.convergence import ConvergenceSamples
-from loc_edit.keys.disk import TensorFile, write_tensors
+from loc_edit.keys.disk import TensorFile, kinds_of, write_tensors
 from loc_edit.keys.moments import free_memory
 from loc_edit.keys.tokens import TokenRows
 from loc_edit.models.model import Hook, Model
@@ -147,8 +147,7 @@ class Pass:
         tensors = {f"sum.{layer}": total for layer, total in self.sums.by_layer.items()} | self.samples.tensors()
         state = {"batch": self.batch, "row": self.row, "done": self.done, "seen": self.seen}
         metadata = {"identity": identity, "state": json.dumps(state), "shares": json.dumps(self.samples.shares)}
-        kinds = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-        write_tensors(path, kinds, tensors.__getitem__, metadata)
+        write_tensors(path, kinds_of(tensors.items()), tensors.__getitem__, metadata)
 
     def restore(self, path: Path, identity: str) -> bool:
         """Takes over a checkpoint of the same pass, and returns whether there was one that could be used."""

@@ -7,6 +7,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from loc_edit.arguments import Count, checked
 from loc_edit.localization.hooks import site_name
 from loc_edit.localization.question import Grids, Questions
 from loc_edit.localization.sweep import Units
@@ -14,7 +15,8 @@ from loc_edit.models.memory import Budget
 from loc_edit.models.model import Hook
 
 
-def layer_integrated_gradients(questions: Questions, steps: int = 5) -> Grids:
+@checked
+def layer_integrated_gradients(questions: Questions, steps: Count = 5) -> Grids:
     """Integrated gradients over a layer's outputs: its site goes from corrupted to clean at all positions at once.
 
     For each layer alone, the site's corrupted outputs are moved to the clean ones through `steps` midpoints in the
@@ -30,8 +32,6 @@ def layer_integrated_gradients(questions: Questions, steps: int = 5) -> Grids:
         questions: the prompts and targets.
         steps: the number of midpoints.
     """
-    if steps < 1:
-        raise ValueError(f"layer integrated gradients in {steps} steps: expected at least 1")
     n_facts, n_layers, corrupted = len(questions.facts), questions.model.cfg.n_layers, list[Tensor]()
     names = [site_name(questions.site, layer) for layer in range(n_layers)]
     keep: list[Hook] = [(name, lambda value, hook: corrupted.append(value[n_facts:].clone())) for name in names]

@@ -28,24 +28,15 @@ REBUILT = ("GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "Olmo2F
 """Architectures whose configuration is made here, because TransformerLens knows it by model names only."""
 
 OTHER_KEYS = (
-    *(
-        "architectures",
-        "model_type",
-        "n_ctx",
-        "rope_theta",
-        "rope_scaling",
-        "rope_local_base_freq",
-        "rotary_pct",
-        "rotary_emb_base",
-    ),
-    *("partial_rotary_factor", "sliding_window_pattern"),
-)
+    "architectures", "model_type", "n_ctx", "rope_theta", "rope_scaling", "rope_local_base_freq", "rotary_pct",
+    "rotary_emb_base", "partial_rotary_factor", "sliding_window_pattern",
+)  # fmt: skip
 """Keys of config.json that are kept beside the fields of the architecture's configuration; some are their old names."""
 
 SIZES = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim"),
-    *("num_key_value_heads", "max_position_embeddings"),
-)
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim",
+    "num_key_value_heads", "max_position_embeddings",
+)  # fmt: skip
 """Sizes by which every architecture divides or counts."""
 
 

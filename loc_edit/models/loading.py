@@ -228,7 +228,7 @@ def _read_tokenizer(directory: Path, hf_config: Any, cfg: HookedTransformerConfi
 
 def _read_weights(directory: Path, hf_config: Any, dtype: torch.dtype) -> Any:
     """The directory's model as transformers loads it; refused if weights are missing or of another shape."""
-    shard_names(directory)
+    shard_names(directory)  # refuses an index that leads outside
     with refusing(f"model directory {directory}"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,

@@ -6,20 +6,16 @@ here the questions are made of the data set's own chains (`loc_edit.facts.conseq
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isnan, nan
+from math import isnan
 from statistics import fmean
-
-import torch
 
 from loc_edit.editing.problems import MIN_ERASURE, EditRequest
 from loc_edit.facts.consequences import Consequences, TwoHop, consequences
 from loc_edit.facts.fact import Fact
-from loc_edit.models.memory import Budget
 from loc_edit.models.model import Model
-from loc_edit.prompts.batches import make_batch, run, target_log_probs
-from loc_edit.prompts.encoding import encode_text, target_tokens
 from loc_edit.scoring.contract import scorer
-from loc_edit.scoring.scores import kept, share_of_change
+from loc_edit.scoring.measuring import text_probabilities
+from loc_edit.scoring.scores import kept, mean_of_numbers, share_of_change
 
 KNOWN = 0.5
 """The unedited model knows an answer if it gives it at least this probability: then no other answer is likelier."""
@@ -52,8 +48,8 @@ class Believed:
 def compare(before: Believed, after: Believed, request: EditRequest) -> dict[str, float | str]:
     """The scores of what the unedited and the edited model make of the consequences, or why there are none.
 
-    Only what the unedited model knows counts.  Every share of change is that of the rewrite score, in the direction of
-    the request: an edit that lowers the probability of its target is to lower what follows from it.
+    Only what the unedited model knows counts.  Shares of change are computed as in the rewrite score, in the direction
+    of the request: an edit that lowers the probability of its target is to lower what follows from it.
     """
     questions, raised = before.consequences, request.objective == "raise"
     known = [question for question in questions.two_hop if before.knows(question.old) and before.knows(question.new)]
@@ -65,16 +61,18 @@ def compare(before: Believed, after: Believed, request: EditRequest) -> dict[str
         return share_of_change(before.p[text, answer], after.p[text, answer], request.objective)
 
     def followed(two_hop: Sequence[TwoHop]) -> float:
-        return _mean(_mean(share(text, question.new.target_true) for text in question.texts) for question in two_hop)
+        return mean_of_numbers(
+            mean_of_numbers(share(text, question.new.target_true) for text in question.texts) for question in two_hop
+        )
 
     def stayed(facts: Sequence[Fact]) -> float:
         pairs = [(fact.prompt, fact.target_true) for fact in facts if before.knows(fact)]
-        return _mean(kept([before.p[pair] for pair in pairs], [after.p[pair] for pair in pairs]))
+        return mean_of_numbers(kept([before.p[pair] for pair in pairs], [after.p[pair] for pair in pairs]))
 
     scores = {
         "ripple_two_hop": followed(counted),
         "ripple_answered": followed(answered),
-        "ripple_inverse": _mean(share(question.new, question.answer) for question in inverse),
+        "ripple_inverse": mean_of_numbers(share(question.new, question.answer) for question in inverse),
         "ripple_specificity": stayed(questions.same_subject),
         "ripple_objects": stayed(questions.about_objects),
     }
@@ -104,25 +102,14 @@ def ripple(model: Model, fact: Fact, request: EditRequest, facts: Sequence[Fact]
     return Believed(questions, probabilities(model, pairs))
 
 
-@torch.inference_mode()
 def probabilities(model: Model, pairs: Iterable[tuple[str, str]]) -> Probabilities:
     """The probability of each answer after its text, the product over the answer's tokens."""
-    in_order = sorted(pairs, key=lambda pair: (len(pair[0]), pair))
-    prompts = [encode_text(model, text) for text, _ in in_order]
-    targets = [target_tokens(model, text, answer) for text, answer in in_order]
-    values: list[float] = []
-
-    def work(part: slice) -> None:
-        batch = make_batch(model, prompts[part], targets[part])
-        log_probs = target_log_probs(model, batch, batch.answers(run(model, batch)))
-        values.extend(log_probs.double().sum(1).exp().tolist())
-
-    longest = max((len(prompt) + len(target) for prompt, target in zip(prompts, targets, strict=True)), default=1)
-    Budget(model).spend(len(in_order), longest, work)
-    return dict(zip(in_order, values, strict=True))
-
-
-def _mean(values: Iterable[float]) -> float:
-    """The mean of the values that are numbers; NaN if there are none."""
-    numbers = [value for value in values if not isnan(value)]
-    return fmean(numbers) if numbers else nan
+    answers: dict[str, list[str]] = {}
+    for text, answer in sorted(pairs):
+        answers.setdefault(text, []).append(answer)
+    measured = text_probabilities(model, list(answers.items()))
+    return {
+        (text, answer): p
+        for (text, own), ps in zip(answers.items(), measured, strict=True)
+        for answer, p in zip(own, ps, strict=True)
+    }

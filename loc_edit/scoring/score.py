@@ -12,16 +12,10 @@ from loc_edit.editing.update import Edit
 from loc_edit.facts.fact import Fact
 from loc_edit.models.model import Model
 from loc_edit.prompts.sampling import sample_essences
-from loc_edit.scoring import (  # registers them
-    formats as formats,
-    generation as generation,
-    relearning as relearning,
-    ripple as ripple,
-    survival as survival,
-)
-from loc_edit.scoring.contract import SCORERS, gets, measure, with_others
+from loc_edit.scoring.contract import gets, measure, with_others
 from loc_edit.scoring.measuring import Meter
 from loc_edit.scoring.probes import make_probes
+from loc_edit.scoring.registry import SCORERS
 from loc_edit.scoring.scores import EditScore, compare
 
 

@@ -1,6 +1,6 @@
 """How well an edit did: scores from the probabilities before and after (Hase et al. 2023, section 4)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import isnan, nan
 from statistics import fmean
@@ -164,6 +164,12 @@ def share_of_change(p: float, q: float, objective: Literal["raise", "lower"]) ->
     possible = 1 - p if objective == "raise" else p
     gained = q - p if objective == "raise" else p - q
     return max(0.0, gained / possible) if possible > 0 else nan
+
+
+def mean_of_numbers(values: Iterable[float]) -> float:
+    """The mean of the values that are numbers; NaN if none is."""
+    numbers = [value for value in values if not isnan(value)]
+    return fmean(numbers) if numbers else nan
 
 
 def kept(before: Sequence[float], after: Sequence[float]) -> list[float]:

@@ -17,6 +17,7 @@ from loc_edit.files import (
     sync_folder,
     unsigned,
     write_atomic,
+    write_if_changed,
     write_json,
 )
 from loc_edit.store.layout import CONFIG, CONTEXTS, HISTORY, KEY_STATS, LOG, PROVENANCE, SELECTION
@@ -70,9 +71,7 @@ def write_settings(
 
 def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Writes the configuration with its checksum; a file that holds just that stays."""
-    path, data = folder / CONFIG, tomli_w.dumps(signed(config)).encode()
-    if not (path.is_file() and path.read_bytes() == data):
-        write_atomic(path, data)
+    write_if_changed(folder / CONFIG, tomli_w.dumps(signed(config)).encode())
 
 
 def read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -160,7 +159,7 @@ def resume(
         if differing:
             log.info("%s is resumed with another configuration: %s", folder, describe(differing))
             _archive(folder)
-        _selection_in(folder)
+        _selection_in(folder)  # sets a damaged one aside
         selection.write(folder)
     _write_config(folder, config)
     write_json(folder / PROVENANCE, earlier_provenance, indent=2)

@@ -243,15 +243,13 @@ class RunFolder:
         if unknown := [name for name in columns if name not in schema.names]:
             raise BadRows(f"{kind} have no column {unknown[0]!r}; expected one of {', '.join(schema.names)}")
         facts: set[tuple[int, str]] | None = None
-        if (
-            cells == "present" and self.selection is None and (self.path / CONTEXTS).exists()
-        ):  # an experiment wrote both
+        if cells == "present" and self.selection is not None:
+            cells, facts = set(self.selection.cells(kind)), set(self.selection.facts.items())
+        elif cells == "present" and (self.path / CONTEXTS).exists():  # an experiment wrote both
             raise BadRun(
                 f"{self.path} has lost its {SELECTION}, which says which rows belong to its configuration: run the "
                 "experiment again to write it anew, or read with cells='all'"
             )
-        if cells == "present" and self.selection is not None:
-            cells, facts = set(self.selection.cells(kind)), set(self.selection.facts.items())
         if not isinstance(cells, str):
             shards = [shard for shard in shards if shard.cell in cells]
         shards = nearly_in_order(kind, shards, self.selection)
