@@ -260,7 +260,7 @@ def test_refusals_name_what_is_expected(deep, facts):
     for few in ((), facts[:1]):
         with pytest.raises(ValueError, match=f"expected facts= of at least 2 subjects to fit it on, got {len(few)}"):
             loc_edit.localize(deep, prompt, "Paris", noise=noise, localizer="tuned_lens", facts=few)
-    with pytest.raises(ValueError, match="in 0 steps"):
+    with pytest.raises(ValueError, match="layer_integrated_gradients: expected steps to be an integer of at least 1, got 0"):
         loc_edit.localize(deep, prompt, "Paris", noise=noise, localizer="layer_integrated_gradients", steps=0)
     with pytest.raises(ValueError, match="noise of shape"):
         loc_edit.localize(deep, prompt, "Paris", noise=noise[:, :1], localizer="random")
