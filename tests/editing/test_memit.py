@@ -94,6 +94,28 @@ def test_joint_factors_are_the_least_squares_solution(moments, deep, stats_of, n
     assert relative(left @ right, stacked.float()) < 1e-4
 
 
+def test_nearly_parallel_keys_are_solved_in_float64(deep, stats_of, moments):
+    """Requests about one subject have keys that differ in the fourth digit: solved in float32, they lose all digits."""
+    draws, constant = torch.Generator().manual_seed(0), 1e-5
+    K = torch.randn(1, deep.cfg.d_mlp, generator=draws) + 1e-3 * torch.randn(3, deep.cfg.d_mlp, generator=draws)
+    R = torch.randn(3, deep.cfg.d_model, generator=draws)
+    left, right = joint_factors(stats_of(deep), 2, K, R, constant)
+    K64 = K.double()
+    wanted = torch.linalg.solve(constant * moments(deep)[2].double() + K64.T @ K64, K64.T @ R.double()).float()
+    assert relative(left @ right, wanted) < 1e-3
+    single = torch.linalg.solve(K @ left + constant * torch.eye(3), R)
+    assert relative(left @ single, wanted) > 1e-2
+
+
+def test_layers_of_a_joint_edit_are_a_set(deep, facts, stats_of, contexts):
+    about = {"stats": stats_of(deep), "contexts": contexts, "settings": SETTINGS}
+    requests = [ask(deep, fact) for fact in facts[:2]]
+    up, down = (loc_edit.memit_joint(deep, requests, layers, **about) for layers in ([1, 2], [2, 1]))
+    assert down.layers == up.layers
+    for layer in (1, 2):
+        assert torch.equal(down.delta(layer), up.delta(layer))
+
+
 def test_joint_of_one_is_single(editable, facts, stats_of, contexts):
     request, layers = ask(editable, facts[1]), [0, 1]
     about = {"stats": stats_of(editable), "contexts": contexts, "settings": SETTINGS}

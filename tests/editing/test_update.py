@@ -9,7 +9,7 @@ import torch
 
 import loc_edit
 from loc_edit import Edit, EditMismatch, EditStack, WeightUpdate
-from loc_edit.editing.update import edit_hooks
+from loc_edit.editing.update import change, edit_hooks
 
 
 def weights(model):
@@ -334,3 +334,16 @@ def test_the_repr_of_an_edit_is_short_and_its_html_is_escaped(tiny):
     assert "&lt;b&gt;Rome" in html
     assert "<b>" not in html
     assert repr(Edit(())) == "Edit(layers=[], norm=0)"
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_change_is_computed_in_float32_whatever_the_keys_are(tiny, dtype, full):
+    [update] = random_edit(tiny, layers=(0,), full=full, bias=True).updates
+    key = torch.randn(5, tiny.cfg.d_mlp, generator=torch.Generator().manual_seed(1)).to(dtype)
+    expected = key.double() @ Edit((update,)).delta(0).double() + update.bias.double()
+    found = change(key, update)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    rounded = (key @ Edit((update,)).delta(0).to(dtype) + update.bias.to(dtype)).double()
+    assert (rounded - expected).abs().max() > 1e-4, "half precision would show"

@@ -247,6 +247,25 @@ def test_a_checkpoint_that_is_damaged_or_of_another_pass_is_ignored(arguments, t
     assert "another pass" in caplog.text
 
 
+def test_a_checkpoint_that_breaks_off_in_the_middle_leaves_nothing_in_the_sums(arguments, tmp_path):
+    """The first layer's sum may have been taken over when a later one proves damaged."""
+    with pytest.raises(Stopped), events.listening(stopper(9)):
+        loc_edit.key_stats(**arguments, cache=tmp_path)
+    [checkpoint] = tmp_path.rglob("*.checkpoint")
+    file = disk.TensorFile(checkpoint)
+    work = start_pass(arguments["model"], arguments["layers"], torch.float32)
+    assert work.restore(checkpoint, file.metadata["identity"])
+    assert all(total.any() for total in work.sums.by_layer.values())
+    data, last = bytearray(checkpoint.read_bytes()), file.read("sum.2").numpy().tobytes()
+    assert data.count(last) == 1
+    data[data.index(last) + 5] ^= 1
+    checkpoint.write_bytes(data)
+    work = start_pass(arguments["model"], arguments["layers"], torch.float32)
+    assert not work.restore(checkpoint, file.metadata["identity"])
+    assert not any(total.any() for total in work.sums.by_layer.values())
+    assert (work.row, work.done, work.seen) == (0, 0, 0)
+
+
 def test_checkpoints_take_little_of_the_time(arguments, tmp_path, monkeypatch):
     """Saving that takes longer than 5% of the interval makes the interval longer."""
     now, saves = [0.0], []

@@ -99,6 +99,26 @@ def test_a_ridge_is_named_and_recorded_and_the_cache_is_the_same(deep, tmp_path)
             loc_edit.key_stats(deep, [1], few, ridge=wrong, cache=tmp_path)
 
 
+@pytest.mark.parametrize("ridge", [0.0, 0.5])
+def test_another_ridge_never_uses_the_factors_of_the_first(deep, moments, ridge):
+    stats = KeyStats.from_moments(moments(deep), n_tokens=9999, ridge=0.1)
+    k = torch.ones(24, dtype=torch.float64)
+    first = stats.solve(1, k)
+    again = stats.with_ridge(ridge)
+    C = moments(deep)[1].double()
+    expected = torch.linalg.solve(C + ridge * C.trace() / 24 * torch.eye(24), k)
+    torch.testing.assert_close(again.solve(1, k), expected)
+    assert (expected - first).norm() > 0.1 * first.norm()
+    assert torch.equal(stats.solve(1, k), first)
+
+
+def test_as_many_tokens_as_the_size_are_enough_and_one_fewer_is_refused(deep, moments):
+    given = moments(deep)
+    assert KeyStats.from_moments(given, n_tokens=24).solve(1, torch.ones(24)).isfinite().all()
+    with pytest.raises(BadKeyStats, match="layer 1: 23 tokens cannot give a second moment of size 24 full rank"):
+        KeyStats.from_moments(given, n_tokens=23).solve(1, torch.ones(24))
+
+
 def test_the_identity_is_an_explicit_choice_that_leaves_keys_as_they_are(deep, tmp_path, facts, contexts):
     stats = loc_edit.key_stats(deep, [1, 2], "identity", cache=tmp_path)
     assert stats.provenance["source"] == "identity"

@@ -1,6 +1,7 @@
 """Localizers: slow equals fast for those that patch, finite differences and linear models for the others."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -142,6 +143,36 @@ def test_integrated_gradients_are_complete(deep, facts):
         integrated_gradients(asked, 0)
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_integrated_gradients_are_taken_at_midpoints(deep, facts, steps):
+    """With one step the gradient is that of half the noise, and with two those of a quarter and of three quarters."""
+    asked = questions(deep, facts[1])
+    q = only(asked.each())
+    sites, clean = names("mlp_out", range(4)), cache_of(q)
+    expected = torch.zeros(4, len(q.prompt), dtype=torch.float64)
+    for eps in q.noise:
+        corrupted = cache_of(q, eps)
+        for share in {1: (0.5,), 2: (0.25, 0.75)}[steps]:
+            kept = {}
+
+            def keep(activation, hook, kept=kept):
+                kept[hook.name] = activation
+                activation.retain_grad()
+
+            hooks = [
+                *add_noise(share * eps, q.prompt.subject),
+                ("hook_embed", lambda value, hook: value.requires_grad_()),
+            ]
+            hooks += [(name, keep) for name in sites]
+            value(q, deep.run_with_hooks(q.tokens[None], fwd_hooks=hooks))[0].backward()
+            for layer, name in enumerate(sites):
+                change = (clean[name] - corrupted[name])[0].double()
+                expected[layer] += (change * kept[name].grad[0]).sum(1)[: len(q.prompt)] / (K * steps)
+    found = only(integrated_gradients(asked, steps))
+    assert (found - only(attribution(asked))).abs().max() > 1e-3
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(("shape", "site"), [("gpt2_deep", "mlp_out"), ("llama", "attn_out"), ("gptj", "attn.hook_k")])
 def test_layer_integrated_gradients_add_up_to_restoring_a_whole_layer(shapes, facts, shape, site):
     model = shapes[shape]
@@ -204,6 +235,19 @@ def test_resampling_takes_positions_of_the_same_kind(deep, facts):
         patching.resample_ablation(questions(deep, facts[1], reference=[q.prompt]))
 
 
+def test_resampling_draws_depend_on_seed_and_fact(deep, facts):
+    prompt, noise = case(deep, facts[1])
+    reference = [loc_edit.encode(deep, fact) for fact in facts if fact is not facts[1]]
+
+    def drawn(seed=0, fact_id=prompt.fact_id):
+        asked = {"localizer": "resample_ablation", "samples": 1, "seed": seed, "reference": reference}
+        return loc_edit.localize(deep, replace(prompt, fact_id=fact_id), "Paris", noise=noise, **asked).p_restored
+
+    assert torch.equal(drawn(), drawn())
+    assert not torch.allclose(drawn(), drawn(seed=1), atol=1e-4)
+    assert not torch.allclose(drawn(), drawn(fact_id=99), atol=1e-4)
+
+
 @pytest.mark.parametrize("module", ["mlp", "attn"])
 @pytest.mark.parametrize(("site", "window"), [("resid_post", 1), ("mlp_out", 2)])
 def test_severed_tracing_equals_one_run_a_cell(deep, facts, module, site, window):
@@ -260,7 +304,9 @@ def test_refusals_name_what_is_expected(deep, facts):
     for few in ((), facts[:1]):
         with pytest.raises(ValueError, match=f"expected facts= of at least 2 subjects to fit it on, got {len(few)}"):
             loc_edit.localize(deep, prompt, "Paris", noise=noise, localizer="tuned_lens", facts=few)
-    with pytest.raises(ValueError, match="layer_integrated_gradients: expected steps to be an integer of at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match="layer_integrated_gradients: expected steps to be an integer of at least 1, got 0"
+    ):
         loc_edit.localize(deep, prompt, "Paris", noise=noise, localizer="layer_integrated_gradients", steps=0)
     with pytest.raises(ValueError, match="noise of shape"):
         loc_edit.localize(deep, prompt, "Paris", noise=noise[:, :1], localizer="random")

@@ -336,3 +336,27 @@ def test_a_trace_prints_and_plots_itself(tiny, facts):
     assert "mlp_out" in said
     assert "tensor" not in said
     assert trace._repr_png_().startswith(b"\x89PNG")
+
+
+def test_a_prompt_and_its_target_may_fill_the_context_exactly(make_model, facts):
+    fact, target, wide = facts[0], "Parisian", make_model(n_ctx=64)
+    n_target = len(loc_edit.target_tokens(wide, fact.prompt, target))
+    assert n_target > 1
+    n = len(loc_edit.encode(wide, fact)) + n_target - 1
+    traces = []
+    for n_ctx in (64, n):
+        model = make_model(n_ctx=n_ctx)
+        with torch.no_grad():
+            model.W_pos[:n] = wide.W_pos[:n]
+            for name, p in model.named_parameters():
+                if "W_pos" not in name:
+                    p.copy_(wide.get_parameter(name))
+        prompt = loc_edit.encode(model, fact)
+        noise = loc_edit.subject_noise(model, prompt, scale=1.5, samples=3)
+        traces.append(loc_edit.trace(model, prompt, target, noise=noise, window=1).p_restored)
+    torch.testing.assert_close(*traces)
+    short = make_model(n_ctx=n - 1)
+    prompt = loc_edit.encode(short, fact)
+    noise = loc_edit.subject_noise(short, prompt, scale=1.5, samples=3)
+    with pytest.raises(loc_edit.BadPrompt, match=rf"exceed the context: {n} tokens, expected at most {n - 1}"):
+        loc_edit.trace(short, prompt, target, noise=noise, window=1)

@@ -17,7 +17,7 @@ import loc_edit
 from loc_edit.analysis.tables.rows import EffectDefinition, RowsMissing, by_layer
 from loc_edit.facts.fact import Fact
 from loc_edit.report import sections
-from loc_edit.report.explorer import Continuations, thinned
+from loc_edit.report.explorer import Continuations, explorer as explorer_data, thinned
 from loc_edit.report.packing import STEPS, embedded, packed
 from loc_edit.report.page import circuitsvis_bundle
 from loc_edit.report.summary import headline
@@ -78,6 +78,12 @@ class Reader(HTMLParser):
 
     def handle_endtag(self, tag):
         self._in = None
+
+
+def explored(folder, traces, edits, **options):
+    """The explorer's data of rows as a run keeps them."""
+    run = make_run(folder, traces, edits)
+    return explorer_data(run.traces, run.read("edits", lists=True), {}, most=12, **options)
 
 
 def explorer(html):
@@ -262,6 +268,39 @@ def test_next_tokens_are_shown_where_they_are_given(run, tmp_path, no_pictures):
     assert facts[2]["edits"]["0"]["next"] == {"layer": 3, "tokens": [["b", 0.9]]}
     assert "next" not in facts[2]["edits"]["1"]
     assert "next" not in facts[1]
+
+
+def test_next_tokens_without_edits_and_of_other_edits_are_left_out(rows, tmp_path):
+    traces, edits = rows
+    key = ("error_injection", "rome", 1)
+    found = Continuations({0: [("a", 0.5)]}, {0: {key: (3, [("b", 0.9)])}, 1: {key: (3, [("c", 0.9)])}})
+    alone = explored(tmp_path / "alone", traces, edits[:0], next_tokens=found)["facts"]
+    assert (alone[0]["next"], alone[0]["edits"]) == ([["a", 0.5]], {})
+    other = explored(tmp_path / "other", traces, edits.query("method == 'memit'"), next_tokens=found)["facts"]
+    assert all("next" not in edit for edit in other[0]["edits"].values())
+    assert "next" not in other[1], "what it was before is not known"
+
+
+@pytest.mark.parametrize(("window", "key"), [(1, "mlp_out/1"), (5, "mlp_out/5"), (3, "mlp_out/1"), (None, "mlp_out/1")])
+def test_the_page_opens_with_tracing_of_the_window_or_else_the_first_grid(rows, tmp_path, window, key):
+    traces, edits = rows
+    both = pd.concat([traces.assign(localizer=name) for name in ("attribution", "causal_tracing")])
+    found = explored(tmp_path / "run", both, edits, window=window)
+    assert [grid["key"] for grid in found["grids"]] == [
+        "mlp_out/1", "mlp_out/5", "attribution/mlp_out/1", "attribution/mlp_out/5",
+    ]  # fmt: skip
+    assert found["grids"][found["grid"]]["key"] == key
+
+
+def test_a_grid_that_lacks_a_cell_is_left_out_and_the_others_stay(rows, tmp_path):
+    traces, edits = rows
+    lost = traces.query("fact_id == 2 and window == 5 and layer == 1").index[0]
+    found = explored(tmp_path / "run", traces.drop(index=lost), edits)["facts"]
+    assert set(found[2]["traces"]) == {"mlp_out/1"}
+    assert set(found[1]["traces"]) == set(found[3]["traces"]) == {"mlp_out/1", "mlp_out/5"}
+    whole = traces.query("not (fact_id == 2 and window == 5 and layer == 1)")
+    found = explored(tmp_path / "layer", whole, edits)["facts"]
+    assert found[2]["traces"]["mlp_out/5"]["layers"] == [layer for layer in sorted(set(traces["layer"])) if layer != 1]
 
 
 def test_the_explorer_is_thinned_evenly(run, tmp_path, no_pictures):

@@ -176,6 +176,13 @@ def test_magnitudes_compare_the_two_objects():
     assert all(isnan(value) for value in compare(measured(0.2), measured(0.6), "raise").magnitudes.values())
 
 
+def test_a_tie_of_the_two_objects_is_no_success():
+    after = replace(measured(0.3, (0.2, 0.4), (0.1,)), rewrite_other=0.3, paraphrase_other=(0.2, 0.3))
+    found = compare(measured(0.2, (0.1, 0.1), (0.1,)), replace(after, neighborhood_other=(0.1,)), "raise").magnitudes
+    names = ("rewrite_success", "paraphrase_success", "neighborhood_success")
+    assert [found[name] for name in names] == [0.0, 0.5, 0.0]
+
+
 # What is measured
 
 
@@ -366,6 +373,19 @@ def test_a_noised_subject_is_noised_where_it_stands(editable, rich):
     score = compare(found, found, request.objective)
     assert score.paraphrase == 0.0
     assert "paraphrase: 1 of 3 undefined" in score.reason
+
+
+def test_a_prompt_and_its_target_may_fill_the_context_exactly(make_model, rich):
+    """The target's last token is predicted and not read: it needs no place."""
+    rich = replace(rich, target_new="Parisian")
+    probes = make_probes(make_model(), rich, loc_edit.pose(rich, "error_injection", make_model())).probes
+    longest = max(len(probe.prompt) + len(probe.target) - 1 for probe in probes)
+    assert any(len(probe.target) > 1 for probe in probes)
+    exact, short = make_model(n_ctx=longest), make_model(n_ctx=longest - 1)
+    request = loc_edit.pose(rich, "error_injection", exact)
+    assert loc_edit.score(exact, rich, request).rewrite == pytest.approx(0, abs=1e-6)
+    with pytest.raises(loc_edit.BadPrompt, match="with its target it does not fit the context"):
+        make_probes(short, rich, loc_edit.pose(rich, "error_injection", short))
 
 
 def test_a_fact_without_paraphrases_and_neighbors_is_scored(tiny, facts, stats_of, contexts):
