@@ -145,6 +145,13 @@ class ExperimentConfig(BaseModel):
     def _all_facts(cls, value: Any) -> Any:
         return None if value == "all" else value
 
+    @field_validator("out")
+    @classmethod
+    def _on_a_disk(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError(f"expected a folder on a disk, got {value!r}; give the address as mirror, beside a folder")
+        return value
+
     @field_validator("methods", "problems", "layers", "windows", "localizer_windows", "localizers", "scores")
     @classmethod
     def _not_twice(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:

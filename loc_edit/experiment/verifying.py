@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from loc_edit.analysis.run import load_run
 from loc_edit.analysis.tables.rows import without_controls
+from loc_edit.arguments import checked
 from loc_edit.editing.update import FORMAT as EDIT, Edit
 from loc_edit.experiment.texts import saved_contexts
 from loc_edit.files import ASIDE, CHECKSUM, StoreError, page_fits, read_json, unsigned
@@ -64,6 +65,7 @@ class Finding:
         return self.state == "damaged"
 
 
+@checked
 def verify(path: str | Path) -> list[Finding]:
     """Checks a run folder, a cache, an edit, a report, a model directory, or a folder of such things.
 
@@ -75,7 +77,7 @@ def verify(path: str | Path) -> list[Finding]:
 
     Raises:
         FileNotFoundError: there is no such path.
-        ValueError: it is a file that loc_edit does not know, or a folder without any that it knows.
+        ValueError: it is no path, a file that loc_edit does not know, or a folder without any that it knows.
     """
     path = Path(path).expanduser()
     if not path.exists():

@@ -7,7 +7,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from loc_edit.arguments import checked
+from loc_edit.arguments import Window, checked
 from loc_edit.contract import BadPlugin
 from loc_edit.facts.fact import Fact
 from loc_edit.localization.ablation import mean_ablation, resample_ablation, zero_ablation
@@ -54,7 +54,7 @@ def localize(
     noise: Float[Tensor, "sample subject d_model"],
     localizer: str = TRACING,
     site: str = "mlp_out",
-    window: int = 5,
+    window: Window = 5,
     metric: Metric = "probability",
     foil: str | None = None,
     reference: Sequence[Prompt] = (),

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from loc_edit.arguments import Count, checked
+from loc_edit.arguments import Count, Window, checked
 from loc_edit.localization.hooks import site_name
 from loc_edit.localization.question import NOT_A_NUMBER, Grids, Questions, localize_by
 from loc_edit.localization.sweep import Patch, Units
@@ -30,7 +30,7 @@ def trace(
     *,
     noise: Float[Tensor, "sample subject d_model"],
     site: str = "mlp_out",
-    window: int = 5,
+    window: Window = 5,
     metric: Metric = "probability",
     foil: str | None = None,
     batch_size: Count | None = None,

@@ -216,7 +216,8 @@ def _read_tokenizer(directory: Path, hf_config: Any, cfg: HookedTransformerConfi
         fast = AutoTokenizer.from_pretrained(
             directory, config=hf_config, local_files_only=True, trust_remote_code=False
         )
-    if not fast("a", add_special_tokens=False)["input_ids"]:  # without files, transformers makes an empty tokenizer
+        tried = fast("a", add_special_tokens=False)["input_ids"]
+    if not tried:  # without files, transformers makes an empty tokenizer
         raise BadModel(f"model directory {directory}: no tokenizer in it")
     if (largest := max(fast.get_vocab().values())) >= cfg.d_vocab:
         raise BadModel(

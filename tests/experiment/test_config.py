@@ -133,6 +133,7 @@ def test_a_configuration_is_frozen():
         ("[settings.rome.fact_forcin]\nsteps = 1", ["settings.rome", "fact_forcin", "did you mean 'fact_forcing'"]),
         ("[settings]\nrome = 3", ["settings", "'rome': 3"]),
         ("facts = ", ["no TOML", "Invalid value"]),
+        ('out = "s3://bucket/run"', ["out", "a folder on a disk", "mirror"]),
     ],
 )
 def test_an_error_names_the_file_and_the_key(file, text, words):

@@ -39,6 +39,6 @@ def plot_layer_choices(data: pd.DataFrame) -> Figure:
             ax.set_xlim(-0.03, 1.03)
             ax.grid(axis="y", color=GRAY, alpha=0.25, linewidth=0.6)
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=2)
+        figure.legend(handles, labels, loc="outside upper center", ncols=2 if len(problems) > 1 else 1)
         figure.supxlabel(f"mean {data['outcome'].iloc[0]} score", fontsize=8.5)
     return figure

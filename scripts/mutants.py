@@ -1,0 +1,269 @@
+"""Changes the code in one small place and asks whether its tests notice; again and again, for an hour.
+
+    python scripts/mutants.py [--rooms editing store] [--seed 0] [--minutes 60] [--workers 2] [--out mutants.csv]
+
+Each mutant is a random change at a random place of one of the rooms: an operator, a comparison, a number, a condition,
+a decorator (the changes are those of cosmic-ray).  Annotations are left out, and so are figures, which are judged by
+eye.  A mutant is killed if a test of its room fails: first the tests of the file of its name, then the others, without
+those marked `long`.  Mutants are tried in copies of the working tree, by processes forked from one that has imported
+torch already.
+
+Prints what became of each mutant, and the share that was killed by room.  The places depend on the seed and the code
+alone; a table that `--out` names is gone on with.
+"""
+
+import argparse
+import csv
+import difflib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from multiprocessing import get_context
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("editing", "localization", "store", "analysis")
+LONGEST = 900.0
+"""Seconds after which a mutant that hangs counts as killed."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A place in the code, and the operator that changes it there.
+
+    Attributes:
+        file: relative to the repository.
+        line: of the place, from 1.
+        operator: of cosmic-ray.
+        occurrence: the how-manieth place of this operator in the file.
+    """
+
+    file: str
+    line: int
+    operator: str
+    occurrence: int
+
+    @property
+    def room(self) -> str:
+        return Path(self.file).parts[1]
+
+    def code(self, source: str) -> str:
+        """The file's text with the change."""
+        from cosmic_ray.mutating import mutate_code
+        from cosmic_ray.plugins import get_operator
+
+        return mutate_code(source, get_operator(self.operator)(), self.occurrence)
+
+    def tests(self, folder: Path) -> list[str]:
+        """The arguments for pytest: the file of its name first."""
+        room = f"tests/{self.room}"
+        own = f"{room}/test_{Path(self.file).stem}.py"
+        return [own, room] if (folder / own).is_file() else [room]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a mutant: a row of the table."""
+
+    file: str
+    line: int
+    operator: str
+    occurrence: int
+    before: str
+    after: str
+    outcome: str
+    by: str
+    seconds: float
+
+
+def mutants(rooms: list[str], seed: int) -> list[Mutant]:
+    """All places of the rooms in random order, each with one of the operators that can change it."""
+    by_place: dict[tuple[str, tuple[int, int]], list[Mutant]] = {}
+    for path in sorted(path for room in rooms for path in (ROOT / "loc_edit" / room).rglob("*.py")):
+        if path.parent.name == "figures":
+            continue
+        file = path.relative_to(ROOT).as_posix()
+        for operator, occurrence, start in _places(path.read_text(encoding="utf-8")):
+            by_place.setdefault((file, start), []).append(Mutant(file, start[0], operator, occurrence))
+    draws = random.Random(seed)
+    chosen = [draws.choice(options) for _, options in sorted(by_place.items())]
+    draws.shuffle(chosen)
+    return chosen
+
+
+def _places(source: str) -> Iterator[tuple[str, int, tuple[int, int]]]:
+    """(operator, occurrence, (line, column)) of each place outside annotations."""
+    from cosmic_ray.ast import ast_nodes, get_ast
+    from cosmic_ray.plugins import get_operator, operator_names
+
+    nodes = list(ast_nodes(get_ast(source)))
+    for name in operator_names():
+        if get_operator(name).arguments():
+            continue
+        operator, occurrence = get_operator(name)(), -1
+        for node in nodes:
+            for start, _ in operator.mutation_positions(node):
+                occurrence += 1
+                if not _in_annotation(node):
+                    yield name, occurrence, start
+
+
+def _in_annotation(node) -> bool:
+    """Whether a node of the syntax tree is part of an annotation, which runs nothing."""
+    while node.parent is not None:
+        parent = node.parent
+        if parent.type == "tfpdef" or (parent.type == "annassign" and node is parent.children[1]):
+            return True
+        if parent.type == "funcdef" and node is parent.annotation:
+            return True
+        node = parent
+    return False
+
+
+def copy_tree(folder: Path) -> Path:
+    """A copy of the files that git knows, beside a link to the shared data where there is one."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    tree = folder / "tree"
+    for name in filter(None, names.split("\0")):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, tree / name)
+    if (ROOT.parent / "shared").is_dir():
+        (folder / "shared").symlink_to(ROOT.parent / "shared")
+    return tree
+
+
+def run_tests(tree: Path, tests: list[str]) -> tuple[int, str]:
+    """The exit status of pytest in a forked process (-1 if it hung), and the line that names what failed."""
+    log = tree.parent / "log"
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        os.chdir(tree)
+        sys.path.insert(0, str(tree))
+        os.environ["PYTHONPATH"] = str(tree)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(descriptor, stream)
+        import pytest
+
+        code = 3
+        try:
+            code = int(pytest.main([*tests, "-x", "-p", "no:cacheprovider", "--durations=0", "--tb=no"]))
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + LONGEST
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            break
+        if time.monotonic() > deadline:
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return -1, "hangs"
+        time.sleep(0.05)
+    lines = log.read_text(errors="replace").splitlines()
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    code = os.waitstatus_to_exitcode(status)
+    return code, failed[0].partition(" - ")[0] if failed else f"exit status {code}"
+
+
+def judge(tree: Path, mutant: Mutant) -> Outcome:
+    """Tries one mutant in a copy of the tree."""
+    path, start = tree / mutant.file, time.monotonic()
+    source = path.read_text(encoding="utf-8")
+    changed = mutant.code(source)
+    changes = [line for line in difflib.ndiff(source.splitlines(), changed.splitlines()) if line[0] in "-+"]
+    before, after = (" ".join(line[2:].strip() for line in changes if line[0] == sign) for sign in "-+")
+    path.write_text(changed, encoding="utf-8")
+    try:
+        code, by = run_tests(tree, mutant.tests(tree))
+    finally:
+        path.write_text(source, encoding="utf-8")
+    if code == 5:
+        raise RuntimeError(f"no tests of {mutant.file}")
+    outcome = "survived" if code == 0 else "killed"
+    return Outcome(**asdict(mutant), before=before, after=after, outcome=outcome, by="" if code == 0 else by,
+                   seconds=round(time.monotonic() - start, 1))  # fmt: skip
+
+
+def work(todo: list[Mutant], rooms: list[str], deadline: float, queue) -> None:
+    """Tries mutants until the time is up, after making sure that the tests pass without a change."""
+    import pandas  # noqa: F401
+    import torch
+    import transformer_lens  # noqa: F401
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        tree = copy_tree(Path(folder))
+        for room in rooms:
+            code, by = run_tests(tree, [f"tests/{room}"])
+            if code:
+                queue.put(f"the tests of {room} fail without a change: {by}")
+                return
+        for mutant in todo:
+            if time.monotonic() > deadline:
+                break
+            queue.put(judge(tree, mutant))
+    queue.put(None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rooms", nargs="+", choices=ROOMS, default=list(ROOMS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=None)
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    names = [field.name for field in fields(Outcome)]
+    rows: list[dict[str, str]] = []
+    if options.out and options.out.exists():
+        with options.out.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    known = {(row["file"], row["operator"], row["occurrence"]) for row in rows}
+    places = mutants(options.rooms, options.seed)
+    todo = [one for one in places if (one.file, one.operator, str(one.occurrence)) not in known]
+    print(f"{len(places)} places, {len(places) - len(todo)} tried before")
+    context, deadline = get_context("spawn"), time.monotonic() + 60 * options.minutes
+    queue = context.Queue()
+    shares = [todo[i :: options.workers] for i in range(options.workers)]
+    processes = [context.Process(target=work, args=(share, options.rooms, deadline, queue)) for share in shares]
+    for process in processes:
+        process.start()
+    at_work = len(processes)
+    try:
+        while at_work:
+            found = queue.get()
+            if isinstance(found, str):
+                sys.exit(found)
+            if found is None:
+                at_work -= 1
+                continue
+            rows.append({name: str(value) for name, value in asdict(found).items()})
+            what = f"{found.file}:{found.line}  {found.before}  ->  {found.after}"
+            print(f"{found.outcome:9} {found.seconds:6.1f} s  {what}", flush=True)
+            if options.out:
+                with options.out.open("w", newline="", encoding="utf-8") as file:
+                    writer = csv.DictWriter(file, names, lineterminator="\n")
+                    writer.writeheader()
+                    writer.writerows(rows)
+    finally:
+        for process in processes:
+            process.terminate()
+    for room in options.rooms:
+        counts = Counter(row["outcome"] for row in rows if Path(row["file"]).parts[1] == room)
+        total = sum(counts.values())
+        print(f"{room}: {counts['killed']} of {total} killed" + (f" ({counts['killed'] / total:.0%})" if total else ""))
+
+
+if __name__ == "__main__":
+    main()
