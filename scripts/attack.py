@@ -1,6 +1,7 @@
 """Attacks the package at random for a set time: kills and damages runs, and feeds bad input.
 
-    python scripts/attack.py [--minutes 60] [--seed 0] [--kinds kill damage feed] [--only NUMBER] [--out attack.csv]
+    python scripts/attack.py [--minutes 60] [--most 1000] [--seed 0] [--kinds kill damage feed] [--only NUMBER]
+                             [--out attack.csv]
 
 Nothing may be lost, doubled or silently wrong, and no error may leave its reader without the name of what was wrong.
 `--only` repeats one attack of a seed (a kill, which depends on the time, may then hit another moment).  Prints the
@@ -40,6 +41,7 @@ def attack(world: World, seed: int, number: int, kinds: list[str]) -> Attempt | 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--most", type=int, default=10**9, help="attacks, if they do not take the whole time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=sorted(ATTACKS), default=sorted(ATTACKS))
     parser.add_argument("--only", type=int, default=None)
@@ -52,7 +54,7 @@ def main() -> None:
         world = World(Path(folder))
         numbers = iter(range(10**9)) if options.only is None else iter([options.only])
         for number in numbers:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or len(found) == options.most:
                 break
             attempt = attack(world, options.seed, number, options.kinds)
             if attempt is None:

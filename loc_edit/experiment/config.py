@@ -14,6 +14,7 @@ from loc_edit.arguments import Count, Id, Index, NonNegative, Probability, Ridge
 from loc_edit.editing.settings import Settings, named_after, presets, resolve_settings
 from loc_edit.experiment.plugins import check_loaded, load_installed, load_plugins
 from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS, SCORES, TRACING, nearest, parse_method, scores_of
+from loc_edit.store.folder import on_disk
 
 
 class BadConfig(ValueError):
@@ -148,8 +149,7 @@ class ExperimentConfig(BaseModel):
     @field_validator("out")
     @classmethod
     def _on_a_disk(cls, value: str) -> str:
-        if "://" in value:
-            raise ValueError(f"expected a folder on a disk, got {value!r}; give the address as mirror, beside a folder")
+        on_disk(value)
         return value
 
     @field_validator("methods", "problems", "layers", "windows", "localizer_windows", "localizers", "scores")

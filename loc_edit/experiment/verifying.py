@@ -21,7 +21,7 @@ from loc_edit.keys.moments import FORMAT as KEY_STATS
 from loc_edit.keys.plausibility import check_moments
 from loc_edit.models.catalog import ABOUT, damaged_files
 from loc_edit.prompts.recall import FORMAT as ANSWERS
-from loc_edit.store.folder import read_config, read_provenance
+from loc_edit.store.folder import on_disk, read_config, read_provenance
 from loc_edit.store.layout import CONFIG, CONTEXTS, KEY_STATS as RECORDED, PROVENANCE, SELECTION
 from loc_edit.store.rows import KINDS
 from loc_edit.store.selection import Selection
@@ -79,7 +79,7 @@ def verify(path: str | Path) -> list[Finding]:
         FileNotFoundError: there is no such path.
         ValueError: it is no path, a file that loc_edit does not know, or a folder without any that it knows.
     """
-    path = Path(path).expanduser()
+    path = on_disk(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file or folder to verify")
     findings = list(_folder(path) if path.is_dir() else _file(path, given=True))

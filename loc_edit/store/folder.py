@@ -41,6 +41,19 @@ class RunMismatch(BadRun):
     """The folder holds a run of another configuration or model; the message names the differences."""
 
 
+def on_disk(path: str | Path) -> Path:
+    """The folder that a path names.
+
+    Raises:
+        BadRun: it is an address, such as `s3://bucket/run`.
+    """
+    if "://" in str(path):
+        raise BadRun(
+            f"{path}: expected a folder on a disk; an address is a run's mirror, and a start fetches from there"
+        )
+    return Path(path).expanduser()
+
+
 def refuse_strangers(folder: Path) -> None:
     """Refuses a path that holds no run and where none can be started."""
     if folder.exists() and not folder.is_dir():

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from loc_edit.files import Damaged, disk_errors, remove_temporaries, set_aside
 from loc_edit.store.compacting import ROWS, compact
-from loc_edit.store.folder import VERSION, BadRun, read_settings, refuse_strangers, resume, write_settings
+from loc_edit.store.folder import VERSION, BadRun, on_disk, read_settings, refuse_strangers, resume, write_settings
 from loc_edit.store.inventory import cells_in, n_left_out
 from loc_edit.store.layout import CONFIG, CONTEXTS, SELECTION
 from loc_edit.store.lock import FolderLock
@@ -81,11 +81,11 @@ class RunFolder:
         Raises:
             RunMismatch: the folder holds a run of another model, of other facts, or, without a selection, of another
                 configuration.
-            BadRun: the path is a file, a folder with other content, or a run that cannot be read.
+            BadRun: the path is an address, a file, a folder with other content, or a run that cannot be read.
             RunLocked: another writer has the folder.
             StoreError: the disk refused.
         """
-        folder = Path(path).expanduser()
+        folder = on_disk(path)
         config = plain(config)
         provenance = {VERSION: SCHEMA_VERSION} | plain(provenance, "provenance")
         refuse_strangers(folder)
@@ -115,9 +115,9 @@ class RunFolder:
         """Opens a run folder for reading, also while it is being written.
 
         Raises:
-            BadRun: the folder does not exist, holds no run, or holds a run that this version cannot read.
+            BadRun: the folder does not exist, is no folder on a disk, or holds no run that this version can read.
         """
-        folder = Path(path).expanduser()
+        folder = on_disk(path)
         if not folder.exists():
             raise BadRun(f"no run at {folder}: there is no such folder")
         if not folder.is_dir():

@@ -59,6 +59,8 @@ VALUES: tuple[Any, ...] = (
     *(b"x", (), (1,), (1, 2, 3), {1}, object(), int, 1j),
 )
 """What somebody may give instead of what was expected."""
+LONG = ("run", "tune", "plant", "choose_layer", "benchmark")
+"""Commands that take minutes where their words are right."""
 SAVED = ("gpt2", "llama", "qwen2", "gemma3", "olmo2")
 """Kinds of small random models in the format of Hugging Face, see tests/checkpoints.py."""
 
@@ -190,7 +192,7 @@ def _call(world: World, draws: random.Random, folder: Path) -> tuple[str, list[s
 
 def _command(world: World, draws: random.Random, folder: Path) -> tuple[str, list[str], Callable[[], Any]]:
     words = [str(value) for value in VALUES if isinstance(value, str | int | float)]
-    names = [command.__name__.replace("_", "-") for command in COMMANDS if command.__name__ not in ("run", "tune")]
+    names = [command.__name__.replace("_", "-") for command in COMMANDS if command.__name__ not in LONG]
     options = (
         "--model",
         "--data",

@@ -18,6 +18,7 @@ from loc_edit.analysis.run import load_run
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch")
 pytestmark = [
     pytest.mark.long,
+    pytest.mark.xdist_group("ray"),  # `ray symmetric-run` ends every Ray of the machine
     pytest.mark.skipif(not all(map(shutil.which, NEEDED)), reason="needs Slurm (Debian: slurm-wlm, munge)"),
     pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="Slurm starts jobs as root"),
 ]

@@ -228,6 +228,9 @@ def test_folders_that_are_no_run_are_refused(folder: Path) -> None:
     folder.mkdir()
     with pytest.raises(BadRun, match="the folder is empty"):
         load_run(folder)
+    for open_it in (load_run, create):
+        with pytest.raises(BadRun, match="s3://bucket/run: expected a folder on a disk"):
+            open_it("s3://bucket/run")
     (folder / "thesis.tex").write_text("mine")
     with pytest.raises(BadRun, match=r"holds no config\.toml"):
         load_run(folder)
