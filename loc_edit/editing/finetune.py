@@ -54,7 +54,7 @@ def finetune(  # noqa: D417 (the decorator names `request`)
     job = EditJob("finetune", model, requests, sorted(layers), settings or FinetuneSettings())
     updates: dict[int, list[WeightUpdate]] = {}
     for group in _groups(model, requests, job.layers):
-        training = _Training(model, [requests[i] for i in group], job.layers, job.settings)
+        training = Training(model, [requests[i] for i in group], job.layers, job.settings)
         with model.hooks(fwd_hooks=training.hooks()):
             _train(training, job.settings.steps)
         updates |= zip(group, training.updates(), strict=True)
@@ -84,7 +84,7 @@ def _copies(request: EditRequest) -> int:
     return 1 if request.noise is None else len(request.noise)
 
 
-def _train(training: "_Training", steps: int) -> int:
+def _train(training: "Training", steps: int) -> int:
     """Up to `steps` updates of each request, with the training's hooks on the model; how many steps were computed."""
     requests = training.requests
     small_losses = torch.zeros(len(requests), dtype=torch.long)
@@ -101,7 +101,7 @@ def _train(training: "_Training", steps: int) -> int:
     return steps
 
 
-class _Training:
+class Training:
     """The changes of many requests, trained together: a row runs with its own request's weights.
 
     Up to the first trained layer's keys nothing changes, so every step begins with them and the stream after that

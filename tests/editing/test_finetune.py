@@ -84,13 +84,13 @@ def test_batched_is_one_at_a_time(editable, facts, noised):
 
 def test_no_more_is_trained_together_than_memory_allows(editable, facts, monkeypatch):
     requests, layers = mixed(editable, facts), [0, 1]
-    sizes, real = [], room._Training.__init__
+    sizes, real = [], room.Training.__init__
 
     def count(self, model, requests, *rest):
         sizes.append(len(requests))
         real(self, model, requests, *rest)
 
-    monkeypatch.setattr(room._Training, "__init__", count)
+    monkeypatch.setattr(room.Training, "__init__", count)
     together = loc_edit.finetune(editable, requests, layers, settings=SETTINGS)
     assert sum(sizes) == len(requests)
     assert max(sizes) > 1
@@ -148,7 +148,7 @@ def test_no_bias_is_trained_if_the_checkpoint_has_none_or_the_settings_say_so(sh
 def losses(monkeypatch, table):
     """Let the loss of step s be table[s] (per request), with the gradient of the real one."""
     calls = []
-    real = room._Training.loss
+    real = room.Training.loss
 
     def loss(self):
         values = torch.tensor(table[len(calls)])
@@ -156,7 +156,7 @@ def losses(monkeypatch, table):
         true = real(self)
         return true - true.detach() + values
 
-    monkeypatch.setattr(room._Training, "loss", loss)
+    monkeypatch.setattr(room.Training, "loss", loss)
     return calls
 
 
@@ -164,13 +164,13 @@ def steps_taken(monkeypatch, model, requests, table):
     """(forward passes, Adam steps of each request) under the given losses."""
     calls = losses(monkeypatch, table)
     seen = []
-    real = room._Training.step
+    real = room.Training.step
 
     def step(self, loss, updating):
         seen.append(updating.tolist())
         return real(self, loss, updating)
 
-    monkeypatch.setattr(room._Training, "step", step)
+    monkeypatch.setattr(room.Training, "step", step)
     settings = FinetuneSettings(steps=len(table), lr=1e-3, eps=1.0)
     loc_edit.finetune(model, requests, [1], settings=settings)
     monkeypatch.undo()
