@@ -14,7 +14,7 @@ from benching import plain
 from benching.floors import BLOCKS, Floor, Work, finetune_work, scoring_work, tracing_work, value_work
 from benching.setup import METHODS, SHAPES, Case, editing_bench, make_cases, make_model
 from benching.timing import Clock, peak_memory, ratio, spread_of
-from loc_edit.editing.finetune import _train, Training
+from loc_edit.editing.finetune import Training, _train
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.settings import FinetuneSettings
 from loc_edit.editing.update import Edit
