@@ -1,5 +1,5 @@
 # Shorthand for the commands of the README; each sets up its own environment.
-.PHONY: run test check figures
+.PHONY: run test check figures attack mutants
 PYTHON ?= python3
 
 .venv/bin/loc-edit: pyproject.toml constraints.txt
@@ -20,3 +20,10 @@ check: .venv/bin/loc-edit
 
 figures: .venv/bin/loc-edit
 	.venv/bin/python scripts/make_figures.py
+
+attack: .venv/bin/loc-edit
+	.venv/bin/python scripts/attack.py
+
+mutants: .venv/bin/loc-edit
+	.venv/bin/pip install -q 'cosmic-ray>=8.7,<9'
+	.venv/bin/python scripts/mutants.py

@@ -1,5 +1,6 @@
 """Changes the code in one small place and asks whether its tests notice; again and again, for an hour.
 
+    make mutants                               # installs cosmic-ray first
     python scripts/mutants.py [--rooms editing store] [--seed 0] [--minutes 60] [--workers 2] [--out mutants.csv]
 
 Each mutant is a random change at a random place of one of the rooms: an operator, a comparison, a number, a condition,
