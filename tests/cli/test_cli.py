@@ -251,7 +251,7 @@ def test_the_program_runs_by_itself(tmp_path):
         (("plan", "--config", "absent.toml"), "absent.toml"),
         (("plan", "--windows", "0"), "windows"),
         (("trace", "--fact", "99999"), "no fact 99999 in builtin"),
-        (("trace", "--fact", "0", "--window", "0"), "window 0"),
+        (("trace", "--fact", "0", "--window", "0"), "expected window to be an integer of at least 1"),
         (("trace", "--fact", "0", "--site", "mlp_inn"), "site 'mlp_inn'"),
         (("trace", "--fact", "0", "--model", "nonesuch"), "nonesuch"),
         (("edit", "--fact", "0", "--layer", "8"), "layers [8]"),

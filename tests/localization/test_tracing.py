@@ -295,7 +295,7 @@ def test_bad_arguments_are_refused_and_named(tiny, facts):
         with pytest.raises((ValueError, TypeCheckError), match=match):
             loc_edit.trace(tiny, prompt, target, **{"noise": noise, **changes})
 
-    refused("window 0", window=0)
+    refused("expected window to be an integer of at least 1 and at most 128, got 0", window=0)
     refused("site 'mlp_in_out'.*hook point", site="mlp_in_out")
     refused("hook_pattern", site="attn.hook_pattern")
     refused("hook_result", site="attn.hook_result")  # a hook point that never fires unless the model is told to
