@@ -8,8 +8,7 @@ from safetensors.torch import save_file
 
 import loc_edit
 from loc_edit.experiment.texts import save_contexts, saved_contexts
-from loc_edit.files import Damaged, write_json
-from loc_edit.store.selection import Selection
+from loc_edit.files import Damaged
 
 
 @pytest.mark.parametrize("content", ["[]", "5", '{"0": 5}', '{"0": {"rome": "text"}}', '{"0": {"rome": [1]}}', "{"])
@@ -50,22 +49,6 @@ def test_an_edit_that_lacks_something_is_refused_with_its_file(tmp_path, tensors
         loc_edit.Edit.load(path)
     save_file({"0.1.full": torch.ones(2, 2)}, path, {"format": "loc_edit.edit/1", "about": json.dumps({"a": 1})})
     assert loc_edit.Edit.load(path).about == {"a": 1}
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        {"edits": {}, "facts": {}},
-        {"traces": 5, "edits": {}, "facts": {}},
-        {"traces": ["a"], "edits": {}, "facts": {}},
-        {"traces": {}, "edits": {}, "facts": ["0"]},
-        {"traces": {}, "edits": {}, "facts": {"first": "content"}},
-    ],
-)
-def test_a_selection_of_a_wrong_shape_is_refused_with_its_file(tmp_path, content):
-    write_json(tmp_path / "selection.json", content)
-    with pytest.raises(Damaged, match=r"selection\.json is damaged: .*run the experiment again"):
-        Selection.read(tmp_path)
 
 
 def test_a_run_without_a_tracing_fraction_is_analyzed_and_reported(tmp_path):

@@ -26,7 +26,7 @@ import pytest
 
 from loc_edit import files as disk
 from loc_edit.analysis.run import Run, load_run
-from loc_edit.files import StoreError, short_hash
+from loc_edit.files import Damaged, StoreError, short_hash, write_json
 from loc_edit.store import compacting, shards
 from loc_edit.store.folder import BadRun, RunMismatch
 from loc_edit.store.lock import FolderLock, RunLocked, lock_holder
@@ -273,6 +273,22 @@ def test_a_damaged_description_is_named(folder: Path, name: str) -> None:
     (folder / name).write_text(text[: len(text) // 2] + "[=")
     with pytest.raises(BadRun, match=f"{name} is damaged"):
         load_run(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"edits": {}, "facts": {}},
+        {"traces": 5, "edits": {}, "facts": {}},
+        {"traces": ["a"], "edits": {}, "facts": {}},
+        {"traces": {}, "edits": {}, "facts": ["0"]},
+        {"traces": {}, "edits": {}, "facts": {"first": "content"}},
+    ],
+)
+def test_a_selection_of_a_wrong_shape_is_refused_with_its_file(tmp_path: Path, content: dict[str, Any]) -> None:
+    write_json(tmp_path / "selection.json", content)
+    with pytest.raises(Damaged, match=r"selection\.json is damaged: .*run the experiment again"):
+        Selection.read(tmp_path)
 
 
 def test_a_configuration_that_toml_cannot_hold_is_refused_by_name(folder: Path) -> None:
