@@ -291,6 +291,32 @@ def test_a_selection_of_a_wrong_shape_is_refused_with_its_file(tmp_path: Path, c
         Selection.read(tmp_path)
 
 
+def test_a_selection_comes_back_with_its_sequences(tmp_path: Path) -> None:
+    about = {"problem": "error_injection", "layer": 1}
+    for selection in (Selection(facts={0: "c"}), Selection({"t": about}, {"e": about}, {3: "c"}, {"s": about})):
+        selection.write(tmp_path)
+        assert Selection.read(tmp_path) == selection
+
+
+def test_a_run_is_made_with_its_parents_and_a_version_that_is_no_number_is_damage(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b" / "run"
+    create(folder).close()
+    write_json(folder / "provenance.json", PROVENANCE | {"schema_version": "newest"})
+    with pytest.raises(BadRun, match=r"provenance\.json is damaged: .*newest"):
+        load_run(folder)
+
+
+def test_failed_rows_are_forgotten_and_the_others_of_their_units_stay(folder: Path) -> None:
+    with create(folder) as run:
+        run.write("edits", "e", [edit(0), edit(1, status="failed", reason="no")])
+        run.write("edits", "f", [edit(2, status="failed", reason="no")])
+        run.write("traces", "t", [trace(0), trace(1, reason="no")])
+        run.write("traces", "u", [trace(2)])
+        run.forget_failed()
+        assert (run.done("edits"), run.done("traces")) == ({"e"}, {"t", "u"})
+        assert (set(run.edits["fact_id"]), set(run.traces["fact_id"])) == ({0}, {0, 2})
+
+
 def test_a_configuration_that_toml_cannot_hold_is_refused_by_name(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"configuration\.rome\.lr: <object .* is object; expected a bool"):
         create(folder, {"rome": {"lr": object()}})
