@@ -52,8 +52,7 @@ def main() -> None:
     deadline = time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder))
-        numbers = iter(range(10**9)) if options.only is None else iter([options.only])
-        for number in numbers:
+        for number in range(10**9) if options.only is None else [options.only]:
             if time.monotonic() > deadline or len(found) == options.most:
                 break
             attempt = attack(world, options.seed, number, options.kinds)

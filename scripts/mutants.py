@@ -44,7 +44,7 @@ class Mutant:
         file: relative to the repository.
         line: of the place, from 1.
         operator: of cosmic-ray.
-        occurrence: the how-manieth place of this operator in the file.
+        occurrence: which of the places in the file that this operator can change, from 0.
     """
 
     file: str
@@ -71,13 +71,16 @@ class Mutant:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of a mutant: a row of the table."""
+class Outcome(Mutant):
+    """What became of a mutant: a row of the table.
 
-    file: str
-    line: int
-    operator: str
-    occurrence: int
+    Attributes:
+        before, after: the changed lines.
+        outcome: killed or survived.
+        by: the first test that failed.
+        seconds: that it took.
+    """
+
     before: str
     after: str
     outcome: str

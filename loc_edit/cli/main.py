@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 after an error, 3 if a run has ended and every edit of some cell has failed, 130 after
         Ctrl-C, 143 or another number above 128 after a signal.  (tyro exits with 2 when an option does not parse.)
     """
-    _stop_on_signals()
+    stop_on_signals()
     args = _split_lists(list(sys.argv[1:] if argv is None else argv))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     warnings.filterwarnings("ignore", message=".*Model.*", category=DeprecationWarning)
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _stop_on_signals() -> None:
+def stop_on_signals() -> None:
     """Let the signals by which clusters stop a program end it like Ctrl-C, but those that `nohup` has it ignore."""
 
     def stop(number: int, _: object) -> None:

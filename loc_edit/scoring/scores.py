@@ -179,9 +179,8 @@ def kept(before: Sequence[float], after: Sequence[float]) -> list[float]:
 
 def _mean(values: Sequence[float], name: str, reasons: list[str]) -> float:
     """The mean of the values that are numbers; the others are counted among the reasons."""
-    numbers = [value for value in values if not isnan(value)]
     if not values:
         reasons.append(f"{name}: none")
-    elif len(numbers) < len(values):
-        reasons.append(f"{name}: {len(values) - len(numbers)} of {len(values)} undefined")
-    return fmean(numbers) if numbers else nan
+    elif undefined := sum(map(isnan, values)):
+        reasons.append(f"{name}: {undefined} of {len(values)} undefined")
+    return mean_of_numbers(values)

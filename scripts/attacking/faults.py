@@ -10,6 +10,7 @@ from typing import Any
 
 import loc_edit
 from attacking.world import Attempt, World, in_child, judged
+from loc_edit.cli.main import stop_on_signals
 from loc_edit.store.folder import BadRun
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -20,27 +21,22 @@ def kill(world: World, number: int, draws: random.Random, folder: Path) -> Attem
     before = _rows_there(world, folder)
     sent, delay = draws.choice(SIGNALS), draws.expovariate(1 / 1.0)
     what = f"{sent.name} after {delay:.2f} s with {len(before)} rows"
-    ended = False
 
     def strike(pid: int) -> None:
-        nonlocal ended
         deadline = time.monotonic() + delay
         while time.monotonic() < deadline:
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                ended = True
                 return
             time.sleep(0.005)
         os.kill(pid, sent)
 
     def work() -> str:
-        from loc_edit.cli.main import _stop_on_signals
-
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        _stop_on_signals()
+        stop_on_signals()
         world.experiment(folder).run()
         return "done"
 
-    _, answer = in_child(work, strike)
+    answer = in_child(work, strike)
     if isinstance(answer, dict) and answer["kind"] not in ("KeyboardInterrupt", "Stopped"):
         return Attempt(number, "kill", what, *judged(answer, str(folder)))
     try:
@@ -54,7 +50,8 @@ def kill(world: World, number: int, draws: random.Random, folder: Path) -> Attem
         return Attempt(number, "kill", what, "silent", f"{len(after)} rows, wrong: {wrong[:2]}")
     if answer == "done":
         shutil.rmtree(folder)
-    return Attempt(number, "kill", what + (", too late" if ended else ""), "right")
+        what += ", too late"
+    return Attempt(number, "kill", what, "right")
 
 
 def _rows_there(world: World, folder: Path) -> dict[str, str]:
@@ -77,7 +74,7 @@ def damage(world: World, number: int, draws: random.Random, folder: Path) -> Att
     how = draws.choice((_flip, _flip, _cut, _zeros, _empty, _garbage, _remove, _exchange))
     how(path, draws, files)
     name = path.relative_to(folder).as_posix()
-    if path.parts[-2] == "cache" or "cache" in path.relative_to(folder).parts:
+    if name.startswith("cache/"):
         shutil.rmtree(folder / "run")
         use = "run"
     elif path.name == "edit.safetensors":
@@ -85,7 +82,7 @@ def damage(world: World, number: int, draws: random.Random, folder: Path) -> Att
     else:
         use = draws.choice(("read", "run", "verify"))
     what = f"{how.__name__.strip('_')} {name}, then {use}"
-    _, answer = in_child(lambda: _use(world, use, folder))
+    answer = in_child(lambda: _use(world, use, folder))
     if answer is None:
         return Attempt(number, "damage", what, "hung")
     if "kind" in answer:

@@ -20,44 +20,13 @@ from loc_edit.cli.main import COMMANDS, main
 from loc_edit.editing.settings import SETTINGS
 
 VALUES: tuple[Any, ...] = (
-    *(None, True, False, 0, 1, -1, 2, 7, 2**31, 2**63, -(2**70), 0.0, -0.5, 0.3, 1e-320, 1e300, nan, inf, -inf),
-    *(
-        "",
-        " ",
-        "0",
-        "-1",
-        "nan",
-        "rome",
-        "rome-",
-        "memit-0",
-        "memit-9999",
-        "s",
-        "s-1",
-        "u",
-        "m1",
-        "swap",
-        "\0",
-        "\ud800",
-    ),
-    *("../x", "/nowhere", "s3://nowhere", "{}", "{} {}", "x" * 5000, "\u202e", "<script>", "causal_tracing", "mlp_out"),
-    *(
-        [],
-        [None],
-        [[]],
-        [0],
-        [0, 0],
-        [-1],
-        [99],
-        ["x"],
-        [True],
-        [1.5],
-        {},
-        {"a": 1},
-        {"rome": 1},
-        {"rome": {"steps": -1}},
-    ),
-    *(b"x", (), (1,), (1, 2, 3), {1}, object(), int, 1j),
-)
+    None, True, False, 0, 1, -1, 2, 7, 2**31, 2**63, -(2**70), 0.0, -0.5, 0.3, 1e-320, 1e300, nan, inf, -inf,
+    "", " ", "0", "-1", "nan", "rome", "rome-", "memit-0", "memit-9999", "s", "s-1", "u", "m1", "swap", "\0", "\ud800",
+    "../x", "/nowhere", "s3://nowhere", "{}", "{} {}", "x" * 5000, "\u202e", "<script>", "causal_tracing", "mlp_out",
+    [], [None], [[]], [0], [0, 0], [-1], [99], ["x"], [True], [1.5],
+    {}, {"a": 1}, {"rome": 1}, {"rome": {"steps": -1}},
+    b"x", (), (1,), (1, 2, 3), {1}, object(), int, 1j,
+)  # fmt: skip
 """What somebody may give instead of what was expected."""
 LONG = ("run", "tune", "plant", "choose_layer", "benchmark")
 """Commands that take minutes where their words are right."""
@@ -73,7 +42,7 @@ def feed(world: World, number: int, draws: random.Random, folder: Path) -> Attem
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     what, names, work = door(world, draws, folder)
-    _, answer = in_child(work)
+    answer = in_child(work)
     if answer is None:
         return Attempt(number, "feed", what, "hung")
     if answer in ("accepted", "named"):

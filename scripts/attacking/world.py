@@ -67,8 +67,7 @@ class World:
         loc_edit.save_facts(self.facts, folder / "facts.jsonl")
         self.model = load_model("builtin", device="cpu")
         Setup.model = self.model  # each run would load it again
-        self.run = self.experiment(self.whole).run()
-        self.rows = self.rows_of(self.run)
+        self.rows = self.rows_of(self.experiment(self.whole).run())
         contexts = ["{}", "It was raining. {}"]
         request = loc_edit.pose(self.facts[0], "error_injection", self.model)
         self.given = {"stats": loc_edit.KeyStats.identity(self.model), "contexts": contexts}
@@ -76,16 +75,16 @@ class World:
         self.request = request
         self.edit.save(self.whole / "edit.safetensors")
 
-    def experiment(self, folder: Path, **options: Any) -> Experiment:
+    def experiment(self, folder: Path) -> Experiment:
         """The experiment whose rows are known, in `folder/run` with the cache `folder/cache`."""
         os.environ["LOC_EDIT_CACHE"] = str(folder / "cache")
-        about: dict[str, Any] = {
+        config = {
             "data": str(self.folder / "facts.jsonl"), "min_probability": 1e-9, "facts": 3, "layers": (1, 5),
             "methods": ("rome", "finetune-1"), "windows": (1,), "noise_samples": 2, "chunk": 1, "essence": False,
             "corpus_tokens": 2000, "ridge": 0.1, "settings": {name: {"steps": 2} for name in ("rome", "finetune")},
             "workers": 1, "out": str(folder / "run"),
         }  # fmt: skip
-        return Experiment(loc_edit.ExperimentConfig(**(about | options)))
+        return Experiment(loc_edit.ExperimentConfig(**config))
 
     @staticmethod
     def rows_of(run: loc_edit.Run) -> dict[str, str]:
@@ -107,8 +106,8 @@ class World:
         return found
 
 
-def in_child(work: Callable[[], Any], at_start: Callable[[int], None] | None = None) -> tuple[int, Any]:
-    """Does some work in a forked process; returns its exit status, and what the work returned or how it failed.
+def in_child(work: Callable[[], Any], at_start: Callable[[int], None] | None = None) -> Any:
+    """Does some work in a forked process; returns what the work returned or how it failed, `None` if it was killed.
 
     Args:
         work: returns what JSON can hold.
@@ -118,7 +117,6 @@ def in_child(work: Callable[[], Any], at_start: Callable[[int], None] | None = N
     pid = os.fork()
     if pid == 0:
         os.close(reader)
-        code = 0
         try:
             signal.alarm(PATIENCE)
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -128,17 +126,17 @@ def in_child(work: Callable[[], Any], at_start: Callable[[int], None] | None = N
                 os.dup2(null, stream)
             answer: Any = work()
         except BaseException as error:
-            answer, code = described(error), 1
+            answer = described(error)
         with os.fdopen(writer, "w") as file:
             json.dump(answer, file)
-        os._exit(code)
+        os._exit(0)
     os.close(writer)
     if at_start:
         at_start(pid)
     with os.fdopen(reader) as file:
         text = file.read()
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status), json.loads(text) if text else None
+    os.waitpid(pid, 0)
+    return json.loads(text) if text else None
 
 
 def described(error: BaseException) -> dict[str, str]:

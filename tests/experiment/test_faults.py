@@ -14,6 +14,7 @@ import pytest
 import torch
 from pandas.testing import assert_frame_equal
 from runs import assert_same_rows, edited, files
+from servers import wait_for
 
 from loc_edit.analysis.run import load_run
 from loc_edit.editing.registry import EDITORS
@@ -60,13 +61,6 @@ def in_child():
             os.waitpid(pid, 0)
         except (ProcessLookupError, ChildProcessError):
             continue
-
-
-def wait_for(condition, seconds=30.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing came"
-        time.sleep(0.002)
 
 
 def log_of(folder):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from runs import assert_same_rows
+from servers import free_port, wait_for
 
 from loc_edit.analysis.run import load_run
 
@@ -64,11 +65,8 @@ PartitionName=high Nodes=ALL PriorityTier=10
 """
 
 
-def wait_for(condition, seconds=300.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing came"
-        time.sleep(0.2)
+def wait(condition, seconds=300.0):
+    wait_for(condition, seconds, pause=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +79,7 @@ def slurm(tmp_path_factory):
         parent.chmod(0o755)
     (folder / "key").write_bytes(os.urandom(1024))
     (folder / "key").chmod(0o400)
-    ports = []
-    for _ in range(2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
+    ports = [free_port(), free_port()]
     host = socket.gethostname().partition(".")[0]
     (folder / "slurm.conf").write_text(CONFIG.format(folder=folder, host=host, ports=ports))
     environment = os.environ | {
@@ -103,7 +97,7 @@ def slurm(tmp_path_factory):
 
     for program in ("slurmctld", "slurmd"):
         ask(program)
-    wait_for(lambda: "idle" in ask("sinfo", "--noheader"), 60)
+    wait(lambda: "idle" in ask("sinfo", "--noheader"), 60)
     yield ask
     subprocess.run(["scancel", "--user=root"], env=environment, check=False)
     time.sleep(2)
@@ -138,16 +132,16 @@ def test_a_preempted_job_is_requeued_and_ends_in_the_same_rows(slurm, whole, tmp
     place = ["--chdir", str(tmp_path), "--output", str(tmp_path / "job.log")]
     job = slurm("sbatch", "--parsable", *smaller, *place, str(tmp_path / "job.sh"), **about).strip()
     folder = tmp_path / "runs" / "mine"
-    wait_for(lambda: len(list(folder.glob("*/*.parquet"))) >= 2)
+    wait(lambda: len(list(folder.glob("*/*.parquet"))) >= 2)
     urgent = slurm("sbatch", "--parsable", "--partition=high", "--cpus-per-task=2", *place, "--wrap", "sleep 1").strip()
 
     def state(number):
         return re.search(r"JobState=(\w+)", slurm("scontrol", "show", "job", number))[1]
 
-    wait_for(lambda: state(urgent) == "COMPLETED")
+    wait(lambda: state(urgent) == "COMPLETED")
     n_before = len(list(folder.glob("*/*.parquet")))
     assert "Restarts=1" in slurm("scontrol", "show", "job", job)
-    wait_for(lambda: state(job) not in ("RUNNING", "PENDING", "COMPLETING"))
+    wait(lambda: state(job) not in ("RUNNING", "PENDING", "COMPLETING"))
     assert state(job) == "COMPLETED", (tmp_path / "job.log").read_text()
     run = load_run(folder)
     assert 2 <= n_before < len(run.shards("traces")) + len(run.shards("edits"))

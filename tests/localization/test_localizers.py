@@ -145,7 +145,7 @@ def test_integrated_gradients_are_complete(deep, facts):
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_integrated_gradients_are_taken_at_midpoints(deep, facts, steps):
-    """With one step the gradient is that of half the noise, and with two those of a quarter and of three quarters."""
+    """One step takes the gradient at half the noise, two steps take it at a quarter and at three quarters."""
     asked = questions(deep, facts[1])
     q = only(asked.each())
     sites, clean = names("mlp_out", range(4)), cache_of(q)

@@ -38,10 +38,10 @@ class Kill(BaseException):
 
 
 @pytest.fixture
-def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], Iterator[int]]:
-    """(work) -> does it again and again, killed before its first rename, its second, and so on, until it ends."""
+def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], Any]], Iterator[int]]:
+    """(work) -> does work(0), killed before its first rename, work(1) before its second, and so on, until one ends."""
 
-    def kills(work: Callable[[], Any]) -> Iterator[int]:
+    def kills(work: Callable[[int], Any]) -> Iterator[int]:
         real = os.replace
         for number in count():
             left = [number]
@@ -55,7 +55,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], 
             with monkeypatch.context() as patch:
                 patch.setattr(files.os, "replace", dying)
                 try:
-                    work()
+                    work(number)
                     return
                 except Kill:
                     pass
@@ -65,20 +65,14 @@ def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], 
 
 
 def test_a_start_that_is_killed_leaves_a_whole_run_or_none(tmp_path, killed_at):
-    places = iter(tmp_path / str(number) for number in range(99))
-    here = []
-
-    def begin() -> None:
-        here.append(next(places))
-        start(here[-1]).close()
-
     numbers = []
-    for number in killed_at(begin):
+    for number in killed_at(lambda number: start(tmp_path / str(number)).close()):
         numbers.append(number)
-        if (here[-1] / "config.toml").exists():
-            assert load_run(here[-1]).selection == selection(0)
-        start(here[-1]).close()
-        again = load_run(here[-1])
+        folder = tmp_path / str(number)
+        if (folder / "config.toml").exists():
+            assert load_run(folder).selection == selection(0)
+        start(folder).close()
+        again = load_run(folder)
         assert (again.selection, again.provenance["seed"]) == (selection(0), 0)
     assert numbers == [0, 1, 2, 3], "a kill before the writer's name, the selection, provenance and configuration"
 
@@ -89,8 +83,8 @@ def test_a_change_of_configuration_that_is_killed_never_names_the_cells_of_anoth
     for place in places:
         with start(place) as run:
             run.write("edits", "a", rows(0))
-    here, seen = iter(places), []
-    for number in killed_at(lambda: start(next(here), NEW).close()):
+    seen = []
+    for number in killed_at(lambda number: start(places[number], NEW).close()):
         run = load_run(places[number])
         seen.append((run.config == NEW, run.selection == selection(1)))
         with start(places[number], NEW) as run:
@@ -121,18 +115,13 @@ def test_a_fetch_that_is_killed_leaves_no_run_until_it_is_whole(tmp_path, killed
         run.write("edits", "a", rows(0))
     Mirror(address, run.path).finish()
     there = {path.relative_to(run.path) for path in run.path.rglob("*") if path.is_file() and path.name[0] != "."}
-    places = iter(tmp_path / str(number) for number in range(99))
-    here, numbers = [], []
-
-    def fetch() -> None:
-        here.append(next(places))
-        Mirror(address, here[-1]).fetch()
-
-    for number in killed_at(fetch):
+    numbers = []
+    for number in killed_at(lambda number: Mirror(address, tmp_path / str(number)).fetch()):
         numbers.append(number)
-        assert not (here[-1] / "config.toml").exists()
-        Mirror(address, here[-1]).fetch()
-        assert {path.relative_to(here[-1]) for path in here[-1].rglob("*") if path.is_file()} == there
+        folder = tmp_path / str(number)
+        assert not (folder / "config.toml").exists()
+        Mirror(address, folder).fetch()
+        assert {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()} == there
     assert numbers == [0, 1, 2, 3], "one kill before each file"
     fsspec.filesystem("memory").store.clear()
 

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ import urllib.request
 
 import pytest
 from runs import assert_same_rows, files
+from servers import free_port
 
 from loc_edit.analysis.run import load_run
 from loc_edit.files import StoreError
@@ -22,12 +22,6 @@ pytestmark = pytest.mark.long
 
 BUCKET = "loc-edit-test"
 ADDRESS = f"s3://{BUCKET}/runs/mine"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
