@@ -64,7 +64,12 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOMES` reads the same line
     from loc_edit.editing.stack import EditStack as EditStack
     from loc_edit.editing.update import Edit as Edit, EditMismatch as EditMismatch, WeightUpdate as WeightUpdate
     from loc_edit.editing.value import EditFailed as EditFailed
-    from loc_edit.events import Event as Event, ProgressLines as ProgressLines, listening as listening
+    from loc_edit.events import (
+        Event as Event,
+        ProgressBars as ProgressBars,
+        ProgressLines as ProgressLines,
+        listening as listening,
+    )
     from loc_edit.experiment.benchmark import Benchmark as Benchmark, Grade as Grade
     from loc_edit.experiment.choosing import LayerChoice as LayerChoice, choose_layer as choose_layer
     from loc_edit.experiment.config import BadConfig as BadConfig, ExperimentConfig as ExperimentConfig

@@ -1,9 +1,11 @@
 """Events of progress and of a run's log: the code that works emits them; progress bars and the log listen."""
 
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 FIRST_PAUSE = 2.0
@@ -32,12 +34,12 @@ _listeners: list[Listener] = []
 
 def has_listeners() -> bool:
     """Whether anybody listens."""
-    return bool(_listeners)
+    return bool(_listeners or _bars_of_notebook())
 
 
 def emit(name: str, **fields: Any) -> None:
-    """Calls every listener with an event; without listeners nothing happens."""
-    for listener in list(_listeners):
+    """Calls every listener with an event; without listeners nothing happens, but in a notebook bars show progress."""
+    for listener in list(_listeners) or _bars_of_notebook():
         listener(Event(name, fields))
 
 
@@ -65,6 +67,40 @@ def listening(listener: Listener) -> Iterator[None]:
         yield
     finally:
         _listeners.remove(listener)
+
+
+class ProgressBars:
+    """Shows a bar for each task that takes more than a second: a widget in a notebook, else a line (tqdm).
+
+    In a notebook this listens by itself as long as nothing else does.
+    """
+
+    def __init__(self) -> None:
+        self._bars: dict[str, Any] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Moves the bar of the event's task forward, and closes it at the end."""
+        if event.name != "progress":
+            return
+        task, done, total = event.fields["task"], event.fields["done"], event.fields["total"]
+        if task in self._bars and done < self._bars[task].n:  # it was interrupted, and begins again
+            self._bars.pop(task).close()
+        if task not in self._bars:
+            from tqdm.auto import tqdm  # a tenth of a second, and only where there is something to show
+
+            self._bars[task] = tqdm(desc=task, total=total, initial=event.fields["found"], delay=1)
+        bar = self._bars[task]
+        bar.set_postfix_str(event.fields["detail"], refresh=False)
+        bar.update(done - bar.n)
+        if done >= total:
+            self._bars.pop(task).close()
+
+
+@cache
+def _bars_of_notebook() -> Sequence[Listener]:
+    """Bars, where the package was imported in a notebook; else nobody."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return [ProgressBars()] if hasattr(shell, "kernel") else []
 
 
 @dataclass

@@ -1,11 +1,14 @@
 """Events and their listeners: bars on a terminal; elsewhere a line of progress now and then, and one at the end."""
 
 import io
+import sys
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from tqdm import tqdm
 
-from loc_edit import ProgressLines, events
+from loc_edit import ProgressBars, ProgressLines, events
 from loc_edit.cli import show
 
 
@@ -98,3 +101,38 @@ def test_the_command_line_shows_each_task_as_a_bar_on_a_terminal(monkeypatch):
     assert "1/5" in last
     assert "[layer] 3" in last
     assert "preparing" not in last
+
+
+def test_bars_start_at_what_was_found_and_a_task_that_was_interrupted_begins_again(capsys, monkeypatch):
+    bars = ProgressBars()
+    monkeypatch.setattr("tqdm.auto.tqdm", lambda **given: tqdm(**{**given, "delay": 0, "mininterval": 0}))
+    with events.listening(bars):
+        events.emit("shard", rows=3)
+        events.progress("cells", 500, 600, found=500)
+        events.progress("cells", 520, 600, found=500, detail="tracing")
+        assert bars._bars["cells"].n == 520
+        events.progress("cells", 300, 600, found=300)
+        assert bars._bars["cells"].n == 300
+        events.progress("cells", 600, 600, found=300)
+    assert bars._bars == {}
+    assert "600/600" in capsys.readouterr().err
+
+
+def test_a_notebook_has_bars_until_something_else_listens(monkeypatch):
+    shell = SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    events._bars_of_notebook.cache_clear()
+    shown = []
+    monkeypatch.setattr(ProgressBars, "__call__", lambda self, event: shown.append(event.fields["done"]))
+    try:
+        assert events.has_listeners()
+        events.progress("cells", 1, 2)
+        with events.listening(lambda event: None):
+            events.progress("cells", 2, 2)
+    finally:
+        events._bars_of_notebook.cache_clear()
+    assert shown == [1]
+
+
+def test_without_a_notebook_nobody_listens():
+    assert not events.has_listeners()

@@ -1,5 +1,6 @@
 """Opens a run folder for readers: its rows as frames, and every edit beside its fact's tracing effect."""
 
+from html import escape
 from pathlib import Path
 
 import pandas as pd
@@ -9,9 +10,10 @@ from loc_edit.arguments import checked
 from loc_edit.contract import describe_recorded
 from loc_edit.effects import Denominator, Regressor
 from loc_edit.files import StoreError
-from loc_edit.names import TRACING
+from loc_edit.names import TRACING, method_label, problem_label
 from loc_edit.store.rows import Kind
 from loc_edit.store.run import RunFolder
+from loc_edit.views.table import html_table
 
 
 class Run(RunFolder):
@@ -48,6 +50,19 @@ class Run(RunFolder):
         if self.damaged:
             lines.append(f"{len(self.damaged)} damaged shard(s) left out")
         return "\n  ".join([f"Run {self.path}", *lines])
+
+    def _repr_html_(self) -> str:
+        try:
+            rows = without_controls(self.read("edits", ["problem", "method", "window", "layer", "rewrite"]))
+        except (ValueError, StoreError):
+            rows = pd.DataFrame()
+        if rows.empty:
+            return f"<pre>{escape(repr(self))}</pre>"
+        means = rows.pivot_table("rewrite", ["problem", "method", "window"], "layer", sort=False)
+        names = [f"{problem_label(problem)}, {method_label(method, window)}" for problem, method, window in means.index]
+        lines = [(name, *values) for name, values in zip(names, means.to_numpy().tolist(), strict=True)]
+        header = ("mean rewrite score by layer", *map(str, means.columns))
+        return f"<pre>{escape(repr(self))}</pre>{html_table(lines, header=header)}"
 
     def _summary(self, kind: Kind) -> str:
         shards = self.shards(kind)

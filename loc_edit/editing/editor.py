@@ -10,7 +10,7 @@ from loc_edit.arguments import checked
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.settings import Settings
 from loc_edit.editing.update import Edit, WeightUpdate
-from loc_edit.models.checks import check_editable, check_layers
+from loc_edit.models.checks import check_editable, check_layers, warn_of_hooks
 from loc_edit.models.identity import fingerprint
 from loc_edit.models.model import Model
 from loc_edit.names import METHODS
@@ -79,6 +79,7 @@ class EditJob(Generic[S]):
             raise ValueError(f"{self.method}: expected at least one request, got none")
         check_editable(self.model)
         check_layers(self.model, self.layers)
+        warn_of_hooks(self.model)
 
     @property
     def about(self) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from loc_edit.models.identity import fingerprint
 from loc_edit.models.loading import both_weights
 from loc_edit.models.model import Hook, Model, W_out, b_out
 from loc_edit.models.norms import output_change
+from loc_edit.views.table import html_table
 
 FORMAT = "loc_edit.edit/1"
 
@@ -264,9 +264,7 @@ class Edit:
         return f"Edit({', '.join(words)}, norm={self.norm:.4g})"
 
     def _repr_html_(self) -> str:
-        rows = {**self.about, "layers": list(self.layers), "norm": f"{self.norm:.4g}"}
-        cells = "".join(f"<tr><th>{escape(str(k))}</th><td>{escape(str(v))}</td></tr>" for k, v in rows.items())
-        return f"<table>{cells}</table>"
+        return html_table({**self.about, "layers": list(self.layers), "norm": f"{self.norm:.4g}"}.items())
 
 
 def edit_hooks(model: Model, edits: Sequence[Edit | None], owner: Int[Tensor, " row"]) -> list[Hook]:

@@ -22,6 +22,7 @@ from loc_edit.experiment.study import TraceCell, edit_cells
 from loc_edit.facts.fact import Fact
 from loc_edit.models.model import Model
 from loc_edit.names import LOCALIZERS, OWN_SCORES, nearest, windows_of
+from loc_edit.views.table import html_table
 
 GRADIENT = "gradient"
 
@@ -50,6 +51,11 @@ class LayerChoice:
     worth: dict[str, float] = field(repr=False)
     n_facts: int
     seconds: float
+
+    def _repr_html_(self) -> str:
+        title = f"layer {self.layer} by {self.rule}: the best in {self.sure:.0%} of resamples of {self.n_facts} facts"
+        rows = ((int(layer), mean, votes) for layer, mean, votes in self.by_layer.itertuples(index=False))
+        return html_table(rows, header=("layer", "mean", "votes"), title=title)
 
 
 @checked

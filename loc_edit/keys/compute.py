@@ -16,7 +16,7 @@ from loc_edit.keys.moments import BadKeyStats, KeyStats
 from loc_edit.keys.plausibility import record_checksums
 from loc_edit.keys.streaming import BATCH, Pass, start_pass
 from loc_edit.keys.tokens import TokenRows, row_length, write_tokens
-from loc_edit.models.checks import check_layers
+from loc_edit.models.checks import check_layers, warn_of_hooks
 from loc_edit.models.identity import fingerprint, tokenizer_fingerprint
 from loc_edit.models.model import Model
 
@@ -44,6 +44,8 @@ def key_stats(
     A pass writes a checkpoint to the cache from time to time; stop it at any moment, and the same call resumes it and
     arrives at the same bits.  The whole sample is read and tokenized before the pass starts.
 
+    Hooks of yours on the model are part of the pass, whose result is then not cached.
+
     Args:
         model: the model whose `blocks.<l>.mlp.hook_post` are the keys.
         layers: 0-based.
@@ -66,7 +68,7 @@ def key_stats(
     if isinstance(corpus, str) and corpus == IDENTITY:
         return KeyStats.identity(model, layers).with_ridge(ridge)
     source, rows = open_corpus(corpus), None
-    with _working_folder(cache) as folder:
+    with _working_folder(cache, warn_of_hooks(model)) as folder:
         identity = source.identity()
         if identity is None:  # only the documents tell; the digest is of the tokens that are used
             rows = write_tokens(model, source.documents(), tokens, folder)
@@ -196,8 +198,15 @@ def _keep(model: Model, stats: KeyStats, stem: Path) -> KeyStats:
 
 
 @contextmanager
-def _working_folder(cache: str | Path | None) -> Iterator[Path]:
-    """The folder of the cache; if it cannot be written, a temporary folder that is removed afterwards."""
+def _working_folder(cache: str | Path | None, hooked: bool) -> Iterator[Path]:
+    """The folder of the cache, or a temporary folder if the cache cannot be written, or the model has hooks.
+
+    The cache knows a model by its weights alone.
+    """
+    if hooked:
+        with tempfile.TemporaryDirectory(prefix="loc_edit_") as temporary:
+            yield Path(temporary)
+        return
     folder = cache_folder("key_stats", cache)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from loc_edit.localization.sweep import Base, Units, run_base
 from loc_edit.localization.targets import TargetedPrompt, targeted_prompt
 from loc_edit.localization.trace import Trace
 from loc_edit.models.attention import watched
+from loc_edit.models.checks import warn_of_hooks
 from loc_edit.models.memory import Budget
 from loc_edit.models.model import Hook, Model, token_texts
 from loc_edit.models.passes import takes_past
@@ -325,6 +326,7 @@ def localize_by(
             f"{len(foils)} foils and {len(references)} lists of references"
         )
     check_traceable(model, site)
+    warn_of_hooks(model)
     facts = [
         targeted_prompt(model, prompt, target, noise, metric, foil, reference)
         for prompt, target, noise, foil, reference in zip(prompts, targets, noises, foils, references, strict=True)

@@ -1,5 +1,6 @@
 """Checks of a loaded model: its weights are unprocessed, and for editing, its layers have the right form."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from transformer_lens.components import RMSNorm
 
+from loc_edit.models.attention import watched
 from loc_edit.models.identity import checksums
 from loc_edit.models.memory import out_of_memory
 from loc_edit.models.model import Model
@@ -59,6 +61,20 @@ def _state(model: Model) -> dict[str, tuple[bytes, bool]]:
 
 def _n_hooks(model: Model) -> int:
     return sum(len(point.fwd_hooks) + len(point.bwd_hooks) for point in model.hook_dict.values())
+
+
+def warn_of_hooks(model: Model) -> bool:
+    """Whether the user has hooks on the model; if so, with a warning that they are part of every run."""
+    if not watched(model):
+        return False
+    names = [name for name, point in model.hook_dict.items() if watched(point)]
+    places = f"at {', '.join(names[:3])}{', ...' * (len(names) > 3)}" if names else "outside its hook points"
+    warnings.warn(
+        f"the model has hooks of yours {places}: they are part of all that is computed, and nothing of it is cached; "
+        "model.reset_hooks() takes hooks away",
+        stacklevel=3,
+    )
+    return True
 
 
 def check_layers(model: Model, layers: list[int]) -> None:

@@ -6,9 +6,10 @@ The study keeps a fact if its object occurs in 36 greedily decoded tokens (Hase 
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from loc_edit import events
 from loc_edit.arguments import checked
 from loc_edit.facts.fact import Fact
 from loc_edit.files import cache_folder, set_aside, short_hash, signed, unsigned, write_atomic
+from loc_edit.models.checks import warn_of_hooks
 from loc_edit.models.decoding import continue_rows, share_batches
 from loc_edit.models.identity import fingerprint
 from loc_edit.models.memory import halving
@@ -96,7 +98,8 @@ def answers(
 
     Prompts of similar length share a batch, whose size is halved when memory runs out.  After every batch, its answers
     are added to a file in the cache that belongs to this model, these facts and this length, and a progress event
-    `answers` is emitted; a call that was stopped goes on from that file.
+    `answers` is emitted; a call that was stopped goes on from that file.  Hooks of yours on the model are part of the
+    answers, which are then not cached.
 
     Args:
         model: the unedited model.
@@ -111,7 +114,11 @@ def answers(
     """
     if n_tokens < 1:
         raise ValueError(f"expected at least 1 token in an answer, got n_tokens {n_tokens}")
-    kept = _AnswerFile.of(model, facts, n_tokens, cache)
+    with TemporaryDirectory() if warn_of_hooks(model) else nullcontext(cache) as folder:
+        return _answers(model, facts, n_tokens, _AnswerFile.of(model, facts, n_tokens, folder), batch_size)
+
+
+def _answers(model: Model, facts: Sequence[Fact], n_tokens: int, kept: "_AnswerFile", batch_size: int) -> list[Answer]:
     answer_of = kept.read()
     if len(answer_of) == len(facts):
         return [answer_of[i] for i in range(len(facts))]

@@ -10,6 +10,7 @@ from loc_edit.arguments import checked
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.update import Edit
 from loc_edit.facts.fact import Fact
+from loc_edit.models.checks import warn_of_hooks
 from loc_edit.models.model import Model
 from loc_edit.prompts.sampling import sample_essences
 from loc_edit.scoring.contract import gets, measure, with_others
@@ -54,6 +55,7 @@ def score(
         raise ValueError(f"score: expected the request of fact {fact.fact_id}, got that of fact {request.fact_id}")
     if not facts and (needing := [name for name in scores if gets(name, "facts")]):
         raise ValueError(f"score {needing[0]!r} looks at the other facts: expected facts=, the whole data set")
+    warn_of_hooks(model)
     texts = sample_essences(model, [fact.subject], [fact.fact_id], seed=request.seed)[0] if essence else []
     probes = make_probes(model, fact, request, texts)
     meter = Meter(model, [probes])

@@ -14,6 +14,7 @@ from loc_edit.names import OWN_SCORES
 from loc_edit.prompts.recall import next_tokens
 from loc_edit.scoring.probes import Measured
 from loc_edit.views.edit import EditView
+from loc_edit.views.table import html_table
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,15 @@ class EditScore:
             scores=scores,
             norms=norms,
         )
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[object, ...]] = []
+        for name in ("rewrite", "paraphrase", "neighborhood"):
+            means = [mean_of_numbers(measured.of(name)) for measured in (self.before, self.after)]
+            rows.append((name, getattr(self, name), *means))
+        rows += [(name, getattr(self, name), "", "") for name in OWN_SCORES if name not in {row[0] for row in rows}]
+        rows += [(name, value, "", "") for name, value in self.other_scores.items()]
+        return html_table(rows, header=("", "score", "p(target) before", "after"), title=self.reason)
 
 
 def compare(before: Measured, after: Measured, objective: Literal["raise", "lower"]) -> EditScore:

@@ -1,5 +1,7 @@
 """The verdict speaks of each question, and never says no where one of them says otherwise."""
 
+from html import escape
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -113,3 +115,13 @@ def test_where_the_layer_explains_nearly_all_no_is_not_arithmetic():
     (found,) = localization_informs_editing(frame, draws=100).to_dict("records")
     assert [found[name] for name in QUESTIONS] == ["yes", "yes", "yes"]
     assert found["answer"] == "yes"
+
+
+def test_a_notebook_shows_each_sentence_in_full_and_a_part_of_the_table_as_pandas_does():
+    table = verdicts(pd.DataFrame([row(), row(method="<b>")]))
+    html = table._repr_html_()
+    for sentence in table["verdict"]:
+        assert escape(sentence) in html
+    assert "<b>" not in html
+    assert "where to edit" in html
+    assert "dataframe" in table[["problem", "answer"]]._repr_html_()

@@ -377,6 +377,18 @@ def test_repr_tells_rows_and_statuses(folder: Path) -> None:
     assert "3 rows in 1 shards (2 done, 1 skipped)" in text
 
 
+def test_a_notebook_shows_the_mean_scores_of_a_run_by_layer(folder: Path) -> None:
+    with create(folder) as run:
+        run.write("traces", "t", [trace(0)])
+    assert "<table" not in load_run(folder)._repr_html_()  # there are no edits yet
+    with create(folder) as run:
+        run.write("edits", "a", [edit(0, rewrite=0.25), edit(1, rewrite=0.5)])
+        run.write("edits", "b", [edit(2, status="failed", rewrite=None, reason="<b>")])
+    html = load_run(folder)._repr_html_()
+    assert "<td>0.375</td>" in html
+    assert "3 rows in 2 shards" in html
+
+
 def test_frame_joins_edits_with_the_effect_at_their_layer(folder: Path) -> None:
     with create(folder) as run:
         run.write("edits", "e", [edit(fact, layer) for fact in (0, 1) for layer in (0, 1)])

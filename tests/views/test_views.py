@@ -11,6 +11,7 @@ import torch
 import loc_edit
 from loc_edit.prompts.recall import next_tokens
 from loc_edit.views.edit import EditView
+from loc_edit.views.table import html_table
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +104,20 @@ def test_the_view_of_an_edit_is_text_and_html(deep, facts, edited):
         assert words in html.text
     assert "next before: " in str(view)
     assert "|delta|" in str(view)
+
+
+def test_a_table_keeps_texts_and_rounds_numbers():
+    html = html_table([("<b>", 0.12345, "a < b"), ("none", float("nan"), 3)], header=("", "p", "&"), title="<i>")
+    assert "<b>" not in html
+    assert "<i>" not in html
+    for part in ("&lt;b&gt;", "0.123", "a &lt; b", "\u2013", "<td>3</td>", "<th>&amp;</th>"):
+        assert part in html
+
+
+def test_a_score_shows_probabilities_before_and_after(deep, facts):
+    request = loc_edit.pose(facts[0], "error_injection", deep)
+    scored = loc_edit.score(deep, facts[0], request, essence=False)
+    html = scored._repr_html_()
+    before = f"<td>{scored.before.rewrite:.3f}</td>"
+    assert html.count(before) >= 2  # nothing was edited, so it stands before and after
+    assert "<th>essence</th><td>\u2013</td>" in html

@@ -11,6 +11,7 @@ from loc_edit.analysis.regression.effect_sizes import SIZES
 from loc_edit.analysis.regression.statistics import statistics
 from loc_edit.arguments import checked
 from loc_edit.names import SCORES, method_label, problem_label
+from loc_edit.views.table import html_table
 
 FEWEST = 20
 """The least number of facts for a verdict: with fewer, an interval's end can miss the truth more often than it says."""
@@ -66,6 +67,19 @@ QUESTIONS = {
 """What the verdict speaks of.  Each margin was chosen before the results and can be set."""
 
 
+class Verdicts(pd.DataFrame):
+    """The table of `verdicts`, of which a notebook shows the answers and the sentences in full."""
+
+    @property
+    def _constructor(self) -> type[pd.DataFrame]:
+        return pd.DataFrame
+
+    def _repr_html_(self) -> str:
+        labels = {name: question.label for name, question in QUESTIONS.items()}
+        rows = [[row[name] for name in ("verdict", *labels)] for row in self.to_dict("records")]
+        return html_table(rows, header=("", *labels.values()))
+
+
 @checked
 def localization_informs_editing(
     frame: pd.DataFrame,
@@ -75,7 +89,7 @@ def localization_informs_editing(
     draws: int = 2000,
     level: float = 0.95,
     seed: int = 0,
-) -> pd.DataFrame:
+) -> Verdicts:
     """Does the place where a fact seems to be stored tell us where to edit it?  The answer per problem x method.
 
     Args:
@@ -96,7 +110,7 @@ def localization_informs_editing(
     return verdicts(table, margins=margins, level=level)
 
 
-def verdicts(table: pd.DataFrame, *, margins: Mapping[str, float] | None = None, level: float = 0.95) -> pd.DataFrame:
+def verdicts(table: pd.DataFrame, *, margins: Mapping[str, float] | None = None, level: float = 0.95) -> Verdicts:
     """The answers to the three questions, from the table of `statistics`.
 
     `no`: the upper end of the interval is below the margin.  For the two shares, which cannot be negative, this is the
@@ -127,7 +141,7 @@ def verdicts(table: pd.DataFrame, *, margins: Mapping[str, float] | None = None,
         rows[-1]["verdict"] = _sentence(rows[-1], level)
     columns = ["problem", "method", "window", "outcome", "n_facts", "unit", "r2_layer", "r2_added", *SIZES]
     columns += [question.p for question in QUESTIONS.values()]
-    return pd.DataFrame(rows, columns=[*columns, *QUESTIONS, "answer", "verdict"])
+    return Verdicts(rows, columns=[*columns, *QUESTIONS, "answer", "verdict"])
 
 
 def _range(outcome: str) -> float:
