@@ -25,5 +25,5 @@ attack: .venv/bin/loc-edit
 	.venv/bin/python scripts/attack.py
 
 mutants: .venv/bin/loc-edit
-	.venv/bin/pip install -q 'cosmic-ray>=8.7,<9'
+	.venv/bin/pip install -q 'cosmic-ray>=8.7,<9' 'pytest-cov>=6'
 	.venv/bin/python scripts/mutants.py

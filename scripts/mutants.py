@@ -1,21 +1,23 @@
 """Changes the code in one small place and asks whether its tests notice; again and again, for an hour.
 
-    make mutants                               # installs cosmic-ray first
+    make mutants                               # installs cosmic-ray and pytest-cov first
     python scripts/mutants.py [--rooms editing store] [--seed 0] [--minutes 60] [--workers 2] [--out mutants.csv]
 
 Each mutant is a random change at a random place of one of the rooms: an operator, a comparison, a number, a condition,
 a decorator (the changes are those of cosmic-ray).  Annotations are left out, and so are figures, which are judged by
-eye.  A mutant is killed if a test of its room fails: first the tests of the file of its name, then the others, without
+eye.  A mutant is killed if one of the tests of these rooms fails that run its line, tried from the quickest on, without
 those marked `long`.  Mutants are tried in copies of the working tree, by processes forked from one that has imported
-torch already.
+torch already.  Which tests run which lines is found out first, by coverage.py; `--map FILE` keeps it.
 
 Prints what became of each mutant, and the share that was killed by room.  The places depend on the seed and the code
 alone; a table that `--out` names is gone on with.
 """
 
 import argparse
+import ast
 import csv
 import difflib
+import json
 import os
 import random
 import shutil
@@ -29,6 +31,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("editing", "localization", "store", "analysis")
@@ -62,12 +65,6 @@ class Mutant:
         from cosmic_ray.plugins import get_operator
 
         return mutate_code(source, get_operator(self.operator)(), self.occurrence)
-
-    def tests(self, folder: Path) -> list[str]:
-        """The arguments for pytest: the file of its name first."""
-        room = f"tests/{self.room}"
-        own = f"{room}/test_{Path(self.file).stem}.py"
-        return [own, room] if (folder / own).is_file() else [room]
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,43 @@ def copy_tree(folder: Path) -> Path:
     return tree
 
 
-def run_tests(tree: Path, tests: list[str]) -> tuple[int, str]:
+def record(rooms: list[str], file: Path) -> None:
+    """Runs the tests of the rooms, and writes which of them run each line, with their seconds, as JSON.
+
+    The lines are those at which statements begin: {file: {line: [test, ...]}}, the quickest test first.
+    """
+    from coverage import CoverageData
+
+    with tempfile.TemporaryDirectory() as folder:
+        tree = copy_tree(Path(folder))
+        (tree / ".coveragerc").write_text("[run]\nrelative_files = true\nsource = loc_edit\n")
+        options = ["--cov", "--cov-context=test", "--cov-report=", "--cov-config=.coveragerc", "--junitxml=times.xml"]
+        code, by = run_tests(tree, [*(f"tests/{room}" for room in rooms), *options], 3600.0)
+        if code:
+            sys.exit(f"the tests fail without a change: {by}")
+        data = CoverageData(str(tree / ".coverage"))
+        data.read()
+        seconds: dict[str, float] = {}
+        for case in ElementTree.parse(tree / "times.xml").iter("testcase"):
+            test = f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
+            seconds[test] = float(case.get("time", 0))
+        lines: dict[str, dict[str, list[str]]] = {}
+        for name in sorted(data.measured_files()):
+            lines[name] = {}
+            for line, contexts in data.contexts_by_lineno(name).items():
+                tests = {context.partition("|")[0] for context in contexts if context}
+                lines[name][str(line)] = sorted(tests, key=lambda test: (seconds.get(test, 0.0), test))
+    file.write_text(json.dumps(lines))
+
+
+def tests_of(mutant: Mutant, source: str, runs: dict[str, dict[str, list[str]]]) -> list[str]:
+    """The tests that run the statement of a mutant; all of its room, if it runs at import."""
+    statements = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)]
+    around = [node.lineno for node in statements if node.lineno <= mutant.line <= (node.end_lineno or node.lineno)]
+    return runs[mutant.file].get(str(max(around, default=0))) or [f"tests/{mutant.room}"]
+
+
+def run_tests(tree: Path, tests: list[str], longest: float = LONGEST) -> tuple[int, str]:
     """The exit status of pytest in a forked process (-1 if it hung), and the line that names what failed."""
     log = tree.parent / "log"
     pid = os.fork()
@@ -163,7 +196,7 @@ def run_tests(tree: Path, tests: list[str]) -> tuple[int, str]:
             code = int(pytest.main([*tests, "-x", "-p", "no:cacheprovider", "--durations=0", "--tb=no"]))
         finally:
             os._exit(code)
-    deadline = time.monotonic() + LONGEST
+    deadline = time.monotonic() + longest
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
@@ -179,7 +212,7 @@ def run_tests(tree: Path, tests: list[str]) -> tuple[int, str]:
     return code, failed[0].partition(" - ")[0] if failed else f"exit status {code}"
 
 
-def judge(tree: Path, mutant: Mutant) -> Outcome:
+def judge(tree: Path, mutant: Mutant, runs: dict[str, dict[str, list[str]]]) -> Outcome:
     """Tries one mutant in a copy of the tree."""
     path, start = tree / mutant.file, time.monotonic()
     source = path.read_text(encoding="utf-8")
@@ -188,7 +221,7 @@ def judge(tree: Path, mutant: Mutant) -> Outcome:
     before, after = (" ".join(line[2:].strip() for line in changes if line[0] == sign) for sign in "-+")
     path.write_text(changed, encoding="utf-8")
     try:
-        code, by = run_tests(tree, mutant.tests(tree))
+        code, by = run_tests(tree, tests_of(mutant, source, runs))
     finally:
         path.write_text(source, encoding="utf-8")
     if code == 5:
@@ -198,8 +231,8 @@ def judge(tree: Path, mutant: Mutant) -> Outcome:
                    seconds=round(time.monotonic() - start, 1))  # fmt: skip
 
 
-def work(todo: list[Mutant], rooms: list[str], deadline: float, queue) -> None:
-    """Tries mutants until the time is up, after making sure that the tests pass without a change."""
+def work(todo: list[Mutant], runs: dict[str, dict[str, list[str]]], deadline: float, queue) -> None:
+    """Tries mutants until the time is up."""
     import pandas  # noqa: F401
     import torch
     import transformer_lens  # noqa: F401
@@ -207,15 +240,10 @@ def work(todo: list[Mutant], rooms: list[str], deadline: float, queue) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         tree = copy_tree(Path(folder))
-        for room in rooms:
-            code, by = run_tests(tree, [f"tests/{room}"])
-            if code:
-                queue.put(f"the tests of {room} fail without a change: {by}")
-                return
         for mutant in todo:
             if time.monotonic() > deadline:
                 break
-            queue.put(judge(tree, mutant))
+            queue.put(judge(tree, mutant, runs))
     queue.put(None)
 
 
@@ -226,6 +254,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--map", type=Path, default=None, help="which tests run which lines; made if it is not there")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     names = [field.name for field in fields(Outcome)]
@@ -237,18 +266,26 @@ def main() -> None:
     places = mutants(options.rooms, options.seed)
     todo = [one for one in places if (one.file, one.operator, str(one.occurrence)) not in known]
     print(f"{len(places)} places, {len(places) - len(todo)} tried before")
-    context, deadline = get_context("spawn"), time.monotonic() + 60 * options.minutes
+    context = get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        lines = options.map or Path(folder) / "lines.json"
+        if not lines.exists():
+            recording = context.Process(target=record, args=(list(ROOMS), lines))
+            recording.start()
+            recording.join()
+        if not lines.exists():
+            sys.exit(1)
+        runs = json.loads(lines.read_text())
+    deadline = time.monotonic() + 60 * options.minutes
     queue = context.Queue()
     shares = [todo[i :: options.workers] for i in range(options.workers)]
-    processes = [context.Process(target=work, args=(share, options.rooms, deadline, queue)) for share in shares]
+    processes = [context.Process(target=work, args=(share, runs, deadline, queue)) for share in shares]
     for process in processes:
         process.start()
     at_work = len(processes)
     try:
         while at_work:
             found = queue.get()
-            if isinstance(found, str):
-                sys.exit(found)
             if found is None:
                 at_work -= 1
                 continue

@@ -2,8 +2,15 @@
 # # From a prompt to a figure
 #
 # Where does a small model seem to store the fact that the Louvre is in Paris, and is this the place to edit it?
-# Ten cells, half a minute on a laptop, no network.  Run them one by one in an editor that knows `# %%` cells (VS Code,
-# PyCharm, Jupyter with jupytext), or all at once with `python scripts/tutorial.py`.
+# Half a minute on a laptop, no network.
+
+# %% Install the package where it is missing, as on Colab; where it is there, no network is needed
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("loc_edit") is None:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "loc-edit"], check=True)
 
 # %% A model and its facts
 import pandas as pd
