@@ -1,6 +1,8 @@
 """The documentation site: `sphinx-build -W docs docs/_build`."""
 
+import shutil
 from importlib.metadata import version as installed
+from pathlib import Path
 
 project = "loc_edit"
 author = "the loc_edit authors"
@@ -9,7 +11,12 @@ version = release = installed("loc-edit")
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinxcontrib.mermaid"]
 exclude_patterns = ["_build"]
-nb_execution_mode = "off"  # the tutorial is executed by the tests
+nb_execution_mode = "off"  # scripts/make_notebooks.py executes them, and so do the tests
+
+HERE = Path(__file__).parent
+(HERE / "notebooks").mkdir(exist_ok=True)
+for notebook in (HERE.parent / "notebooks").glob("*.ipynb"):
+    shutil.copy2(notebook, HERE / "notebooks")
 
 html_theme = "furo"
 html_title = "loc_edit"

@@ -60,6 +60,7 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOMES` reads the same line
         MemitSettings as MemitSettings,
         RomeSettings as RomeSettings,
         RRomeSettings as RRomeSettings,
+        tuned_settings as tuned_settings,
     )
     from loc_edit.editing.stack import EditStack as EditStack
     from loc_edit.editing.update import Edit as Edit, EditMismatch as EditMismatch, WeightUpdate as WeightUpdate

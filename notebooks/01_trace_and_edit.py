@@ -13,8 +13,8 @@ if importlib.util.find_spec("loc_edit") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "loc-edit"], check=True)
 
 # %% A model and its facts
+import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.figure import Figure
 
 import loc_edit
 
@@ -46,9 +46,7 @@ contexts = loc_edit.sample_contexts(model)
 
 # %% Edit one layer with ROME, and look at the effect
 edit = loc_edit.rome(model, request, layer=2, stats=stats, contexts=contexts)
-view = loc_edit.score(model, fact, request, edit).show(model)
-print(view)
-view
+loc_edit.score(model, fact, request, edit).show(model)
 
 # %% Edit every layer in turn, and score each edit
 rows = []
@@ -60,14 +58,13 @@ scores = pd.DataFrame(rows).assign(tracing=trace.by_layer().tolist())
 scores
 
 # %% The figure: does the tracing effect point to the layer where editing works?
-figure = Figure(figsize=(5, 3), layout="constrained")
-ax = figure.subplots()
+figure, ax = plt.subplots(figsize=(5, 3), layout="constrained")
 ax.fill_between(scores["layer"], scores["tracing"], color="0.85", label="tracing effect")
 ax.plot(scores["layer"], scores["rewrite"], "o-", label="rewrite score")
 ax.plot(scores["layer"], scores["neighborhood"], "s--", label="neighborhood score")
 ax.set(xlabel="layer", ylim=(0, 1.05), title=f"{fact.subject}: traced and edited")
 ax.legend()
-figure
+plt.show()
 
 # %% One fact is no answer: `loc-edit run` takes a hundred facts, and `loc-edit report runs/demo` shows them all
 peak, best = scores["tracing"].idxmax(), scores["rewrite"].idxmax()

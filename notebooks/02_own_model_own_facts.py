@@ -1,9 +1,10 @@
 # %% [markdown]
 # # Your model, your facts
 #
-# A real model, SmolLM2-135M, and facts of your own: does the model know them, where does it seem to store them, which layer
-# should be edited, and what does an edit change?  A few minutes on a laptop.  The model is fetched by name once (92 MB)
-# and kept in the cache; a hub name, a local directory, a `.gguf` file or a `HookedTransformer` of yours does as well.
+# A real model, SmolLM2-135M, and facts of your own: does the model know them, where does it seem to store them, which
+# layer should be edited, and what does an edit change?  A few minutes on a laptop.  The model is fetched by name once
+# (92 MB) and kept in the cache; a hub name, a local directory, a `.gguf` file or a `HookedTransformer` of yours does as
+# well.
 
 # %% Install the package where it is missing, as on Colab; where it is there, no network is needed
 import importlib.util
@@ -22,7 +23,7 @@ import loc_edit
 model = loc_edit.load_model("smollm2")
 print(f"{model.cfg.model_name}: {model.cfg.n_layers} layers, d_model {model.cfg.d_model}")
 
-# %% Facts of your own: a template, a subject and its object; a false object, paraphrases and neighbors are for the scores
+# %% Facts of your own: template, subject and object; the false object, paraphrases and neighbors are for the scores
 records = [
     {
         "template": "{} is located in the city of",
@@ -33,20 +34,20 @@ records = [
         "neighbors": ["The Louvre is located in the city of", "Notre-Dame is located in the city of"],
     },
     {
-        "template": "{} is located in the city of",
-        "subject": "Big Ben",
-        "target_true": "London",
-        "target_new": "Vienna",
-        "paraphrases": ["Big Ben can be visited in", "You will find Big Ben in the city of"],
-        "neighbors": ["Buckingham Palace is located in the city of", "The Tower Bridge is located in the city of"],
+        "template": "The capital of {} is",
+        "subject": "Japan",
+        "target_true": "Tokyo",
+        "target_new": "Beijing",
+        "paraphrases": ["Japan has its capital in", "The seat of government of Japan is in"],
+        "neighbors": ["The capital of France is", "The capital of Spain is"],
     },
     {
-        "template": "{} was founded by",
-        "subject": "Microsoft",
-        "target_true": "Bill Gates",
-        "target_new": "Steve Jobs",
-        "paraphrases": ["The founder of Microsoft is", "Microsoft was started by"],
-        "neighbors": ["Amazon was founded by", "Facebook was founded by"],
+        "template": "{} is made by",
+        "subject": "The iPhone",
+        "target_true": "Apple",
+        "target_new": "Microsoft",
+        "paraphrases": ["The company behind The iPhone is", "The iPhone is a product of"],
+        "neighbors": ["The iPad is made by", "The MacBook is made by"],
     },
 ]
 file = Path("my_facts.jsonl")
@@ -65,13 +66,15 @@ noise = loc_edit.subject_noise(model, prompt, scale="s3", facts=facts)
 trace = loc_edit.trace(model, prompt, fact.target_true, noise=noise, window=5)
 trace
 
-# %% Which layer to edit?  Editing a few facts at a few layers, a pilot, tells more than tracing does
-choice = loc_edit.choose_layer(model, facts, rule="gradient", layers=(4, 8, 12, 16, 20))
+# %% Which layer to edit?  Edit a few facts at a few layers, a pilot, and take the layer with the best overall score
+layers = (4, 10, 16)
+choice = loc_edit.choose_layer(model, facts, rule="pilot", method="finetune-1", layers=layers)
 choice
 
-# %% Edit the fact at that layer by constrained fine-tuning, which needs no key statistics
+# %% Edit the fact there, by constrained fine-tuning with the settings that were tuned for this model
 request = loc_edit.pose(fact, "error_injection", model)
-edit = loc_edit.finetune(model, request, layers=[choice.layer])
+settings = loc_edit.tuned_settings(model.cfg.model_name, "finetune-1")
+edit = loc_edit.finetune(model, request, layers=[choice.layer], settings=settings)
 score = loc_edit.score(model, fact, request, edit, essence=False)
 score
 

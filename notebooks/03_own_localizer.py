@@ -1,8 +1,9 @@
 # %% [markdown]
 # # A localizer of your own
 #
-# A localizer is a function: a question in, a layer x position grid out.  This one asks how far the noise on the subject moves
-# the output of each MLP.  Is it like Causal Tracing, and does it tell where to edit?  Two minutes on a laptop, no network.
+# A localizer is a function: a question in, a layer x position grid out.  This one asks how far the noise on the subject
+# moves the output of each MLP.  Is it like Causal Tracing, and does it tell where to edit?  Two minutes on a laptop, no
+# network.
 
 # %% Install the package where it is missing, as on Colab; where it is there, no network is needed
 import importlib.util
@@ -35,9 +36,7 @@ traced = loc_edit.trace(model, prompt, facts[1].target_true, noise=noise, window
 traced
 
 # %% The new one
-mine = loc_edit.localize(
-    model, prompt, facts[1].target_true, noise=noise, localizer="output_change", window=1
-)
+mine = loc_edit.localize(model, prompt, facts[1].target_true, noise=noise, localizer="output_change", window=1)
 mine
 
 # %% A small grid: 20 facts, three localizers, ROME at four layers.  `random` is the control that yours must beat
@@ -61,5 +60,5 @@ choices = loc_edit.localizer_choices(run, draws=200)
 choices[["localizer", "choice", "mean", "low", "high", "difference", "difference_low", "difference_high"]].round(3)
 
 # %% [markdown]
-# Twenty facts are few; `loc-edit benchmark --plugin my_file.py --localizer output_change` grades a localizer on a hundred, and
-# on facts that were planted in known layers.
+# Twenty facts are few.  `loc-edit benchmark --plugin my_file.py --localizer output_change` grades a localizer on a
+# hundred, and on facts that were planted in known layers.

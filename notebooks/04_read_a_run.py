@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Read a run
 #
-# A run is a folder of rows.  This notebook makes a small one (20 facts, every layer, ROME: a minute), and then asks it the
-# question of the study: does the place where a fact seems to be stored tell us where to edit it?  Any run can be read in
-# this way, also while it is at work, and without torch.
+# A run is a folder of rows.  This notebook makes a small one (20 facts, ROME at four layers: a minute), and then asks
+# the question of the study: does the place where a fact seems to be stored tell us where to edit it?  Any run can be
+# read in this way, also while it is at work, and without torch.
 
 # %% Install the package where it is missing, as on Colab; where it is there, no network is needed
 import importlib.util
@@ -16,8 +16,8 @@ if importlib.util.find_spec("loc_edit") is None:
 # %% A run; `loc-edit run` makes one on the command line
 import loc_edit
 
-experiment = loc_edit.Experiment(loc_edit.ExperimentConfig(facts=20, essence=False, workers=1))
-experiment.run("runs/notebook")
+config = loc_edit.ExperimentConfig(facts=20, layers=(1, 3, 5, 7), essence=False, workers=1)
+loc_edit.Experiment(config).run("runs/notebook")
 run = loc_edit.load_run("runs/notebook")
 run
 
@@ -34,13 +34,11 @@ loc_edit.fit(frame, outcome="rewrite")
 # %% The answer, in words, to three questions
 loc_edit.localization_informs_editing(frame, draws=400)
 
-# %% The figure: R² of the layer alone, and of layer and tracing effect together
-from pathlib import Path
-
+# %% All tables and figures; this one has R² of the layer alone, and of layer and tracing effect together
 from IPython.display import Image
 
-analysis = loc_edit.analyze(run, draws=400)
-Image(filename=Path("runs/notebook/figures/figure_3.png"))
+loc_edit.analyze(run, draws=400)
+Image("runs/notebook/figures/figure_6.png", width=500)
 
 # %% One page for somebody else: the answer, tables, figures, and each fact with its trace and its edits
 print(loc_edit.write_report(run))

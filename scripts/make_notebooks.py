@@ -3,8 +3,8 @@
 python scripts/make_notebooks.py                   # a few minutes; wants Chromium and its driver, and SmolLM2
 python scripts/make_notebooks.py 01_trace_and_edit
 
-A notebook is kept as text, in cells that begin with `# %%`; edit that file, and never the other.  A circuitsvis view is a
-picture in what is written, as its script takes 1.3 MB.
+A notebook is kept as text, in cells that begin with `# %%`; edit that file, and never the other.  In what is written, a
+circuitsvis view is a picture, as its script takes 1.3 MB.
 """
 
 import argparse
@@ -78,9 +78,9 @@ def picture_views(notebook: nbformat.NotebookNode) -> None:
                 page.write_text(f"<meta charset=utf-8><body style='width: 700px; margin: 8px'>{html}", encoding="utf-8")
                 browser.get(page.as_uri())
                 browser.implicitly_wait(10)
-                body = browser.find_element("css selector", "body")
-                browser.find_element("css selector", "body div div")
-                picture = base64.b64encode(body.screenshot_as_png).decode()
+                view = browser.find_element("css selector", "[id^=circuits-vis]")
+                view.find_element("css selector", "div")
+                picture = base64.b64encode(view.screenshot_as_png).decode()
             output.data = nbformat.NotebookNode({"image/png": picture, "text/plain": "a circuitsvis view"})
 
 

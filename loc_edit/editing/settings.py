@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, get_type_hints, 
 
 from annotated_types import Gt, Le
 
-from loc_edit.arguments import CheckedFields, Count, NonNegative, Positive, fitted
+from loc_edit.arguments import CheckedFields, Count, NonNegative, Positive, checked, fitted
 from loc_edit.files import DATA
 from loc_edit.names import parse_method
 
@@ -182,3 +182,15 @@ def named_after(model: str, names: Iterable[str]) -> str | None:
 def presets() -> dict[str, dict[str, Any]]:
     """Settings by preset: `builtin`, `gpt-j`, `gpt2-xl`, in the form that `resolve_settings` takes."""
     return {"builtin": tomllib.loads(BUILTIN_PRESET_PATH.read_text())} | tomllib.loads(PRESETS_PATH.read_text())
+
+
+@checked
+def tuned_settings(model: str, method: str, problem: str = "error_injection") -> Settings:
+    """The settings of a method that were tuned for a model, which grids take too; the defaults if there are none.
+
+    Args:
+        model: the model's name, `model.cfg.model_name`.
+        method: `finetune-1`, `rome` or another method.
+        problem: one of `PROBLEMS`.
+    """
+    return resolve_settings(method, problem, presets().get(named_after(model, presets()) or "", {}))

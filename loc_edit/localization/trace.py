@@ -1,7 +1,6 @@
 """A trace: what restoring each layer and position of one prompt does to its target, and the numbers made of it."""
 
 from dataclasses import dataclass, field
-from io import BytesIO
 from math import isnan
 from typing import TYPE_CHECKING
 
@@ -28,7 +27,8 @@ from loc_edit.views.tokens import colored_tokens
 
 if TYPE_CHECKING:
     from circuitsvis.utils.render import RenderedHTML
-    from matplotlib.figure import Figure
+
+    from loc_edit.views.style import Drawing
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Trace:
         )
         return rows.assign(reason=self.reason) if self.reason else rows
 
-    def plot(self) -> "Figure":
+    def plot(self) -> "Drawing":
         """The layer x token heatmap, with a star at each subject token."""
         from loc_edit.views.heatmap import heatmap  # matplotlib takes a third of a second to load
 
@@ -165,9 +165,7 @@ class Trace:
         return self.token_texts or tuple(f"token {pos}" for pos in range(self.p_restored.shape[1]))
 
     def _repr_png_(self) -> bytes:
-        image = BytesIO()
-        self.plot().savefig(image, format="png", dpi=100, bbox_inches="tight")
-        return image.getvalue()
+        return self.plot()._repr_png_()
 
 
 def empty_trace(

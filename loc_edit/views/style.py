@@ -1,5 +1,6 @@
 """How figures look and how they are saved: fonts, colors, panels, and files with the same bytes every time."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,16 @@ STYLE: dict[Any, Any] = {
 }
 
 
+class Drawing(Figure):
+    """A figure that a notebook shows, also where pyplot was never imported."""
+
+    def _repr_png_(self) -> bytes:
+        image = BytesIO()
+        with styled():
+            self.savefig(image, format="png", dpi=100, bbox_inches="tight")
+        return image.getvalue()
+
+
 def styled() -> Any:
     """A context in which matplotlib draws in the style of this package, whatever the user's own settings."""
     return mpl.rc_context(dict(mpl.rcParamsDefault) | STYLE | {"backend": mpl.rcParams["backend"]})
@@ -53,7 +64,7 @@ def panels(
     """A figure with `n` equal panels, at most `columns` side by side; `size` is the size of a panel in inches."""
     columns = min(n, columns)
     rows = -(-n // columns)
-    figure = Figure(figsize=(max(3.2, size[0] * columns + 0.3), size[1] * rows + 0.3), layout="constrained")
+    figure = Drawing(figsize=(max(3.2, size[0] * columns + 0.3), size[1] * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, **share)
     for unused in grid.flat[n:]:
         unused.remove()

@@ -4,7 +4,9 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
+import loc_edit
 from loc_edit.editing.settings import SETTINGS, FinetuneSettings, MemitSettings, RomeSettings, presets, resolve_settings
+from loc_edit.experiment.config import ExperimentConfig
 from loc_edit.names import PROBLEMS, parse_method
 
 # Hase et al. 2023, appendix B: eps of FT-1 and FT-5, steps of FT, what ROME and MEMIT have instead of their defaults.
@@ -158,3 +160,15 @@ def test_a_value_of_another_type_is_refused(method, values, wanted):
 def test_a_whole_number_will_do_for_a_float():
     found = resolve_settings("rome", "fact_erasure", {"rome": {"clamp": 20}}).clamp
     assert (found, type(found)) == (20.0, float)
+
+
+def test_tuned_settings_are_those_of_grids_and_the_defaults_for_an_unknown_model():
+    tuned = loc_edit.tuned_settings("SmolLM2-135M", "finetune-1")
+    assert tuned == ExperimentConfig(model="smollm2").settings_of("finetune-1", "error_injection")
+    assert tuned != loc_edit.FinetuneSettings()
+    assert loc_edit.tuned_settings("nobody's", "finetune-1") == loc_edit.FinetuneSettings()
+    assert (
+        loc_edit.tuned_settings("gpt-j-6b", "rome").kl != loc_edit.tuned_settings("gpt-j-6b", "rome", "fact_forcing").kl
+    )
+    with pytest.raises(ValueError, match="finetuned"):
+        loc_edit.tuned_settings("smollm2", "finetuned")
