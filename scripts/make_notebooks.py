@@ -30,13 +30,15 @@ RenderedHTML._repr_html_ = lambda view: view.local_src
 
 def read(name: str) -> nbformat.NotebookNode:
     """The cells of a notebook, without what they show."""
-    notebook = jupytext.read(FOLDER / f"{name}.py", fmt="py:percent")
-    for i, cell in enumerate(notebook.cells):
-        title = cell.metadata.pop("title", None)  # what follows `# %%` on its line
-        cell.id = f"cell-{i}"
+    notebook, cells = jupytext.read(FOLDER / f"{name}.py", fmt="py:percent"), []
+    for cell in notebook.cells:
+        if title := cell.metadata.pop("title", None):  # what follows `# %%` on its line
+            cells.append(nbformat.v4.new_markdown_cell(title))
         cell.metadata.clear()
-        if title:
-            cell.source = f"# {title}\n{cell.source}"
+        cells.append(cell)
+    for i, cell in enumerate(cells):
+        cell.id = f"cell-{i}"
+    notebook.cells = cells
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},

@@ -33,7 +33,7 @@ def test_a_notebook_is_its_text_with_what_it_showed(name):
         (cell.cell_type, cell.source) for cell in read(name).cells
     ], f"{path.name} is old: python scripts/make_notebooks.py {name}"
     assert path.stat().st_size < 1e6
-    assert "find_spec" in notebook.cells[1].source
+    assert "find_spec" in notebook.cells[2].source
     assert any("image/png" in output.get("data", {}) for output in outputs(notebook))
     assert not [output for output in outputs(notebook) if output.output_type in ("stream",) and output.name == "stderr"]
 

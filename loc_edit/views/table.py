@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
+LEFT = 'style="text-align: left; vertical-align: top"'
+
 
 def html_table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = (), title: str = "") -> str:
     """A table whose texts stay texts.
@@ -12,13 +14,16 @@ def html_table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = (), 
         header: the names of the columns.
         title: a line above.
     """
-    caption = f"<caption>{escape(title)}</caption>" if title else ""
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    lines = [f"<tr>{head}</tr>"] if header else []
+    above = f"<p>{escape(title)}</p>" if title else ""
+    lines = [f"<tr>{''.join(map(_name, header))}</tr>"] if header else []
     for name, *cells in rows:
-        columns = "".join(f"<td>{escape(_spelled(cell))}</td>" for cell in cells)
-        lines.append(f"<tr><th>{escape(str(name))}</th>{columns}</tr>")
-    return f"<table>{caption}{''.join(lines)}</table>"
+        columns = "".join(f"<td {LEFT}>{escape(_spelled(cell))}</td>" for cell in cells)
+        lines.append(f"<tr>{_name(name)}{columns}</tr>")
+    return f"{above}<table>{''.join(lines)}</table>"
+
+
+def _name(name: object) -> str:
+    return f"<th {LEFT}>{escape(str(name))}</th>"
 
 
 def _spelled(cell: object) -> str:

@@ -67,7 +67,7 @@ def test_every_rule_chooses_a_layer_and_leaves_the_model_as_it_was(deep, facts, 
     assert choice.layer == table["mean"].idxmax()
     assert choice.sure == table.loc[choice.layer, "votes"]
     assert table["votes"].sum() == pytest.approx(1)
-    assert f"<th>{choice.layer}</th><td>{table['mean'].max():.3f}</td>" in choice._repr_html_()
+    assert f">{table['mean'].max():.3f}</td>" in choice._repr_html_()
     assert bool(choice.worth) == (rule == "pilot")
     if choice.worth:
         assert choice.worth["oracle"] >= table["mean"].max() >= choice.worth["any"]

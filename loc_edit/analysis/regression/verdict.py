@@ -75,9 +75,11 @@ class Verdicts(pd.DataFrame):
         return pd.DataFrame
 
     def _repr_html_(self) -> str:
-        labels = {name: question.label for name, question in QUESTIONS.items()}
-        rows = [[row[name] for name in ("verdict", *labels)] for row in self.to_dict("records")]
-        return html_table(rows, header=("", *labels.values()))
+        rows = []
+        for row in self.to_dict("records"):
+            label = f"{method_label(row['method'], row['window'])}, {problem_label(row['problem']).lower()}"
+            rows.append((label, *(row[name] for name in QUESTIONS), row["verdict"]))
+        return html_table(rows, header=("", *(question.label for question in QUESTIONS.values()), ""))
 
 
 @checked
