@@ -38,7 +38,12 @@ def facts(
     seed: int = 0,
     accept_terms: AcceptTerms = False,
 ) -> None:
-    """List facts, choose those that a model knows, check a file, or write the chosen facts as JSON lines.
+    """List facts, choose those that a model knows, check a file.
+
+    Examples:
+        loc-edit facts -n 10
+        loc-edit facts --data counterfact.json --validate
+        loc-edit facts --known --model smollm2 --save known.jsonl
 
     Args:
         n: How many facts, spread evenly over the relations; all if None.

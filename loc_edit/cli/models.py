@@ -14,7 +14,14 @@ def models(
     name: Annotated[str | None, tyro.conf.Positional] = None,
     accept_terms: AcceptTerms = False,
 ) -> None:
-    """List the models that have a name, and what the cache holds; with NAME, download and convert that model.
+    """List the models that have a name, or fetch one of them.
+
+    With NAME, that model is downloaded and converted.
+
+    Examples:
+        loc-edit models
+        loc-edit models smollm2
+        loc-edit models gemma3-270m --accept-terms
 
     Args:
         name: A named model, or a GGUF file.

@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 
 
 def status(run: RunFolder) -> None:
-    """Report the progress of a run: rows done, skipped, failed and remaining, with reasons, speed and current writer.
+    """Report the progress of a run, also while it is at work.
 
-    The run may be at work meanwhile.
+    It says how many rows are done, skipped, failed and remaining, and why, how fast they come, and who writes.
+
+    Examples:
+        loc-edit status runs/demo
+        loc-edit status runs/demo --json
     """
     from loc_edit.analysis.status import counted, run_progress
 
@@ -45,9 +49,12 @@ def status(run: RunFolder) -> None:
 
 
 def compact(run: RunFolder) -> None:
-    """Merge the many small files of a run, so that it is read fast.  The run can continue and grow as before.
+    """Merge the many small files of a run, so that it is read fast.
 
-    Nothing may be writing to the run.
+    The run can continue and grow as before.  Nothing may be writing to it meanwhile.
+
+    Examples:
+        loc-edit compact runs/demo
     """
     loaded = loc_edit.load_run(run)
     with loc_edit.Run.create(loaded.path, loaded.config, loaded.provenance, loaded.selection) as opened:

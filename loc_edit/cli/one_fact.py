@@ -10,7 +10,7 @@ from rich.table import Table
 
 import loc_edit
 from loc_edit.cli.models import fetch
-from loc_edit.cli.options import AcceptTerms, Assignments, FactSource, like_config
+from loc_edit.cli.options import AcceptTerms, Assignments, Source, like_config
 from loc_edit.cli.show import numbers, out, plain_table
 from loc_edit.experiment.config import ExperimentConfig
 from loc_edit.experiment.plugins import load_installed, load_plugins
@@ -26,7 +26,7 @@ PROBLEM = tyro.conf.arg(help=f"The editing problem: {', '.join(PROBLEMS)}.")
 
 def trace(
     fact: int,
-    source: FactSource,
+    source: Source,
     window: int = 5,
     site: Annotated[str, like_config("site")] = "mlp_out",
     localizer: Annotated[str, LOCALIZER] = "causal_tracing",
@@ -34,7 +34,14 @@ def trace(
     folder: Path = Path("runs/traces"),
     accept_terms: AcceptTerms = False,
 ) -> None:
-    """Trace one fact: print the layer x token grid, and save it as CSV, PNG and PDF.
+    """Trace one fact: print its layer x token grid, and save it.
+
+    The grid is saved as CSV, PNG and PDF.
+
+    Examples:
+        loc-edit trace --fact 1
+        loc-edit trace --fact 1 --localizer attribution --window 1
+        loc-edit trace --fact 1 --model smollm2 --json
 
     Args:
         fact: The fact's id (see `loc-edit facts`).
@@ -84,16 +91,23 @@ def _print_trace(trace: "loc_edit.Trace") -> None:
 def edit(
     fact: int,
     layer: int,
-    source: FactSource,
+    source: Source,
     method: Annotated[str, METHOD] = "rome",
     problem: Annotated[str, PROBLEM] = "error_injection",
     preset: Annotated[str, like_config("preset")] = "auto",
-    settings: Assignments = (),
+    assignments: Assignments = (),
     corpus_tokens: int = 200_000,
     save: Path | None = None,
     accept_terms: AcceptTerms = False,
 ) -> None:
-    """Edit one fact at one layer, and show the effect: probabilities, next tokens and scores.
+    """Edit one fact at one layer, and show what that does.
+
+    Shown are the next tokens and the probabilities before and after the edit, and its scores.
+
+    Examples:
+        loc-edit edit --fact 1 --layer 2
+        loc-edit edit --fact 1 --layer 2 --method memit-3 --problem fact_erasure
+        loc-edit edit --fact 1 --layer 2 --save edit.safetensors
 
     Args:
         fact: The fact's id (see `loc-edit facts`).
@@ -106,7 +120,7 @@ def edit(
     from loc_edit.experiment.study import edit_cells
 
     values = {"preset": preset, "corpus_tokens": corpus_tokens, "methods": [method], "problems": [problem]}
-    config = ExperimentConfig.from_values({**asdict(source), **values, "layers": [layer]}).with_settings(settings)
+    config = ExperimentConfig.from_values({**asdict(source), **values, "layers": [layer]}).with_settings(assignments)
     fetch(source.model, accept_terms)
     setup = Setup(config)
     [cell] = edit_cells(setup, problem)
