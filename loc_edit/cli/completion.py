@@ -7,7 +7,6 @@ import tyro
 from loc_edit.cli.contents import COMMANDS, PROGRAM, load
 from loc_edit.cli.parsing import form
 
-
 FILES = f"""
 _loc_edit() {{ _tyro_loc_edit; [ -n "${{COMPREPLY[*]}}" ] || COMPREPLY=(); }}
 complete -o default -F _loc_edit {PROGRAM}"""

@@ -10,8 +10,8 @@ from rich.table import Table
 
 import loc_edit
 from loc_edit.cli.models import fetch
-from loc_edit.cli.options import AcceptTerms, Assignments, Source, like_config
-from loc_edit.cli.show import numbers, out, plain_table
+from loc_edit.cli.options import AcceptTerms, Assignments, Json, Source, like_config
+from loc_edit.cli.show import numbers, out, plain_table, print_json
 from loc_edit.experiment.config import ExperimentConfig
 from loc_edit.experiment.plugins import load_installed, load_plugins
 from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS
@@ -33,6 +33,7 @@ def trace(
     samples: Annotated[int, like_config("noise_samples")] = 10,
     folder: Path = Path("runs/traces"),
     accept_terms: AcceptTerms = False,
+    as_json: Json = False,
 ) -> None:
     """Trace one fact: print its layer x token grid, and save it.
 
@@ -64,10 +65,16 @@ def trace(
     traced = loc_edit.localize(
         model, prompt, chosen.target_true, noise=noise, localizer=localizer, site=site, window=window, **options
     )
-    _print_trace(traced)
+    if not as_json:
+        _print_trace(traced)
     rows = cell_effects(traced.to_frame(), EffectDefinition(traced.window, site, localizer=localizer))
     paths = save(traced.plot(), rows, folder, f"trace_{fact}")
     out.print("saved " + ", ".join(escape(str(path)) for path in paths))
+    if as_json:
+        ends = {"begin": prompt.subject.start, "end": prompt.subject.stop}
+        more = {"fact_id": fact, "prompt": prompt.text, "tokens": traced.token_texts, "subject": ends}
+        names = ("target", "localizer", "site", "window", "metric", "p_clean", "p_corrupted", "p_restored")
+        print_json({**more, **{name: getattr(traced, name) for name in names}, "files": paths})
 
 
 def _print_trace(trace: "loc_edit.Trace") -> None:
@@ -99,6 +106,7 @@ def edit(
     corpus_tokens: int = 200_000,
     save: Path | None = None,
     accept_terms: AcceptTerms = False,
+    as_json: Json = False,
 ) -> None:
     """Edit one fact at one layer, and show what that does.
 
@@ -132,10 +140,23 @@ def edit(
     if isinstance(made, Exception):
         raise made
     score = loc_edit.score(setup.model, chosen, request, made)
-    _print_edit(made, score.show(setup.model), score.essence)
+    view = score.show(setup.model)
+    if not as_json:
+        _print_edit(made, view, score.essence)
     if save:
         made.save(save)
         out.print(f"saved {escape(str(save))}")
+    if as_json:
+        cell_names = {name: getattr(cell, name) for name in ("problem", "method", "window", "layer")}
+        tokens = {
+            f"next_tokens_{when}": [{"token": token, "p": p} for token, p in getattr(view, when)]
+            for when in ("before", "after")
+        }
+        norms = [{"layer": layer, "norm": norm, "share": share} for layer, (norm, share) in view.norms.items()]
+        names = {"prompt": view.prompt, "target": view.target, "objective": view.objective}
+        scores = {**view.scores, "essence": score.essence}
+        numbers_of_edit = {"probabilities": view.to_frame(), "scores": scores, "norms": norms}
+        print_json({"fact_id": fact, **cell_names, **names, **tokens, **numbers_of_edit, "file": save})
 
 
 def _print_edit(edit: "loc_edit.Edit", view: "EditView", essence: float) -> None:

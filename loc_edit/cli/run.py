@@ -5,8 +5,8 @@ from rich.markup import escape
 import loc_edit
 from loc_edit.cli.exits import Exit
 from loc_edit.cli.models import fetch
-from loc_edit.cli.options import AcceptTerms, Assignments
-from loc_edit.cli.show import out, print_analysis, progress, size
+from loc_edit.cli.options import AcceptTerms, Assignments, Json
+from loc_edit.cli.show import out, plain, print_analysis, print_json, progress, size
 from loc_edit.events import duration
 from loc_edit.experiment.config import ExperimentConfig
 
@@ -67,6 +67,7 @@ def plan(
     config: str = "default",
     assignments: Assignments = (),
     accept_terms: AcceptTerms = False,
+    as_json: Json = False,
 ) -> None:
     """Estimate what a run takes: traces, edits, time, disk, memory.
 
@@ -80,6 +81,9 @@ def plan(
     fetch(experiment.model, accept_terms)
     with progress():
         plan = loc_edit.Experiment(experiment.with_settings(assignments)).plan()
+    if as_json:
+        print_json({**plain(plan), "seconds": plan.seconds, "memory": plan.memory, "out": experiment.out})
+        return
     lines = [
         ("facts", f"{plan.facts:,}", ""),
         ("traces", f"{plan.traces:,}", "(each at every layer and position)"),
