@@ -14,7 +14,7 @@ complete -o default -F _loc_edit {PROGRAM}"""
 
 
 def completion(shell: Annotated[Literal["bash", "zsh", "fish"], tyro.conf.Positional]) -> None:
-    """Print a script with which the shell completes commands and options.
+    """Print a script that lets the shell complete commands.
 
     Save it once where the shell looks for such scripts, and again after an update of loc_edit.
 

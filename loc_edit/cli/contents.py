@@ -26,10 +26,10 @@ COMMANDS = {home.partition(".")[2].replace("_", "-"): home for homes in GROUPS.v
 """The commands by the names that people type."""
 
 EXAMPLES = """\
-  loc-edit run                      # the study on the built-in model, in minutes
-  loc-edit report runs/demo         # one page with the answer and every fact
-  loc-edit trace --fact 1           # where one fact seems to be stored
-  loc-edit doctor                   # whether everything works here"""
+  loc-edit run                # the study on the built-in model, in minutes
+  loc-edit report runs/demo   # one page with the answer and every fact
+  loc-edit trace --fact 1     # where one fact seems to be stored
+  loc-edit doctor             # whether everything works here"""
 
 
 def load(name: str) -> Callable[..., None]:

@@ -9,8 +9,8 @@ from rich.table import Table
 
 import loc_edit
 from loc_edit.cli.models import fetch
-from loc_edit.cli.options import AcceptTerms, Json, like_config
-from loc_edit.cli.show import err, numbers, out, print_json, progress
+from loc_edit.cli.options import AcceptTerms, like_config
+from loc_edit.cli.show import Json, err, numbers, out, print_json, progress
 
 if TYPE_CHECKING:
     from loc_edit.facts.loading import FactFile

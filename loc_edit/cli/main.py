@@ -11,7 +11,6 @@ from typing import Any
 
 from loc_edit.cli.contents import COMMANDS, PROGRAM, help_text, load
 from loc_edit.cli.exits import Exit
-from loc_edit.names import nearest
 
 LISTS = (
     *("--layers", "--windows", "--localizer-windows", "--methods", "--problems", "--localizers", "--scores"),
@@ -45,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM} {loc_edit.__version__}")
         return Exit.DONE
     if args[0] not in COMMANDS:
+        from loc_edit.names import nearest
+
         print(f"{PROGRAM}: command {args[0]!r}: {nearest(args[0], COMMANDS)}", file=sys.stderr)
         return Exit.USAGE
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -59,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         _say(str(error))
         return getattr(error, "exit_status", Exit.ERROR)
-    except ImportError as error:
-        _say(f"{error}; `{PROGRAM} doctor` says what is missing")
+    except ImportError as error:  # without rich, which may be missing
+        print(f"{PROGRAM}: {error}; `{PROGRAM} doctor` says what is not installed", file=sys.stderr)
         return Exit.ERROR
 
 

@@ -5,8 +5,8 @@ from typing import Annotated
 import tyro
 from rich.markup import escape
 
-from loc_edit.cli.options import AcceptTerms, Json
-from loc_edit.cli.show import numbers, out, plain_table, print_json, progress, size
+from loc_edit.cli.options import AcceptTerms
+from loc_edit.cli.show import Json, numbers, out, plain_table, print_json, progress, size
 from loc_edit.files import cache_folder
 
 
@@ -38,7 +38,9 @@ def models(
     if as_json:
         names = ("name", "title", "license", "size")
         models = [{name: getattr(m, name) for name in names} | {"folder": here and here.folder} for m, here in named]
-        others = [{"name": kept.about["source"], "size": kept.size, "folder": kept.folder} for kept in in_cache.values()]
+        others = [
+            {"name": kept.about["source"], "size": kept.size, "folder": kept.folder} for kept in in_cache.values()
+        ]
         print_json({"models": models, "others": others, "cache": cache_folder("models")})
         return
     table = plain_table("name", "model", "license", *numbers("download", "in the cache"))

@@ -10,8 +10,8 @@ from rich.table import Table
 
 import loc_edit
 from loc_edit.cli.models import fetch
-from loc_edit.cli.options import AcceptTerms, Assignments, Json, Source, like_config
-from loc_edit.cli.show import numbers, out, plain_table, print_json
+from loc_edit.cli.options import AcceptTerms, Assignments, Source, like_config
+from loc_edit.cli.show import Json, numbers, out, plain_table, print_json
 from loc_edit.experiment.config import ExperimentConfig
 from loc_edit.experiment.plugins import load_installed, load_plugins
 from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS

@@ -32,10 +32,6 @@ Assignments = Annotated[
     ),
 ]
 
-Json = Annotated[
-    bool, tyro.conf.arg(name="json", help="Print one JSON document on standard output, and nothing else there.")
-]
-
 RunFolder = Annotated[
     Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="The run's folder, finished or not.")
 ]

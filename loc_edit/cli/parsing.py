@@ -136,7 +136,7 @@ def names_of(record: Any) -> list[str]:
     """The names of the fields of a dataclass, or of a model of pydantic."""
     return (
         [*type(record).model_fields]
-        if hasattr(record, "model_fields")
+        if hasattr(type(record), "model_fields")
         else [f.name for f in dataclasses.fields(record)]
     )
 

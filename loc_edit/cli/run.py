@@ -5,8 +5,8 @@ from rich.markup import escape
 import loc_edit
 from loc_edit.cli.exits import Exit
 from loc_edit.cli.models import fetch
-from loc_edit.cli.options import AcceptTerms, Assignments, Json
-from loc_edit.cli.show import out, plain, print_analysis, print_json, progress, size
+from loc_edit.cli.options import AcceptTerms, Assignments
+from loc_edit.cli.show import Json, out, plain, print_analysis, print_json, progress, size
 from loc_edit.events import duration
 from loc_edit.experiment.config import ExperimentConfig
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields, is_dataclass
 from math import isfinite
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
+import tyro
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+
+Json = Annotated[
+    bool, tyro.conf.arg(name="json", help="Print one JSON document on standard output, and nothing else there.")
+]
 
 _documents: list[TextIO] = []
 """Standard output, while everything but a JSON document goes to standard error."""

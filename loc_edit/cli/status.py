@@ -8,11 +8,10 @@ from rich.markup import escape
 from rich.table import Column
 
 import loc_edit
-from loc_edit.cli.options import Json, RunFolder
-from loc_edit.cli.show import numbers, out, plain, plain_table, print_json
+from loc_edit.cli.options import RunFolder
+from loc_edit.cli.show import Json, numbers, out, plain, plain_table, print_json
 from loc_edit.events import duration
 from loc_edit.names import TRACING, method_label, problem_label
-from loc_edit.store.rows import KINDS
 
 if TYPE_CHECKING:
     from loc_edit.analysis.status import RunProgress
@@ -65,6 +64,8 @@ def compact(run: RunFolder) -> None:
     Examples:
         loc-edit compact runs/demo
     """
+    from loc_edit.store.rows import KINDS
+
     loaded = loc_edit.load_run(run)
     with loc_edit.Run.create(loaded.path, loaded.config, loaded.provenance, loaded.selection) as opened:
         saved = opened.compact()

@@ -6,8 +6,7 @@ import tyro
 from rich.markup import escape
 
 import loc_edit
-from loc_edit.cli.options import Json
-from loc_edit.cli.show import out, print_json
+from loc_edit.cli.show import Json, out, print_json
 
 COLORS = {"whole": "green", "no checksum": "yellow", "set aside": "yellow", "damaged": "bold red"}
 
