@@ -27,7 +27,7 @@ SHOWN = ("torch", "transformer-lens", "transformers", "numpy", "pandas")
 FOR_DEVELOPERS = ("dev", "servers")
 """Extras that users do not need."""
 
-GB = 10**9
+MB, GB = 10**6, 10**9
 LITTLE_DISK, LITTLE_MEMORY = 2 * GB, 2 * GB
 """What is free below this many bytes is worth a warning."""
 NO_DISK = GB // 10
@@ -185,10 +185,8 @@ def _cache() -> Iterator[Check]:
         yield Check("cache", "problem", f"{folder} ({origin}) cannot be written: {why}", advice)
         return
     sizes = {entry.name: _size(entry) for entry in sorted(folder.iterdir())}
-    told = ", ".join(f"{name} {n / GB:.2f}" for name, n in sizes.items() if n >= GB // 100)
-    yield Check(
-        "cache", "ok", f"{folder} ({origin}), {sum(sizes.values()) / GB:.2f} GB" + (f": {told}" if told else "")
-    )
+    parts = [f"{sum(sizes.values()) / GB:.2f} GB", *(f"{name} {n / GB:.2f}" for name, n in sizes.items() if n >= MB)]
+    yield Check("cache", "ok", f"{folder} ({origin}): {', '.join(parts)}")
 
 
 def _size(path: Path) -> int:

@@ -55,7 +55,7 @@ def test_status_says_what_its_table_says(run):
 
 
 def test_plan_is_its_record(here):
-    found, result = document("plan", "--facts", 2, "--layers", 2, "--methods", "finetune-1", "--out", "planned")
+    found, result = document("plan", "--facts", 2, "--layers", 2, "--methods", "finetune-1", "--out", "planned", "--no-essence")
     assert set(found) == documented("plan") == {field.name for field in fields(Plan)} | {"seconds", "memory", "out"}
     assert (found["facts"], found["edits"], found["out"]) == (2, 2, "planned")
     assert found["seconds"] == found["work"] / found["processes"]
@@ -74,6 +74,7 @@ def test_trace_has_the_grid_that_it_saves(here):
     assert [Path(path).suffix for path in found["files"]] == [".pdf", ".png", ".csv"]
 
 
+@pytest.mark.slow
 def test_edit_has_the_scores_that_it_prints(here):
     options = ("edit", "--fact", 1, "--layer", 2, "--method", "finetune-1")
     found, _ = document(*options, "--save", "edit.safetensors")
@@ -81,7 +82,7 @@ def test_edit_has_the_scores_that_it_prints(here):
     printed = call(*options).out
     for name, value in found["scores"].items():
         assert f"{name} {value:.3f}" in printed
-    assert [row["kind"] for row in found["probabilities"]][0] == "rewrite"
+    assert found["probabilities"][0]["kind"] == "rewrite"
     assert sum(entry["p"] for entry in found["next_tokens_before"]) <= 1
     assert Path(found["file"]).is_file()
 

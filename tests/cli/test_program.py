@@ -228,9 +228,14 @@ def test_the_page_has_the_exit_statuses_of_the_code():
     assert table == [(str(int(status)), status.meaning) for status in Exit]
 
 
-def test_the_page_has_every_command():
+def test_the_page_has_every_command_with_examples_that_parse():
     for name in COMMANDS:
-        assert f"### {name}\n" in PAGE, name
+        [section] = re.findall(rf"^### {name}\n(.*?)^##", PAGE, re.MULTILINE | re.DOTALL)
+        examples = re.findall(r"^loc-edit (.*?)(?: [>#|] .*)?$", section, re.MULTILINE)
+        assert examples, name
+        for used, *words in map(shlex.split, examples):
+            assert used == name
+            assert parsed(used, *words)
 
 
 # Colors

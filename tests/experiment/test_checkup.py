@@ -30,6 +30,7 @@ def told(name, **options):
     return check
 
 
+@pytest.mark.slow
 def test_all_is_well_where_the_tests_run(cache):
     result = call("doctor", "--json")
     found = json.loads(result.out)
@@ -156,6 +157,7 @@ def test_a_number_that_differs_is_a_problem(wrong):
     assert f"expected p_restored {EXPECTED['p_restored']:.4f}" in check.found
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_come_back_are_a_problem(monkeypatch):
     from loc_edit.models import identity
 
