@@ -55,7 +55,9 @@ def test_status_says_what_its_table_says(run):
 
 
 def test_plan_is_its_record(here):
-    found, result = document("plan", "--facts", 2, "--layers", 2, "--methods", "finetune-1", "--out", "planned", "--no-essence")
+    found, result = document(
+        "plan", "--facts", 2, "--layers", 2, "--methods", "finetune-1", "--out", "planned", "--no-essence"
+    )
     assert set(found) == documented("plan") == {field.name for field in fields(Plan)} | {"seconds", "memory", "out"}
     assert (found["facts"], found["edits"], found["out"]) == (2, 2, "planned")
     assert found["seconds"] == found["work"] / found["processes"]
