@@ -5,15 +5,14 @@ models.  Public names are loaded when first used, so that `import loc_edit` is q
 needs no torch.
 """
 
-import ast
+from functools import cache
 from importlib import import_module
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = version("loc-edit")
+__version__: str
+__all__: list[str]
 
-if TYPE_CHECKING:  # for editors and type checkers; `_HOMES` reads the same lines when the package runs
+if TYPE_CHECKING:  # for editors and type checkers; `_homes` reads the same lines when the package runs
     from loc_edit.analysis.analyze import analyze as analyze
     from loc_edit.analysis.regression.choices import layer_choices as layer_choices
     from loc_edit.analysis.regression.localizers import (
@@ -112,25 +111,38 @@ if TYPE_CHECKING:  # for editors and type checkers; `_HOMES` reads the same line
     from loc_edit.scoring.score import score as score
     from loc_edit.scoring.scores import EditScore as EditScore
 
-_HOMES = {
-    alias.name: node.module or ""
-    for node in ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
-    if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("loc_edit.")
-    for alias in node.names
-}
-__all__ = sorted(_HOMES)
+
+@cache
+def _homes() -> dict[str, str]:
+    """The module of every public name, from the imports above."""
+    import ast
+    from pathlib import Path
+
+    return {
+        alias.name: node.module or ""
+        for node in ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("loc_edit.")
+        for alias in node.names
+    }
 
 
 if not TYPE_CHECKING:  # for a type checker, a name that is not above does not exist
 
     def __getattr__(name: str) -> Any:
         """Load the module of a public name when the name is first used."""
-        if name not in _HOMES:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            value = version("loc-edit")
+        elif name == "__all__":
+            value = sorted(_homes())
+        elif name in _homes():
+            value = getattr(import_module(_homes()[name]), name)
+        else:
             raise AttributeError(f"module 'loc_edit' has no attribute {name!r}")
-        value = getattr(import_module(_HOMES[name]), name)
         globals()[name] = value
         return value
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return [*globals(), *_homes()]

@@ -78,7 +78,7 @@ def contexts(model):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_name_is_public(name):
-    assert getattr(loc_edit, name) is getattr(importlib.import_module(loc_edit._HOMES[name]), name)
+    assert getattr(loc_edit, name) is getattr(importlib.import_module(loc_edit._homes()[name]), name)
     assert name in loc_edit.__all__
     assert name in dir(loc_edit)
 

@@ -18,7 +18,7 @@ from loc_edit.analysis.tables.rows import method_labels, without_controls
 from loc_edit.facts.loading import load_facts
 from loc_edit.facts.sampling import sample_by_relation
 from loc_edit.names import STATUSES, TRACING, method_label, parse_method, problem_label, windows_of
-from loc_edit.store.folder import BadRun
+from loc_edit.store.layout import BadRun
 from loc_edit.store.lock import lock_holder
 from loc_edit.store.rows import KINDS
 from loc_edit.store.shards import Shard, aside

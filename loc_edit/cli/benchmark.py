@@ -28,9 +28,14 @@ def benchmark(
     workers: Annotated[int | None, like_config("workers")] = None,
     accept_terms: AcceptTerms = False,
 ) -> None:
-    """Grade a localizer (does it find planted facts, and does it inform editing?) or an editor, on a fixed grid.
+    """Grade a localizer or an editor on a fixed grid.
 
-    The grid's edits ship with the package, so a localizer needs only its own traces.
+    Does the localizer find planted facts, and does it inform editing?  The grid's edits ship with the package, so a
+    localizer needs only its own traces.
+
+    Examples:
+        loc-edit benchmark --localizer attribution
+        loc-edit benchmark --plugin my_file.py --editor mine --submit mine.json
 
     Args:
         localizer: The localizer.

@@ -29,7 +29,11 @@ def choose_layer(
     plugins: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--plugin"], help=PLUGINS)] = (),
     accept_terms: AcceptTerms = False,
 ) -> None:
-    """Choose the layer to edit from a few facts, and say how sure the choice is.
+    """Choose the layer to edit from a few facts, and say how sure.
+
+    Examples:
+        loc-edit choose-layer smollm2
+        loc-edit choose-layer builtin --rule gradient --facts 40
 
     Args:
         facts: How many facts, spread evenly over the relations.

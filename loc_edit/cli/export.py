@@ -11,7 +11,12 @@ from loc_edit.cli.show import out as screen
 
 
 def export(edits: Annotated[tuple[Path, ...], tyro.conf.Positional], model: str, out: Path) -> None:
-    """Write a local Hugging Face checkpoint with saved edits in its weights to a new directory.
+    """Write saved edits into a Hugging Face checkpoint.
+
+    The new checkpoint is a directory of its own; the model's stays as it is.
+
+    Examples:
+        loc-edit export edit.safetensors --model smollm2 --out edited
 
     Args:
         edits: Files that `loc-edit edit --save` or `Edit.save` wrote, applied in this order.

@@ -10,7 +10,7 @@ from rich.table import Table
 import loc_edit
 from loc_edit.cli.models import fetch
 from loc_edit.cli.options import AcceptTerms, like_config
-from loc_edit.cli.show import err, numbers, out, progress
+from loc_edit.cli.show import Json, err, numbers, out, print_json, progress
 
 if TYPE_CHECKING:
     from loc_edit.facts.loading import FactFile
@@ -37,8 +37,14 @@ def facts(
     skipped: Path | None = None,
     seed: int = 0,
     accept_terms: AcceptTerms = False,
+    as_json: Json = False,
 ) -> None:
-    """List facts, choose those that a model knows, check a file, or write the chosen facts as JSON lines.
+    """List facts, choose those that a model knows, check a file.
+
+    Examples:
+        loc-edit facts -n 10
+        loc-edit facts --data counterfact.json --validate
+        loc-edit facts --known --model smollm2 --save known.jsonl
 
     Args:
         n: How many facts, spread evenly over the relations; all if None.
@@ -66,7 +72,7 @@ def facts(
     if validate:
         if data == "builtin":
             raise ValueError("--validate: expected --data with the file or public data set to check")
-        _validate(read_file(data, format=format, seed=seed, false_target=false_target), model, skipped)
+        _validate(read_file(data, format=format, seed=seed, false_target=false_target), model, skipped, as_json)
         return
     loaded = loc_edit.load_facts(
         data, format=format, seed=seed, skip_invalid=skip_invalid, skipped=skipped, false_target=false_target
@@ -81,7 +87,9 @@ def facts(
     chosen = [fact for fact in chosen if fact in sampled]  # in the order of the file
     if save:
         _save(chosen, save)
-    else:
+    if as_json:
+        print_json({"facts": chosen, "of": len(loaded), "file": save})
+    elif not save:
         _print_facts(chosen)
 
 
@@ -110,20 +118,25 @@ def _known(facts: "Facts", model: str, known: bool, min_probability: float, skip
         return loc_edit.known_facts(net, facts, known=known, min_probability=min_probability)
 
 
-def _validate(file: "FactFile", model: str | None, skipped: Path | None) -> None:
+def _validate(file: "FactFile", model: str | None, skipped: Path | None, as_json: bool) -> None:
     """Prints the contents of a file of facts; refuses it if a record or fact cannot be used."""
     from loc_edit.facts.loading import save_skipped
 
-    title = f"{escape(str(file.path))}, format {file.format}"
-    table = Table("", *numbers(""), title=title, title_justify="left", show_header=False)
-    for words, count in file.counts().items():
-        table.add_row(words, f"{count:,}")
-    refusals: list[str] = []
+    counts, refusals = file.counts(), list[str]()
     if model is not None:
         usable, refusals = _usable(loc_edit.load_model(model), file.facts)
-        table.add_row(f"usable with {escape(model)}", f"{len(usable):,}")
-    out.print(table)
-    _print_errors("malformed", [str(error) for error in file.errors])
+        counts[f"usable with {model}"] = len(usable)
+    malformed = [str(error) for error in file.errors]
+    if as_json:
+        about = {"path": file.path, "format": file.format, "counts": counts}
+        print_json({**about, "malformed": malformed, "not_usable": refusals})
+    else:
+        title = f"{escape(str(file.path))}, format {file.format}"
+        table = Table("", *numbers(""), title=title, title_justify="left", show_header=False)
+        for words, count in counts.items():
+            table.add_row(escape(words), f"{count:,}")
+        out.print(table)
+    _print_errors("malformed", malformed)
     _print_errors(f"not usable with {model}", refusals)
     if skipped is not None:
         save_skipped(file.errors, skipped)

@@ -1,38 +1,17 @@
 """The program `loc-edit`: it reads the command line, runs one command and reports errors in one line."""
 
-import argparse
 import logging
+import shlex
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from typing import Any
 
-import tyro
-from pydantic import ValidationError
-from rich.markup import escape
+from loc_edit.cli.contents import COMMANDS, PROGRAM, help_text, load
+from loc_edit.cli.exits import Exit
 
-from loc_edit.cli.benchmark import benchmark
-from loc_edit.cli.choose_layer import choose_layer
-from loc_edit.cli.commands import edit, trace
-from loc_edit.cli.export import export
-from loc_edit.cli.facts import facts
-from loc_edit.cli.models import models
-from loc_edit.cli.plant import plant
-from loc_edit.cli.results import analyze, report
-from loc_edit.cli.run import CellsFailed, plan, run
-from loc_edit.cli.show import err
-from loc_edit.cli.stats import stats
-from loc_edit.cli.status import compact, status
-from loc_edit.cli.tune import tune
-from loc_edit.cli.verify import verify
-from loc_edit.experiment.config import ExperimentConfig, first_error
-
-COMMANDS = (
-    run, plan, status, compact, trace, edit, tune, choose_layer, plant, benchmark, export, stats, analyze, report,
-    facts, models, verify,
-)  # fmt: skip
 LISTS = (
     *("--layers", "--windows", "--localizer-windows", "--methods", "--problems", "--localizers", "--scores"),
     *("--plugin", "--plugins"),
@@ -52,33 +31,59 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; an error that a user can correct takes one line and no traceback.
 
     Returns:
-        The exit status: 0, 1 after an error, 3 if a run has ended and every edit of some cell has failed, 130 after
-        Ctrl-C, 143 or another number above 128 after a signal.  (tyro exits with 2 when an option does not parse.)
+        The exit status: see `Exit`.  (tyro itself exits with `Exit.USAGE` when an option does not parse.)
     """
     stop_on_signals()
     args = _split_lists(list(sys.argv[1:] if argv is None else argv))
+    if not args or args[0] in ("-h", "--help"):
+        print(help_text(), file=sys.stdout if args else sys.stderr)
+        return Exit.DONE if args else Exit.USAGE
+    if args[0] == "--version":
+        import loc_edit
+
+        print(f"{PROGRAM} {loc_edit.__version__}")
+        return Exit.DONE
+    if args[0] not in COMMANDS:
+        from loc_edit.names import nearest
+
+        print(f"{PROGRAM}: command {args[0]!r}: {nearest(args[0], COMMANDS)}", file=sys.stderr)
+        return Exit.USAGE
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     warnings.filterwarnings("ignore", message=".*Model.*", category=DeprecationWarning)
     try:
-        commands: dict[str, Callable[..., None]] = {command.__name__.replace("_", "-"): command for command in COMMANDS}
-        experiment = _experiment(args)
-        tyro.extras.subcommand_cli_from_dict(
-            commands | {name: partial(commands[name], experiment=experiment) for name in ("run", "plan")},
-            prog="loc-edit",
-            description="Does the place where a fact seems to be stored tell us where to edit it?",
-            args=args,
-        )
+        return _run(*args)
     except KeyboardInterrupt as stop:
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
         by = f" by {signal.Signals(number).name}" * isinstance(stop, Stopped)
-        err.print(f"\nstopped{by}; finished rows are kept, and the same command continues from there")
-        return 128 + number
+        _say(f"stopped{by}; finished rows are kept, and this goes on from there: {PROGRAM} {shlex.join(args)}", "\n")
+        return Exit.STOPPED + number
     except (ValueError, OSError, RuntimeError) as error:
-        # `ExperimentConfig.from_toml` describes the errors of a file; those of options come as pydantic raises them.
-        message = first_error(error) if isinstance(error, ValidationError) else str(error)
-        err.print(f"[bold red]loc-edit:[/] {escape(message)}", soft_wrap=True)
-        return 3 if isinstance(error, CellsFailed) else 1
-    return 0
+        _say(str(error))
+        return getattr(error, "exit_status", Exit.ERROR)
+    except ImportError as error:  # without rich, which may be missing
+        print(f"{PROGRAM}: {error}; `{PROGRAM} doctor` says what is not installed", file=sys.stderr)
+        return Exit.ERROR
+
+
+def _run(name: str, *args: str) -> int:
+    """Runs a command and returns its exit status."""
+    from loc_edit.cli.parsing import parse
+    from loc_edit.cli.show import json_only
+
+    command = load(name)
+    values = parse(command, name, args, _defaults(name, args))
+    with json_only(values.get("as_json", False)):
+        command(**values)
+    return Exit.DONE
+
+
+def _say(message: str, before: str = "") -> None:
+    """Prints the one line of an error."""
+    from rich.markup import escape
+
+    from loc_edit.cli.show import err
+
+    err.print(f"{before}[bold red]{PROGRAM}:[/] {escape(message)}", soft_wrap=True)
 
 
 def stop_on_signals() -> None:
@@ -108,10 +113,14 @@ def _split_lists(args: list[str]) -> list[str]:
     return result
 
 
-def _experiment(args: Sequence[str]) -> ExperimentConfig:
-    """The defaults of `run` and `plan`, which the file or name after `--config` gives."""
-    if not args or args[0] not in ("run", "plan"):
-        return ExperimentConfig()
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+def _defaults(name: str, args: Sequence[str]) -> dict[str, Any]:
+    """The defaults of the options of `run` and `plan`, which the file or name after `--config` gives."""
+    if name not in ("run", "plan"):
+        return {}
+    from argparse import ArgumentParser
+
+    from loc_edit.experiment.config import ExperimentConfig
+
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", default="default")
-    return ExperimentConfig.from_toml(parser.parse_known_args(args)[0].config)
+    return {"experiment": ExperimentConfig.from_toml(parser.parse_known_args(args)[0].config)}

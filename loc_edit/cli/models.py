@@ -6,15 +6,23 @@ import tyro
 from rich.markup import escape
 
 from loc_edit.cli.options import AcceptTerms
-from loc_edit.cli.show import numbers, out, plain_table, progress, size
+from loc_edit.cli.show import Json, numbers, out, plain_table, print_json, progress, size
 from loc_edit.files import cache_folder
 
 
 def models(
     name: Annotated[str | None, tyro.conf.Positional] = None,
     accept_terms: AcceptTerms = False,
+    as_json: Json = False,
 ) -> None:
-    """List the models that have a name, and what the cache holds; with NAME, download and convert that model.
+    """List the models that have a name, or fetch one of them.
+
+    With NAME, that model is downloaded and converted.
+
+    Examples:
+        loc-edit models
+        loc-edit models smollm2
+        loc-edit models gemma3-270m --accept-terms
 
     Args:
         name: A named model, or a GGUF file.
@@ -26,9 +34,17 @@ def models(
         fetch(name, accept_terms)
     kept = kept_models()
     in_cache = {model.about["sha256"]: model for model in kept}
+    named = [(model, in_cache.pop(model.sha256, None)) for model in NAMED.values()]
+    if as_json:
+        names = ("name", "title", "license", "size")
+        models = [{name: getattr(m, name) for name in names} | {"folder": here and here.folder} for m, here in named]
+        others = [
+            {"name": kept.about["source"], "size": kept.size, "folder": kept.folder} for kept in in_cache.values()
+        ]
+        print_json({"models": models, "others": others, "cache": cache_folder("models")})
+        return
     table = plain_table("name", "model", "license", *numbers("download", "in the cache"))
-    for model in NAMED.values():
-        here = in_cache.pop(model.sha256, None)
+    for model, here in named:
         cells = (model.name, model.title, model.license, size(model.size), size(here.size) if here else "no")
         table.add_row(*map(escape, cells))
     out.print(table)

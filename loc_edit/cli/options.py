@@ -11,10 +11,15 @@ from loc_edit.experiment.config import ExperimentConfig
 
 def like_config(field: str) -> Any:
     """Describes an option by the description of a field of `ExperimentConfig`, whose meaning it has."""
-    return tyro.conf.arg(help=ExperimentConfig.model_fields[field].description)
+    return tyro.conf.arg(help=description(field))
 
 
-PLUGINS = ExperimentConfig.model_fields["plugins"].description
+def description(field: str) -> str:
+    """The description of a field of `ExperimentConfig`, on one line."""
+    return " ".join((ExperimentConfig.model_fields[field].description or "").split())
+
+
+PLUGINS = description("plugins")
 
 AcceptTerms = Annotated[
     bool, tyro.conf.arg(help="Accept the terms of a named model: see `loc-edit models`.  Its first download needs it.")
@@ -27,7 +32,9 @@ Assignments = Annotated[
     ),
 ]
 
-RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="The run's folder, finished or not.")]
+RunFolder = Annotated[
+    Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="The run's folder, finished or not.")
+]
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,3 @@ class Source:
     noise: Annotated[str, like_config("noise")] = "s3"
     seed: Annotated[int, like_config("seed")] = 0
     plugins: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--plugin"], help=PLUGINS)] = ()
-
-
-FactSource = Annotated[Source, tyro.conf.arg(name="")]
-"""The options of `Source` without a prefix in their names."""

@@ -30,10 +30,14 @@ def plant(
     folder: Path = Path("runs/planted"),
     accept_terms: AcceptTerms = False,
 ) -> None:
-    """Teach a model new facts through chosen layers alone, so that where each fact is stored is known.
+    """Teach a model facts through chosen layers alone.
 
-    The command writes the edit and the facts, for `loc-edit run --edit FOLDER/edit.safetensors --data
-    FOLDER/facts.jsonl`, and what the model says with each layer's change taken out again.
+    Where each fact is stored is then known.  The command writes the edit and the facts, for `loc-edit run --edit`, and
+    what the model says with each layer's change taken out again.
+
+    Examples:
+        loc-edit plant --layers 1 4 --facts 20
+        loc-edit run --edit runs/planted/edit.safetensors --data runs/planted/facts.jsonl
 
     Args:
         facts: How many facts are planted in each layer.

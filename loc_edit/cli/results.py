@@ -23,7 +23,14 @@ def analyze(
     second: Path | None = None,
     pool: bool = False,
 ) -> None:
-    """Write the tables and figures of a run, and say why others are missing.
+    """Write the tables and figures of a run, or of several.
+
+    The command says which of them cannot be made, and why.
+
+    Examples:
+        loc-edit analyze runs/demo
+        loc-edit analyze runs/gptj --compare-paper --second runs/gpt2-xl
+        loc-edit analyze runs/a runs/b runs/c runs/d runs/e --pool --out pooled
 
     Args:
         more: Further runs of the same model and settings; their rows join the rows of the first run.  With --pool,
@@ -84,7 +91,13 @@ def report(
     draws: int = 2000,
     model: str | None = None,
 ) -> None:
-    """Write a run's report: one HTML file with the answer, figures, tables and facts, which loads nothing else.
+    """Write a run's report: one HTML file that needs nothing else.
+
+    It has the answer in words, figures, tables, and each fact with its trace and its edits.
+
+    Examples:
+        loc-edit report runs/demo
+        loc-edit report runs/demo --model builtin --facts 50 --out report.html
 
     Args:
         out_file: The file, or a folder for report.html.  By default report.html in the run's folder.
@@ -113,7 +126,7 @@ def report(
 def _remaining(run: "loc_edit.Run") -> int:
     """How many rows and traces a run lacks; 0 where its configuration does not tell."""
     from loc_edit.analysis.status import run_progress
-    from loc_edit.store.folder import BadRun
+    from loc_edit.store.layout import BadRun
 
     try:
         return run_progress(run).remaining

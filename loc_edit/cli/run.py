@@ -1,35 +1,39 @@
 """The commands that run an experiment, or say what it would take."""
 
-from typing import Annotated
-
-import tyro
 from rich.markup import escape
 
 import loc_edit
+from loc_edit.cli.exits import Exit
 from loc_edit.cli.models import fetch
 from loc_edit.cli.options import AcceptTerms, Assignments
-from loc_edit.cli.show import out, print_analysis, progress, size
+from loc_edit.cli.show import Json, out, plain, print_analysis, print_json, progress, size
 from loc_edit.events import duration
 from loc_edit.experiment.config import ExperimentConfig
-
-Options = Annotated[ExperimentConfig, tyro.conf.arg(name="")]
 
 
 class CellsFailed(RuntimeError):
     """A run that came to its end, in which every edit of some cells has failed."""
 
+    exit_status = Exit.CELLS_FAILED
+
 
 def run(
-    experiment: Options,
+    experiment: ExperimentConfig,
     config: str = "default",
-    settings: Assignments = (),
+    assignments: Assignments = (),
     accept_terms: AcceptTerms = False,
     retry_failed: bool = False,
 ) -> None:
-    """Run an experiment: trace, edit and score facts; write rows, tables and figures.  A stopped run continues.
+    """Trace, edit and score facts; write rows, tables and figures.
+
+    A run that was stopped continues with the same command.
+
+    Examples:
+        loc-edit run
+        loc-edit run --facts 20 --methods rome memit --problems fact_erasure
+        loc-edit run --config my.toml --out runs/mine
 
     Args:
-        experiment: the options of the experiment; `config` has set their defaults.
         config: A TOML file, or default, smoke or full.  Options given on the command line take precedence.
         retry_failed: Compute failed edits and traces of the folder again.
 
@@ -41,7 +45,7 @@ def run(
 
     fetch(experiment.model, accept_terms)
     with progress():
-        study = loc_edit.Experiment(experiment.with_settings(settings))
+        study = loc_edit.Experiment(experiment.with_settings(assignments))
         finished = study.run(workers=study.default_workers(), retry_failed=retry_failed)
     print_analysis(loc_edit.analyze(finished))
     counts = [f"{count} {status}" for status, count in finished.counts().items()]
@@ -59,17 +63,27 @@ def run(
 
 
 def plan(
-    experiment: Options, config: str = "default", settings: Assignments = (), accept_terms: AcceptTerms = False
+    experiment: ExperimentConfig,
+    config: str = "default",
+    assignments: Assignments = (),
+    accept_terms: AcceptTerms = False,
+    as_json: Json = False,
 ) -> None:
-    """Count the traces and edits of an experiment, and estimate the time, disk and memory that they take.
+    """Estimate what a run takes: traces, edits, time, disk, memory.
+
+    Examples:
+        loc-edit plan --config full
+        loc-edit plan --config my.toml --workers 4
 
     Args:
-        experiment: the options of the experiment; `config` has set their defaults.
         config: A TOML file, or default, smoke or full.  Options given on the command line take precedence.
     """
     fetch(experiment.model, accept_terms)
     with progress():
-        plan = loc_edit.Experiment(experiment.with_settings(settings)).plan()
+        plan = loc_edit.Experiment(experiment.with_settings(assignments)).plan()
+    if as_json:
+        print_json({**plain(plan), "seconds": plan.seconds, "memory": plan.memory, "out": experiment.out})
+        return
     lines = [
         ("facts", f"{plan.facts:,}", ""),
         ("traces", f"{plan.traces:,}", "(each at every layer and position)"),

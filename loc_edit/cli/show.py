@@ -1,9 +1,14 @@
 """What the commands print: progress bars, and tables of rows and scores."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import fields, is_dataclass
+from math import isfinite
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
+import tyro
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -19,6 +24,51 @@ if TYPE_CHECKING:
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+
+Json = Annotated[
+    bool, tyro.conf.arg(name="json", help="Print one JSON document on standard output, and nothing else there.")
+]
+
+_documents: list[TextIO] = []
+"""Standard output, while everything but a JSON document goes to standard error."""
+
+
+@contextmanager
+def json_only(wanted: bool) -> Iterator[None]:
+    """Keeps standard output for `print_json`, if that is wanted: whatever else is printed goes to standard error."""
+    if not wanted:
+        yield
+        return
+    _documents.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _documents.pop()
+
+
+def print_json(document: Any) -> None:
+    """Prints a JSON document: records as objects, frames as lists of objects, NaN and infinity as null."""
+    text = json.dumps(plain(document), indent=1, ensure_ascii=False, allow_nan=False)
+    print(text, file=_documents[-1] if _documents else sys.stdout)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON knows it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {entry.name: getattr(value, entry.name) for entry in fields(value)}
+    elif hasattr(value, "to_dict"):  # a frame
+        value = value.to_dict("records")
+    elif hasattr(value, "tolist"):  # a tensor, an array, a number of numpy
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 def size(n: int) -> str:

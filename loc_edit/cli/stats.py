@@ -29,9 +29,14 @@ def stats(
     save: Path | None = None,
     accept_terms: AcceptTerms = False,
 ) -> None:
-    """Compute the keys' second moments, or read them from the cache, and say how reliable they are.
+    """Compute the keys' second moments, which ROME and MEMIT need.
 
-    Stop it when you like: the same command continues from the last checkpoint and arrives at the same bits.
+    They are kept in the cache, and the command says how reliable they are.  Stop it when you like: the same command
+    continues from the last checkpoint and arrives at the same bits.
+
+    Examples:
+        loc-edit stats --tokens 50000
+        loc-edit stats --model smollm2 --corpus texts.jsonl --plan
 
     Args:
         corpus: builtin; identity (no corpus: C = I); a .txt, .jsonl or .parquet file; a folder of such files; or

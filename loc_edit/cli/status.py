@@ -9,24 +9,36 @@ from rich.table import Column
 
 import loc_edit
 from loc_edit.cli.options import RunFolder
-from loc_edit.cli.show import numbers, out, plain_table
+from loc_edit.cli.show import Json, numbers, out, plain, plain_table, print_json
 from loc_edit.events import duration
 from loc_edit.names import TRACING, method_label, problem_label
-from loc_edit.store.rows import KINDS
 
 if TYPE_CHECKING:
     from loc_edit.analysis.status import RunProgress
 
+PAIR = ("done", "expected")
+"""The two numbers of controls, and of sequences."""
 
-def status(run: RunFolder) -> None:
-    """Report the progress of a run: rows done, skipped, failed and remaining, with reasons, speed and current writer.
 
-    The run may be at work meanwhile.
+def status(run: RunFolder, as_json: Json = False) -> None:
+    """Report the progress of a run, also while it is at work.
+
+    It says how many rows are done, skipped, failed and remaining, and why, how fast they come, and who writes.
+
+    Examples:
+        loc-edit status runs/demo
+        loc-edit status runs/demo --json
     """
     from loc_edit.analysis.status import counted, run_progress
 
     loaded = loc_edit.load_run(run)
     progress = run_progress(loaded)
+    if as_json:
+        origin = {"run": loaded.path, "model": loaded.config["model"], "data": loaded.config["data"]}
+        pairs = {name: dict(zip(PAIR, getattr(progress, name), strict=True)) for name in ("controls", "sequences")}
+        more = {"remaining": progress.remaining, "seconds_to_go": progress.seconds_to_go}
+        print_json({**origin, **plain(progress), **pairs, **more})
+        return
     note = f" ({progress.facts_note})" if progress.facts_note else ""
     about = f"{loaded.config['model']}, {loaded.config['data']}"
     out.print(
@@ -45,10 +57,15 @@ def status(run: RunFolder) -> None:
 
 
 def compact(run: RunFolder) -> None:
-    """Merge the many small files of a run, so that it is read fast.  The run can continue and grow as before.
+    """Merge the many small files of a run, so that it is read fast.
 
-    Nothing may be writing to the run.
+    The run can continue and grow as before.  Nothing may be writing to it meanwhile.
+
+    Examples:
+        loc-edit compact runs/demo
     """
+    from loc_edit.store.rows import KINDS
+
     loaded = loc_edit.load_run(run)
     with loc_edit.Run.create(loaded.path, loaded.config, loaded.provenance, loaded.selection) as opened:
         saved = opened.compact()

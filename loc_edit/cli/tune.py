@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from loc_edit.cli.models import fetch
-from loc_edit.cli.options import AcceptTerms, Assignments, FactSource, like_config
+from loc_edit.cli.options import AcceptTerms, Assignments, Source, like_config
 from loc_edit.cli.show import out, progress
 from loc_edit.editing.settings import named_after
 from loc_edit.experiment.config import BadConfig, ExperimentConfig
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def tune(
-    source: FactSource,
+    source: Source,
     methods: Annotated[tuple[str, ...], like_config("methods")] = ("rome", "memit", "finetune-1", "finetune-5"),
     problems: Annotated[tuple[str, ...], like_config("problems")] = ("error_injection",),
     known: Annotated[bool, like_config("known")] = False,
@@ -34,15 +34,20 @@ def tune(
     floor: float = 0.7,
     grid: str = "auto",
     preset: Annotated[str, like_config("preset")] = "auto",
-    settings: Assignments = (),
+    assignments: Assignments = (),
     workers: Annotated[int | None, like_config("workers")] = None,
     folder: Path = Path("runs/tuning"),
     accept_terms: AcceptTerms = False,
 ) -> None:
-    """Choose the settings of methods: try a grid on some facts at one layer, as the study did, and write the best.
+    """Choose the settings of methods from a grid.
 
-    The best settings have the highest rewrite score, counted up to .99, among those whose neighborhood score reaches
-    the floor.  The command writes `chosen.toml`, to be copied into a configuration, and `tried.csv` with all settings.
+    Each is tried on some facts at one layer, as the study did.  The best settings have the highest rewrite score,
+    counted up to .99, among those whose neighborhood score reaches the floor.  The command writes `chosen.toml`, to be
+    copied into a configuration, and `tried.csv` with all settings.
+
+    Examples:
+        loc-edit tune --model smollm2 --methods rome memit
+        loc-edit tune --methods finetune-1 --facts 10 --layer 3 --grid my.toml
 
     Args:
         layer: The layer to edit.  By default a third of the way up.
@@ -56,7 +61,7 @@ def tune(
     of_facts = {"known": known, "min_probability": min_probability, "facts": facts, "skip_facts": skip_facts}
     chosen = {**of_facts, "methods": methods, "problems": problems, "layers": None if layer is None else [layer]}
     fixed = {"preset": preset, "workers": workers, "out": str(folder), "essence": False, "chunk": 10}
-    config = ExperimentConfig.from_values({**asdict(source), **chosen, **fixed}, "options").with_settings(settings)
+    config = ExperimentConfig.from_values({**asdict(source), **chosen, **fixed}, "options").with_settings(assignments)
     fetch(source.model, accept_terms)
     tuning = Tuning(config, _grid(grid, source.model))
     with progress():

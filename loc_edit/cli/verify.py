@@ -1,34 +1,35 @@
 """The command that checks what loc-edit has written."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 from rich.markup import escape
 
 import loc_edit
-from loc_edit.cli.show import out
+from loc_edit.cli.show import Json, out, print_json
 
 COLORS = {"whole": "green", "no checksum": "yellow", "set aside": "yellow", "damaged": "bold red"}
 
 
 def verify(
     path: tyro.conf.Positional[Path],
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Check a run folder, a cache, an edit, a report or a model directory: what is whole, what is not, what to do.
+    """Check that files are whole: a run, a cache, an edit, a report.
 
-    Nothing is written or computed.  The exit status is 1 if something is damaged.
+    A model directory will do, too, and a folder of such things.  The command says what is whole, what is not, and what
+    to do.  Nothing is written or computed.  The exit status is 1 if something is damaged.
+
+    Examples:
+        loc-edit verify runs/demo
+        loc-edit verify ~/.cache/loc_edit --json
 
     Args:
         path: The file or folder; subfolders are searched.
-        as_json: Print one JSON list and nothing else.
     """
     findings = loc_edit.verify(path)
     if as_json:
-        print(json.dumps([asdict(finding) | {"path": str(finding.path)} for finding in findings], indent=1))
+        print_json(findings)
     else:
         for finding in findings:
             state = f"[{COLORS[finding.state]}]{finding.state:<11}[/]"

@@ -14,7 +14,7 @@ from loc_edit.arguments import Count, Id, Index, NonNegative, Probability, Ridge
 from loc_edit.editing.settings import Settings, named_after, presets, resolve_settings
 from loc_edit.experiment.plugins import check_loaded, load_installed, load_plugins
 from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS, SCORES, TRACING, nearest, parse_method, scores_of
-from loc_edit.store.folder import on_disk
+from loc_edit.store.layout import on_disk
 
 
 class BadConfig(ValueError):

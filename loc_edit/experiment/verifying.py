@@ -21,8 +21,8 @@ from loc_edit.keys.moments import FORMAT as KEY_STATS
 from loc_edit.keys.plausibility import check_moments
 from loc_edit.models.catalog import ABOUT, damaged_files
 from loc_edit.prompts.recall import FORMAT as ANSWERS
-from loc_edit.store.folder import on_disk, read_config, read_provenance
-from loc_edit.store.layout import CONFIG, CONTEXTS, KEY_STATS as RECORDED, PROVENANCE, SELECTION
+from loc_edit.store.folder import read_config, read_provenance
+from loc_edit.store.layout import CONFIG, CONTEXTS, KEY_STATS as RECORDED, PROVENANCE, SELECTION, on_disk
 from loc_edit.store.rows import KINDS
 from loc_edit.store.selection import Selection
 from loc_edit.store.shards import aside, shard_names, verify_shards

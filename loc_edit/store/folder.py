@@ -20,7 +20,7 @@ from loc_edit.files import (
     write_if_changed,
     write_json,
 )
-from loc_edit.store.layout import CONFIG, CONTEXTS, HISTORY, KEY_STATS, LOG, PROVENANCE, SELECTION
+from loc_edit.store.layout import CONFIG, CONTEXTS, HISTORY, KEY_STATS, LOG, PROVENANCE, SELECTION, BadRun
 from loc_edit.store.rows import KINDS, SCHEMA_VERSION
 from loc_edit.store.selection import Selection
 from loc_edit.store.settings import describe, differences
@@ -33,25 +33,8 @@ VERSION = "schema_version"
 _OF_A_RUN = {PROVENANCE, SELECTION, LOG, HISTORY, CONTEXTS, KEY_STATS, *KINDS, "tables", "figures", "report"}
 
 
-class BadRun(ValueError):
-    """The folder holds no run, or no run that this version can use; the message names the folder."""
-
-
 class RunMismatch(BadRun):
     """The folder holds a run of another configuration or model; the message names the differences."""
-
-
-def on_disk(path: str | Path) -> Path:
-    """The folder that a path names.
-
-    Raises:
-        BadRun: it is an address, such as `s3://bucket/run`.
-    """
-    if "://" in str(path):
-        raise BadRun(
-            f"{path}: expected a folder on a disk; an address is a run's mirror, and a start fetches from there"
-        )
-    return Path(path).expanduser()
 
 
 def refuse_strangers(folder: Path) -> None:

@@ -1,5 +1,7 @@
 """The names of the files in a run folder.  Shards of rows are in a folder per kind: `traces`, `edits`, `sequences`."""
 
+from pathlib import Path
+
 CONFIG = "config.toml"
 """The resolved configuration of the last start; it makes the folder a run."""
 PROVENANCE = "provenance.json"
@@ -18,3 +20,20 @@ LOCK = ".lock"
 """The file that the writer locks; it is never removed."""
 WRITER = ".writer"
 """The name of the process that holds the lock; it means nothing while nobody holds it."""
+
+
+class BadRun(ValueError):
+    """The folder holds no run, or no run that this version can use; the message names the folder."""
+
+
+def on_disk(path: str | Path) -> Path:
+    """The folder that a path names.
+
+    Raises:
+        BadRun: it is an address, such as `s3://bucket/run`.
+    """
+    if "://" in str(path):
+        raise BadRun(
+            f"{path}: expected a folder on a disk; an address is a run's mirror, and a start fetches from there"
+        )
+    return Path(path).expanduser()

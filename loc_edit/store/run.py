@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from loc_edit.files import Damaged, disk_errors, remove_temporaries, set_aside
 from loc_edit.store.compacting import ROWS, compact
-from loc_edit.store.folder import VERSION, BadRun, on_disk, read_settings, refuse_strangers, resume, write_settings
+from loc_edit.store.folder import VERSION, read_settings, refuse_strangers, resume, write_settings
 from loc_edit.store.inventory import cells_in, n_left_out
-from loc_edit.store.layout import CONFIG, CONTEXTS, SELECTION
+from loc_edit.store.layout import CONFIG, CONTEXTS, SELECTION, BadRun, on_disk
 from loc_edit.store.lock import FolderLock
 from loc_edit.store.reading import joint_schema, nearly_in_order, read_table
 from loc_edit.store.rows import IDENTITIES, KINDS, SCHEMA_VERSION, BadRows, Kind, is_list

@@ -11,7 +11,7 @@ from typing import Any
 import loc_edit
 from attacking.world import Attempt, World, in_child, judged
 from loc_edit.cli.main import stop_on_signals
-from loc_edit.store.folder import BadRun
+from loc_edit.store.layout import BadRun
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 

@@ -16,7 +16,8 @@ import torch
 
 import loc_edit
 from attacking.world import Attempt, World, described, in_child, judged
-from loc_edit.cli.main import COMMANDS, main
+from loc_edit.cli.contents import COMMANDS
+from loc_edit.cli.main import main
 from loc_edit.editing.settings import SETTINGS
 
 VALUES: tuple[Any, ...] = (
@@ -28,7 +29,7 @@ VALUES: tuple[Any, ...] = (
     b"x", (), (1,), (1, 2, 3), {1}, object(), int, 1j,
 )  # fmt: skip
 """What somebody may give instead of what was expected."""
-LONG = ("run", "tune", "plant", "choose_layer", "benchmark")
+LONG = ("run", "tune", "plant", "choose-layer", "benchmark")
 """Commands that take minutes where their words are right."""
 SAVED = ("gpt2", "llama", "qwen2", "gemma3", "olmo2")
 """Kinds of small random models in the format of Hugging Face, see tests/checkpoints.py."""
@@ -161,7 +162,7 @@ def _call(world: World, draws: random.Random, folder: Path) -> tuple[str, list[s
 
 def _command(world: World, draws: random.Random, folder: Path) -> tuple[str, list[str], Callable[[], Any]]:
     words = [str(value) for value in VALUES if isinstance(value, str | int | float)]
-    names = [command.__name__.replace("_", "-") for command in COMMANDS if command.__name__ not in LONG]
+    names = [name for name in COMMANDS if name not in LONG]
     options = (
         "--model",
         "--data",

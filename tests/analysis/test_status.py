@@ -18,8 +18,7 @@ from loc_edit.cli.main import main
 from loc_edit.experiment.experiment import Experiment
 from loc_edit.experiment.setup import Setup
 from loc_edit.facts.loading import save_facts
-from loc_edit.store.folder import BadRun
-from loc_edit.store.layout import LOCK
+from loc_edit.store.layout import LOCK, BadRun
 from loc_edit.store.lock import RunLocked, lock_holder
 from loc_edit.store.settings import cell_key
 

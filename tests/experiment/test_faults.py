@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from loc_edit.analysis.run import load_run
 from loc_edit.editing.registry import EDITORS
 from loc_edit.editing.update import Edit
 from loc_edit.experiment import batch
+from loc_edit.experiment.engine import local
 from loc_edit.experiment.failures import ManyFailed
 from loc_edit.files import StoreError
 from loc_edit.store.lock import RunLocked
@@ -393,3 +396,27 @@ def test_a_folder_copied_elsewhere_goes_on_there(lab, tmp_path, computed):
     assert 0 < len(computed) < 4 * (1 + 2 * 2)
     assert_same_rows(run, whole)
     assert files(tmp_path / "run") == before
+
+
+def test_a_process_that_starts_never_sees_ctrl_c_and_this_one_sees_it_afterwards():
+    command = [sys.executable, "-c", "print('up', flush=True); import time; time.sleep(60)"]
+    start = partial(subprocess.Popen, command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    started = []
+
+    def interrupted_start():
+        with local._interrupts_held():
+            started.append(start())
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            started.append("the end of the block")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_start()
+    protected, end = started
+    assert end
+    with start() as ordinary, protected:
+        for process in (protected, ordinary):
+            assert process.stdout.readline() == b"up\n"
+            process.send_signal(signal.SIGINT)
+        assert ordinary.wait(timeout=60) != 0
+        assert protected.poll() is None
+        protected.kill()

@@ -22,7 +22,7 @@ from loc_edit.report.packing import STEPS, embedded, packed
 from loc_edit.report.page import circuitsvis_bundle
 from loc_edit.report.summary import headline
 from loc_edit.report.texts import belongs, facts_of
-from loc_edit.store.folder import BadRun
+from loc_edit.store.layout import BadRun
 
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 

@@ -6,6 +6,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -61,7 +63,8 @@ class _Process(Lane):
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's locks in any state
         self._pipe, other_end = context.Pipe()
         self._process = context.Process(target=_work, args=(other_end, *self._arguments), daemon=True)
-        self._process.start()
+        with _interrupts_held():
+            self._process.start()
         other_end.close()
         return self._waiting.submit(self._receive)
 
@@ -88,6 +91,20 @@ class _Process(Lane):
         if self._process is not None:
             self._process.terminate()
         self._waiting.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Lets Ctrl-C wait until the block has ended; a process that is started in it never gets one, not even at first."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # starting it in the block would let interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(pipe: Connection, open_worker: Callable[[], Compute], threads: int) -> None:

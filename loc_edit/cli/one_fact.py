@@ -10,8 +10,8 @@ from rich.table import Table
 
 import loc_edit
 from loc_edit.cli.models import fetch
-from loc_edit.cli.options import AcceptTerms, Assignments, FactSource, like_config
-from loc_edit.cli.show import numbers, out, plain_table
+from loc_edit.cli.options import AcceptTerms, Assignments, Source, like_config
+from loc_edit.cli.show import Json, numbers, out, plain_table, print_json
 from loc_edit.experiment.config import ExperimentConfig
 from loc_edit.experiment.plugins import load_installed, load_plugins
 from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS
@@ -26,15 +26,23 @@ PROBLEM = tyro.conf.arg(help=f"The editing problem: {', '.join(PROBLEMS)}.")
 
 def trace(
     fact: int,
-    source: FactSource,
+    source: Source,
     window: int = 5,
     site: Annotated[str, like_config("site")] = "mlp_out",
     localizer: Annotated[str, LOCALIZER] = "causal_tracing",
     samples: Annotated[int, like_config("noise_samples")] = 10,
     folder: Path = Path("runs/traces"),
     accept_terms: AcceptTerms = False,
+    as_json: Json = False,
 ) -> None:
-    """Trace one fact: print the layer x token grid, and save it as CSV, PNG and PDF.
+    """Trace one fact: print its layer x token grid, and save it.
+
+    The grid is saved as CSV, PNG and PDF.
+
+    Examples:
+        loc-edit trace --fact 1
+        loc-edit trace --fact 1 --localizer attribution --window 1
+        loc-edit trace --fact 1 --model smollm2 --json
 
     Args:
         fact: The fact's id (see `loc-edit facts`).
@@ -57,10 +65,16 @@ def trace(
     traced = loc_edit.localize(
         model, prompt, chosen.target_true, noise=noise, localizer=localizer, site=site, window=window, **options
     )
-    _print_trace(traced)
+    if not as_json:
+        _print_trace(traced)
     rows = cell_effects(traced.to_frame(), EffectDefinition(traced.window, site, localizer=localizer))
     paths = save(traced.plot(), rows, folder, f"trace_{fact}")
     out.print("saved " + ", ".join(escape(str(path)) for path in paths))
+    if as_json:
+        ends = {"begin": prompt.subject.start, "end": prompt.subject.stop}
+        more = {"fact_id": fact, "prompt": prompt.text, "tokens": traced.token_texts, "subject": ends}
+        names = ("target", "localizer", "site", "window", "metric", "p_clean", "p_corrupted", "p_restored")
+        print_json({**more, **{name: getattr(traced, name) for name in names}, "files": paths})
 
 
 def _print_trace(trace: "loc_edit.Trace") -> None:
@@ -84,16 +98,24 @@ def _print_trace(trace: "loc_edit.Trace") -> None:
 def edit(
     fact: int,
     layer: int,
-    source: FactSource,
+    source: Source,
     method: Annotated[str, METHOD] = "rome",
     problem: Annotated[str, PROBLEM] = "error_injection",
     preset: Annotated[str, like_config("preset")] = "auto",
-    settings: Assignments = (),
+    assignments: Assignments = (),
     corpus_tokens: int = 200_000,
     save: Path | None = None,
     accept_terms: AcceptTerms = False,
+    as_json: Json = False,
 ) -> None:
-    """Edit one fact at one layer, and show the effect: probabilities, next tokens and scores.
+    """Edit one fact at one layer, and show what that does.
+
+    Shown are the next tokens and the probabilities before and after the edit, and its scores.
+
+    Examples:
+        loc-edit edit --fact 1 --layer 2
+        loc-edit edit --fact 1 --layer 2 --method memit-3 --problem fact_erasure
+        loc-edit edit --fact 1 --layer 2 --save edit.safetensors
 
     Args:
         fact: The fact's id (see `loc-edit facts`).
@@ -106,7 +128,7 @@ def edit(
     from loc_edit.experiment.study import edit_cells
 
     values = {"preset": preset, "corpus_tokens": corpus_tokens, "methods": [method], "problems": [problem]}
-    config = ExperimentConfig.from_values({**asdict(source), **values, "layers": [layer]}).with_settings(settings)
+    config = ExperimentConfig.from_values({**asdict(source), **values, "layers": [layer]}).with_settings(assignments)
     fetch(source.model, accept_terms)
     setup = Setup(config)
     [cell] = edit_cells(setup, problem)
@@ -118,10 +140,23 @@ def edit(
     if isinstance(made, Exception):
         raise made
     score = loc_edit.score(setup.model, chosen, request, made)
-    _print_edit(made, score.show(setup.model), score.essence)
+    view = score.show(setup.model)
+    if not as_json:
+        _print_edit(made, view, score.essence)
     if save:
         made.save(save)
         out.print(f"saved {escape(str(save))}")
+    if as_json:
+        cell_names = {name: getattr(cell, name) for name in ("problem", "method", "window", "layer")}
+        tokens = {
+            f"next_tokens_{when}": [{"token": token, "p": p} for token, p in getattr(view, when)]
+            for when in ("before", "after")
+        }
+        norms = [{"layer": layer, "norm": norm, "share": share} for layer, (norm, share) in view.norms.items()]
+        names = {"prompt": view.prompt, "target": view.target, "objective": view.objective}
+        scores = {**view.scores, "essence": score.essence}
+        numbers_of_edit = {"probabilities": view.to_frame(), "scores": scores, "norms": norms}
+        print_json({"fact_id": fact, **cell_names, **names, **tokens, **numbers_of_edit, "file": save})
 
 
 def _print_edit(edit: "loc_edit.Edit", view: "EditView", essence: float) -> None:
