@@ -16,6 +16,7 @@ from rich.markup import escape
 from loc_edit.cli.benchmark import benchmark
 from loc_edit.cli.choose_layer import choose_layer
 from loc_edit.cli.commands import edit, trace
+from loc_edit.cli.explore import explore
 from loc_edit.cli.export import export
 from loc_edit.cli.facts import facts
 from loc_edit.cli.models import models
@@ -30,8 +31,8 @@ from loc_edit.cli.verify import verify
 from loc_edit.experiment.config import ExperimentConfig, first_error
 
 COMMANDS = (
-    run, plan, status, compact, trace, edit, tune, choose_layer, plant, benchmark, export, stats, analyze, report,
-    facts, models, verify,
+    run, plan, status, compact, trace, edit, explore, tune, choose_layer, plant, benchmark, export, stats, analyze,
+    report, facts, models, verify,
 )  # fmt: skip
 LISTS = (
     *("--layers", "--windows", "--localizer-windows", "--methods", "--problems", "--localizers", "--scores"),
