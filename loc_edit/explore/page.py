@@ -6,6 +6,7 @@ Texts of readers stay values of text fields, or go as JSON to the panel, which m
 import base64
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import escape
@@ -19,6 +20,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from loc_edit.events import duration
 from loc_edit.experiment.config import ExperimentConfig
 from loc_edit.experiment.experiment import Experiment
 from loc_edit.explore.job import Cancelled, Job
@@ -38,10 +40,16 @@ POLICY = (
 """Gradio writes scripts into its page; nothing is loaded from, or sent to, another place than this server."""
 CSS = """
 .gradio-container { max-width: 84rem !important; }
-#panel iframe { display: block; width: 100%; height: 0; border: 0; }
+#panel iframe { display: block; width: 100%; height: 0; border: 1px solid var(--border-color-primary); border-radius: var(--block-radius); }
+#stop { align-self: center; }
 #panel .empty { color: var(--body-text-color-subdued); padding: 1rem 0; }
 #status textarea { font-variant-numeric: tabular-nums; }
+#work { position: sticky; top: 0; z-index: 9; background: var(--body-background-fill); padding: .3rem 0; }
 footer { display: none !important; }
+@media (max-width: 40rem) {
+  .gradio-container .main { padding: .5rem !important; }
+  #panel .html-container { padding: 0; }
+}
 """
 FRAME = """
 <p class="empty">Choose a fact or write one, then locate it or edit it.</p>
@@ -52,8 +60,9 @@ const frame = () => element.querySelector('iframe');
 let ready = false;
 const show = () => {
   element.querySelector('.empty').hidden = Boolean(props.value);
-  if (!props.value) frame().style.height = '0';
-  else if (ready) frame().contentWindow.postMessage(JSON.parse(props.value), '*');
+  if (!props.value) frame().style.display = 'none';
+  else if (ready) { frame().style.display = ''; frame().contentWindow.postMessage(JSON.parse(props.value), '*'); }
+  if (props.value && element.getBoundingClientRect().top > innerHeight) element.scrollIntoView({ behavior: 'smooth' });
 };
 window.addEventListener('message', ({ source, data }) => {
   if (source !== frame()?.contentWindow) return;
@@ -136,6 +145,18 @@ class _Page:
         with gr.Blocks(title="loc_edit", analytics_enabled=False, delete_cache=(3600, 86400)) as self.blocks:
             self.visit = gr.State()
             gr.HTML(f"<h1>Locate a fact, edit it, look again</h1><p>Model: {escape(self.setup.config.model)}</p>")
+            with gr.Row(elem_id="work"):
+                self.status = gr.Textbox(
+                    "ready",
+                    label="Status",
+                    lines=1,
+                    max_lines=4,
+                    interactive=False,
+                    elem_id="status",
+                    scale=6,
+                    min_width=200,
+                )
+                self.stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=70, variant="stop", interactive=False)
             with gr.Row():
                 with gr.Column(scale=2, min_width=320):
                     self._add_fact()
@@ -198,18 +219,6 @@ class _Page:
                 self.save = gr.DownloadButton("Download", interactive=False, elem_id="save", min_width=120)
 
     def _add_results(self) -> None:
-        with gr.Row(equal_height=True):
-            self.status = gr.Textbox(
-                "ready",
-                label="Status",
-                lines=1,
-                max_lines=4,
-                interactive=False,
-                elem_id="status",
-                scale=6,
-                min_width=200,
-            )
-            self.stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=70)
         shell = base64.b64encode(panel().encode()).decode()
         self.panel = gr.HTML("", html_template=FRAME, js_on_load=ON_LOAD, elem_id="panel", shell=shell)
         with gr.Accordion("The same in Python", open=False):
@@ -217,7 +226,7 @@ class _Page:
 
     def _connect(self) -> None:
         fields = list(self.texts.values())
-        fact, seen = [self.visit, *fields, self.problem, self.layer], [self.status, *self._shown]
+        fact, seen = [self.visit, *fields, self.problem, self.layer], [self.status, self.stop, *self._shown]
         self.blocks.load(lambda: Visit(Session(self.setup)), None, self.visit, queue=False, **QUIET)
         self.chosen.input(self._texts_of, self.chosen, fields, queue=False, **QUIET)
         self.locate.click(self._locate, [*fact, self.localizer, self.site, self.window], seen, **WORK)
@@ -256,19 +265,20 @@ class _Page:
             act()
             session.compare(problem)
 
-        job = visit.job = Job(title, work)
+        start, job = time.monotonic(), Job(title, work)
+        visit.job = job
         try:
             for line in job.progress():
-                yield {self.status: line}
+                yield {self.status: line, self.stop: gr.Button(interactive=True)}
         except Cancelled:
             said = "stopped; the model is as it was"
         except (ValueError, RuntimeError, OSError) as error:
             said = str(error)
         else:
-            said = "done"
+            said = f"done in {duration(time.monotonic() - start)}"
         finally:
             visit.job = None
-        yield {self.status: said, **self._results(session, int(layer))}
+        yield {self.status: said, self.stop: gr.Button(interactive=False), **self._results(session, int(layer))}
 
     def _results(self, session: Session, layer: int) -> dict[Any, Any]:
         shown = session.shown(layer)

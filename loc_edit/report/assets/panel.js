@@ -17,11 +17,6 @@ function drawPanel(data) {
     return inside;
   };
   holder.replaceChildren(promptLine(fact), tiles(fact, trace, edit));
-  if (edit) {
-    const inside = part(caption);
-    inside.append(writtenPart(written));
-    drawEdit(inside, fact, edit, { combo: combos[0], outcomes, layer: edited });
-  }
   if (trace) {
     const pick = (layer) => {
       data.layer = layer;
@@ -30,6 +25,11 @@ function drawPanel(data) {
     };
     drawHeatmap(part('Where restoring brings the object back'), fact, trace, data.layer, pick);
     holder.append(tokensPart(fact, trace));
+  }
+  if (edit) {
+    const inside = part(caption);
+    inside.append(writtenPart(written));
+    drawEdit(inside, fact, edit, { combo: combos[0], outcomes, layer: edited });
   }
 }
 
