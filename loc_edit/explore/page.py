@@ -40,7 +40,8 @@ POLICY = (
 """Gradio writes scripts into its page; nothing is loaded from, or sent to, another place than this server."""
 CSS = """
 .gradio-container { max-width: 84rem !important; }
-#panel iframe { display: block; width: 100%; height: 0; border: 1px solid var(--border-color-primary); border-radius: var(--block-radius); }
+#panel iframe { display: block; width: 100%; height: 0; border-radius: var(--block-radius); }
+#panel iframe { border: 1px solid var(--border-color-primary); }
 #stop { align-self: center; }
 #panel .empty { color: var(--body-text-color-subdued); padding: 1rem 0; }
 #status textarea { font-variant-numeric: tabular-nums; }
@@ -141,7 +142,6 @@ class _Page:
 
     def __init__(self, experiment: Experiment) -> None:
         self.setup, self.facts = experiment.setup, {fact.fact_id: fact for fact in experiment.facts}
-        self.by_prompt = {fact.prompt: fact for fact in self.facts.values()}
         with gr.Blocks(title="loc_edit", analytics_enabled=False, delete_cache=(3600, 86400)) as self.blocks:
             self.visit = gr.State()
             gr.HTML(f"<h1>Locate a fact, edit it, look again</h1><p>Model: {escape(self.setup.config.model)}</p>")
@@ -261,7 +261,7 @@ class _Page:
         session = visit.session
 
         def work() -> None:
-            session.choose(fact_of_texts(self.setup, self.by_prompt, dict(zip(self.texts, values, strict=True))))
+            session.choose(fact_of_texts(self.setup, self.facts.values(), dict(zip(self.texts, values, strict=True))))
             act()
             session.compare(problem)
 

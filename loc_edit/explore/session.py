@@ -4,7 +4,7 @@ Every result comes from the package's own functions.  The model is shared by all
 whenever nobody computes: a visit writes its edits for as long as it makes the next one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from math import isnan
@@ -27,7 +27,7 @@ from loc_edit.experiment.study import edit_cells
 from loc_edit.facts.fact import BadFact, Fact
 from loc_edit.localization.registry import grid_options, localize
 from loc_edit.localization.trace import Trace
-from loc_edit.names import PROBLEMS, TRACING, method_label, parse_method
+from loc_edit.names import LOCALIZERS, PROBLEMS, TRACING, method_label, parse_method
 from loc_edit.prompts.encoding import Prompt, encode, encode_text
 from loc_edit.prompts.recall import next_tokens
 from loc_edit.report.explorer import OUTCOMES, Continuations, explorer
@@ -115,7 +115,8 @@ class Session:
         fact, setup = self._chosen, self.setup
         prompt = encode(setup.model, fact)
         noise = _noise(setup, prompt)
-        options = grid_options(localizer, setup.model, fact, setup.data, setup.config.seed)
+        seed, known = setup.config.seed, localizer in LOCALIZERS
+        options = grid_options(localizer, setup.model, fact, setup.data, seed) if known else {}
         self.trace = localize(
             setup.model, prompt, fact.target_true, noise=noise, localizer=localizer, site=site, window=window, **options
         )
@@ -208,7 +209,11 @@ class Session:
         row, following = ({}, None) if compared is None or last is None else _row(fact, compared, last)
         edits = pd.DataFrame([row] if row else [], columns=None if row else NO_EDITS)
         data = explorer(
-            traces.assign(relation=fact.relation), edits, {fact.fact_id: fact}, most=1, next_tokens=following
+            traces.assign(relation=fact.relation, fact_content=fact.content),
+            edits,
+            {fact.fact_id: fact},
+            most=1,
+            next_tokens=following,
         )
         shown: dict[str, Any] = {"explorer": data, "layer": layer}
         if compared is not None and last is not None:
@@ -253,6 +258,7 @@ def _row(fact: Fact, compared: Comparison, last: Made) -> tuple[dict[str, Any], 
     row = {
         **compared.score.to_row(),
         "fact_id": fact.fact_id,
+        "fact_content": fact.content,
         "problem": compared.problem,
         "method": method,
         "window": window,
@@ -265,40 +271,32 @@ def _row(fact: Fact, compared: Comparison, last: Made) -> tuple[dict[str, Any], 
     return row, Continuations({fact.fact_id: compared.view.before}, after)
 
 
-def fact_of_texts(setup: Setup, known: Mapping[str, Fact], texts: Mapping[str, str]) -> Fact:
+def fact_of_texts(setup: Setup, known: Iterable[Fact], texts: Mapping[str, str]) -> Fact:
     """The fact that a reader typed.
 
     Args:
         setup: gives the model, which says the object if the reader does not.
-        known: facts by their prompt; one of them is meant if all texts are its own.
+        known: facts, one of which is meant if the texts are its own.
         texts: `prompt`, `subject`, `target_true`, `target_new`; `paraphrases` and `neighbors`, one on each line.
 
     Raises:
         BadFact: the prompt lacks the subject, or a text is empty that must not be.
     """
+    for fact in known:
+        if texts_of_fact(fact) == texts:
+            return fact
     prompt, subject = texts["prompt"].strip(), texts["subject"].strip()
     if not subject or subject not in prompt:
-        raise BadFact(f"expected the subject to be some words of the prompt {prompt!r}, got {subject!r}")
-    lists = {
-        name: tuple(line for line in texts[name].splitlines() if line.strip()) for name in ("paraphrases", "neighbors")
-    }
+        raise BadFact(f"expected the subject to be words of the prompt {prompt!r}, got {subject!r}")
     before, _, after = prompt.partition(subject)
-    target_true = texts["target_true"].strip() or _said(setup, prompt)
-    typed = Fact(
+    return Fact(
         template=f"{before}{{}}{after}",
         subject=subject,
-        target_true=target_true,
+        target_true=texts["target_true"].strip() or _said(setup, prompt),
         target_new=texts["target_new"].strip() or None,
-        paraphrases=lists["paraphrases"],
-        neighbors=lists["neighbors"],
+        paraphrases=_lines(texts["paraphrases"]),
+        neighbors=_lines(texts["neighbors"]),
     )
-    same = known.get(prompt)
-    if (
-        same is not None
-        and replace(typed, fact_id=same.fact_id, relation=same.relation, searched=same.searched) == same
-    ):
-        return same
-    return typed
 
 
 def texts_of_fact(fact: Fact) -> dict[str, str]:
@@ -319,3 +317,7 @@ def _said(setup: Setup, prompt: str) -> str:
         text.strip() for text, _ in next_tokens(setup.model, encode_text(setup.model, prompt, fact_id=0))
     ]
     return next((word for word in words if word), "")
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -18,7 +18,7 @@ def test_it_traces_as_the_package_does(session, tiny, facts):
     noise = loc_edit.subject_noise(tiny, prompt, scale="1.5", samples=2)
     expected = loc_edit.trace(tiny, prompt, facts[0].target_true, noise=noise, window=1)
     assert torch.equal(trace.p_restored, expected.p_restored)
-    assert trace.effect.abs().max() > 1e-3
+    assert trace.effect.abs().max() > 1e-5
 
 
 def test_the_second_edit_is_made_on_top_of_the_first_and_the_model_comes_back(session, tiny, facts):
@@ -105,7 +105,8 @@ def test_the_panel_gets_the_numbers_of_the_trace_and_of_the_scores(session, fact
     shown = session.shown(layer=1)
     [record] = shown["explorer"]["facts"]
     assert record["prompt"] == facts[0].prompt
-    assert record["traces"] and not record["edits"]
+    assert record["traces"]
+    assert not record["edits"]
     session.edit(method="finetune", layer=1)
     compared = session.compare("error_injection")
     shown = session.shown()
@@ -117,18 +118,23 @@ def test_the_panel_gets_the_numbers_of_the_trace_and_of_the_scores(session, fact
 
 
 def test_a_fact_goes_to_the_fields_and_back(session, facts):
-    known = {fact.prompt: fact for fact in facts}
     for fact in facts:
-        assert fact_of_texts(session.setup, known, texts_of_fact(fact)) == fact
+        assert fact_of_texts(session.setup, facts, texts_of_fact(fact)) is fact
     texts = {**texts_of_fact(facts[0]), "target_new": "somewhere"}
-    assert fact_of_texts(session.setup, known, texts) == replace(
-        facts[0], target_new="somewhere", relation="", fact_id=None
-    )
+    own = fact_of_texts(session.setup, facts, texts)
+    assert texts_of_fact(own) == texts
+    assert own.fact_id != facts[0].fact_id
+
+
+def test_a_known_fact_keeps_the_place_of_its_subject(session):
+    twice = loc_edit.Fact(template="Rome and {} is", subject="Rome", target_true="Paris", fact_id=9)
+    assert fact_of_texts(session.setup, [twice], texts_of_fact(twice)) is twice
+    assert fact_of_texts(session.setup, [], texts_of_fact(twice)).template == "{} and Rome is"
 
 
 def test_an_own_fact_without_an_object_has_the_model_s(session, tiny):
     texts = dict.fromkeys(("target_true", "target_new", "paraphrases", "neighbors"), "")
-    typed = fact_of_texts(session.setup, {}, {**texts, "prompt": "The river is in", "subject": "The river"})
+    typed = fact_of_texts(session.setup, (), {**texts, "prompt": "The river is in", "subject": "The river"})
     assert typed.template == "{} is in"
     assert typed.target_true
     [answer] = loc_edit.answers(tiny, [typed], n_tokens=1)
@@ -136,12 +142,12 @@ def test_an_own_fact_without_an_object_has_the_model_s(session, tiny):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "subject"), [("The river is in", "The lake"), ("The river is in", ""), ("{} is {river}", "river")]
+    ("prompt", "subject"), [("The river is in", "The lake"), ("The river is in", ""), ("{} of it", "of")]
 )
 def test_a_subject_that_is_not_in_the_prompt_is_refused(session, prompt, subject):
     texts = dict.fromkeys(("target_true", "target_new", "paraphrases", "neighbors"), "Paris")
-    with pytest.raises(loc_edit.BadFact, match="subject"):
-        fact_of_texts(session.setup, {}, {**texts, "prompt": prompt, "subject": subject})
+    with pytest.raises(loc_edit.BadFact, match="the subject"):
+        fact_of_texts(session.setup, (), {**texts, "prompt": prompt, "subject": subject})
 
 
 def test_what_makes_no_sense_is_refused_and_nothing_changes(session, tiny, facts):
