@@ -1,6 +1,7 @@
 """The playground in a real browser: trace, edit, stop, take back, download; and no text that is typed runs."""
 
 import json
+import re
 import time
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -18,10 +19,10 @@ from loc_edit.models.identity import checksums
 pytestmark = pytest.mark.slow  # a server and a browser start
 
 HOSTILE = (
-    "<script>window.ran = 1; top.ran = 1</script>",
-    "</script><script>window.ran = 2</script>",
-    "<img src=x onerror='window.ran = 3'>",
-    "${window.ran = 4} {{constructor}} @children",
+    "<script>ran = 1</script>",
+    "</script><script>ran = 2",
+    "<img src=x onerror='ran=3'>",
+    "${ran=4}{{ran}} @children",
 )
 
 
@@ -88,7 +89,7 @@ def press(browser, name):
     before = status(browser)
     browser.find_element("css selector", f"#{name}").click()
     wait_for(browser, lambda b: status(b) != before)
-    wait_for(browser, lambda b: not status(b).endswith("s)"))
+    wait_for(browser, lambda b: not re.search(r"\(\d+ (s|min)\)$", status(b)))
     time.sleep(0.3)
     return status(browser)
 
@@ -130,12 +131,12 @@ def test_it_is_only_for_this_machine_and_loads_nothing_from_elsewhere(page, serv
     assert [name for name in loaded if not name.startswith((served, "data:", "blob:"))] == []
 
 
-def test_trace_edit_stack_and_take_back(page, tiny):
+def test_trace_edit_stack_and_take_back(page, tiny, facts):
     weights = checksums(tiny)
     choose(page, "mother tongue")
     assert press(page, "locate").startswith("done")
     assert "The mother tongue of Anna Kowalska is" in panel(page)
-    assert inside(page, "return document.querySelectorAll('.heat td.cell').length") == 2 * 8
+    assert inside(page, "return document.querySelectorAll('.heat td.cell').length") == 2 * len(loc_edit.encode(tiny, facts[1]))
     inside(page, "document.querySelector('.tokens summary').click()")
     wait_for(page, lambda b: inside(b, "return document.querySelector('.circuitsvis .colored-tokens') !== null"))
     inside(page, "document.querySelectorAll('.heat td.cell')[1].click()")
@@ -159,9 +160,10 @@ def test_trace_edit_stack_and_take_back(page, tiny):
 
 
 def test_typed_markup_is_shown_and_does_not_run(page):
+    page.find_element("xpath", "//button[contains(., 'Paraphrases')]").click()
+    wait_for(page, lambda b: b.find_elements("css selector", "#neighbors textarea"))
     for words in HOSTILE:
-        prompt = f"The {words} is in the city of"
-        write(page, prompt=prompt, subject=words, true=words, new="Rome", neighbors=f"{words} is in")
+        write(page, prompt=f"{words} is", subject=words, true="Paris", new=words[:9], neighbors=f"{words} in")
         assert press(page, "locate").startswith("done")
         pick(page, "method", "FT-1")
         assert press(page, "edit").startswith("done")
