@@ -136,7 +136,9 @@ def test_trace_edit_stack_and_take_back(page, tiny, facts):
     choose(page, "mother tongue")
     assert press(page, "locate").startswith("done")
     assert "The mother tongue of Anna Kowalska is" in panel(page)
-    assert inside(page, "return document.querySelectorAll('.heat td.cell').length") == 2 * len(loc_edit.encode(tiny, facts[1]))
+    assert inside(page, "return document.querySelectorAll('.heat td.cell').length") == 2 * len(
+        loc_edit.encode(tiny, facts[1])
+    )
     inside(page, "document.querySelector('.tokens summary').click()")
     wait_for(page, lambda b: inside(b, "return document.querySelector('.circuitsvis .colored-tokens') !== null"))
     inside(page, "document.querySelectorAll('.heat td.cell')[1].click()")
