@@ -275,7 +275,8 @@ class _Page:
         except (ValueError, RuntimeError, OSError) as error:
             said = str(error)
         else:
-            said = f"done in {duration(time.monotonic() - start)}"
+            n = len(session.made)
+            said = f"done in {duration(time.monotonic() - start)}; {n} edit{'s' * (n != 1)} in the model"
         finally:
             visit.job = None
         yield {self.status: said, self.stop: gr.Button(interactive=False), **self._results(session, int(layer))}
