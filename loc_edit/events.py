@@ -12,6 +12,8 @@ FIRST_PAUSE = 2.0
 """Seconds before the first line about a task; each further pause is twice as long as the one before."""
 LONGEST_PAUSE = 60.0
 """Seconds of the longest pause between two lines."""
+STEP = "step"
+"""The name of the events of `step`."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Event:
     """Something that happened.
 
     Attributes:
-        name: `progress`, or an event of a run's log such as `start`, `shard` and `end`.
+        name: `progress`, `step`, or an event of a run's log such as `start`, `shard` and `end`.
         fields: its properties, as plain values.
     """
 
@@ -54,6 +56,20 @@ def progress(task: str, done: int, total: int, *, found: int = 0, detail: str = 
         detail: a description of the one that was done last.
     """
     emit("progress", task=task, done=done, total=total, found=found, detail=detail)
+
+
+def step(task: str = "", done: int = 0, total: int = 0) -> None:
+    """Reports one of the many small steps of a localizer or an editor.
+
+    Progress bars and logs pass over these events.  A listener that raises an exception ends the computation here.
+
+    Args:
+        task: the name of the steps, such as `steps of v*`; empty if nobody counts them.
+        done: how many are done.
+        total: how many there are at most.
+    """
+    if _listeners:
+        emit(STEP, task=task, done=done, total=total)
 
 
 @contextmanager

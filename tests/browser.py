@@ -1,4 +1,4 @@
-"""A real Chromium without a window and without a network, for pages that are opened from a file."""
+"""A real Chromium without a window and without a network, for pages of a file or of a server on this machine."""
 
 import shutil
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import pytest
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )  # fmt: skip
 
 
@@ -20,8 +20,8 @@ def programs():
 
 
 @contextmanager
-def chromium(profile):
-    """A browser with an empty profile; offline, its console kept."""
+def chromium(profile, offline=True):
+    """A browser with an empty profile, its console kept; offline, or with this machine as its only network."""
     found = programs()
     if found is None:
         pytest.skip("no Chromium here: apt-get install chromium chromium-driver")
@@ -35,8 +35,9 @@ def chromium(profile):
     try:
         browser.set_page_load_timeout(60)
         browser.execute_cdp_cmd("Network.enable", {})
-        offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
-        browser.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
+        if offline:
+            conditions = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+            browser.execute_cdp_cmd("Network.emulateNetworkConditions", conditions)
         yield browser
     finally:
         browser.quit()

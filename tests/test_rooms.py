@@ -23,7 +23,8 @@ ARROWS = {
     "analysis": {"store", "facts", "views"},
     "report": {"analysis"},
     "experiment": {"localization", "scoring", "analysis", "store"},
-    "cli": {"experiment", "report"},
+    "explore": {"experiment", "report"},
+    "cli": {"experiment", "report", "explore"},
 }
 """From which rooms a room may import, besides those that these import from.  docs/architecture.md draws it."""
 WITHOUT_TORCH = (

@@ -15,7 +15,7 @@ QUESTION = "Does the place where a fact seems to be stored tell us where to edit
 
 GROUPS = {
     "study": ("run.run", "run.plan", "tune.tune", "choose_layer.choose_layer", "plant.plant", "benchmark.benchmark"),
-    "one fact": ("one_fact.trace", "one_fact.edit", "export.export"),
+    "one fact": ("one_fact.trace", "one_fact.edit", "explore.explore", "export.export"),
     "models and data": ("models.models", "facts.facts", "stats.stats"),
     "results": ("status.status", "results.analyze", "results.report"),
     "care": ("status.compact", "verify.verify", "doctor.doctor", "completion.completion"),

@@ -32,7 +32,7 @@ TOPICS = {
         *("out", "out_folder", "out_file", "folder", "runs", "save", "figure", "submit", "skipped", "mirror"),
         "as_json",
     ),
-    "machine": ("chunk", "workers", "engine", "address", "gpus"),
+    "machine": ("chunk", "workers", "engine", "address", "gpus", "port", "share"),
 }
 """The options of each topic; the first one has those that are named nowhere else."""
 

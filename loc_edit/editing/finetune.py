@@ -11,6 +11,7 @@ from einops import rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from loc_edit import events
 from loc_edit.editing.editor import EditJob, one_or_many
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.rows import draw_noise
@@ -90,6 +91,7 @@ def _train(training: "Training", steps: int) -> int:
     small_losses = torch.zeros(len(requests), dtype=torch.long)
     lower = torch.tensor([request.objective == "lower" for request in requests])
     for step in range(steps):
+        events.step("steps of fine-tuning", step, steps)
         active = (small_losses < PATIENCE) | lower
         if not active.any():
             return step

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loc_edit import events
 from loc_edit.editing.editor import EditJob
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.rows import Prefix, draw_noise
@@ -98,6 +99,7 @@ def _optimize(objective: "_Objective", last_updates_when_lowering: bool) -> Floa
     limit = settings.clamp * reference.norm(dim=-1, keepdim=True)
     stopped = torch.zeros_like(lower)
     for step in range(settings.steps):
+        events.step("steps of v*", step, settings.steps)
         last = step == settings.steps - 1
         if last and not (last_updates_when_lowering and lower.any()):
             break

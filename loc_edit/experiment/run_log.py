@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from loc_edit.events import Event, emit, listening, progress
+from loc_edit.events import STEP, Event, emit, listening, progress
 from loc_edit.experiment.worker import Computed
 from loc_edit.store.layout import LOG
 from loc_edit.store.settings import plain
@@ -47,7 +47,7 @@ class _LogFile(logging.FileHandler):
 
     def write_event(self, event: Event) -> None:
         """Append an event of the run."""
-        if event.name != "progress":
+        if event.name not in ("progress", STEP):
             record = logging.LogRecord("loc_edit.events", logging.INFO, "", 0, event.name, None, None)
             record.fields = event.fields
             self.handle(record)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loc_edit import events
 from loc_edit.localization.hooks import window_layers
 from loc_edit.localization.metrics import Scorer
 from loc_edit.localization.sweep import LOCAL, Layers, Step, Units, enter, plan, sweep
@@ -71,6 +72,7 @@ def measure_runs(
     values = torch.empty(len(runs), len(units), device=units.row.device)
     tails = base.lengths[units.row] - units.start
     for tail in tails.unique().tolist():
+        events.step("patched tokens", int((tails < tail).sum()), len(tails))
         alike = (tails == tail).nonzero()[:, 0]
         alike = alike[units.start[alike].argsort(stable=True)]  # pasts of similar lengths: little padding
         values[:, alike] = _swept(units.select(alike, tail), steps, scorer, budget)

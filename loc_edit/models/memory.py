@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+from loc_edit import events
 from loc_edit.models.model import Model
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,12 @@ class Budget:
             RuntimeError: memory does not suffice for one item.
         """
         size = min(max(1, self.positions // cost), most or n)
-        fitting = halving(n, size, work, unit=f"rows of {cost} token positions")
+
+        def work_of_step(part: slice) -> None:
+            events.step()
+            work(part)
+
+        fitting = halving(n, size, work_of_step, unit=f"rows of {cost} token positions")
         if fitting < size:
             self.positions = min(self.positions, fitting * cost)
 

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
@@ -17,6 +17,8 @@ from loc_edit.report.packing import embedded
 
 SCRIPTS = ("elements", "numbers", "chart", "heatmap", "tokens", "list", "fact", "overview", "main")
 """The scripts in the order in which they run; each defines functions for the next."""
+PANEL_SCRIPTS = ("elements", "numbers", "heatmap", "tokens", "fact", "panel")
+"""The scripts of a page with one fact, which it gets from the page around it."""
 DATA = ("curves", "explorer")
 """The parts of the content that the scripts read; the template shows the rest."""
 
@@ -27,20 +29,38 @@ def render(content: Mapping[str, Any]) -> str:
     The template escapes the texts in `content`; the data for the scripts is JSON in an inert block.  The page's policy
     names the scripts by their digests, so that no other script can run, whatever the texts are.
     """
-    scripts = "\n".join(_asset(f"{name}.js") for name in SCRIPTS)
-    code = f"(() => {{\n'use strict';\n{scripts}\n}})();"
+    return _rendered(
+        "page.html.j2",
+        SCRIPTS,
+        **{name: value for name, value in content.items() if name not in DATA},
+        page_data=Markup(embedded({name: content[name] for name in DATA})),
+        n_explored=len(content["explorer"]["facts"]),
+    )
+
+
+def panel() -> str:
+    """Returns a page for a frame that shows one fact as the report does, and holds no data.
+
+    The page around the frame posts `{explorer, layer, edited, caption, written}` to it, of which `explorer` is the
+    explorer's data with one fact.  The frame posts `{ready: true}`, `{height}` and, after a click, `{layer}`.
+    """
+    return _rendered("panel.html.j2", PANEL_SCRIPTS)
+
+
+def _rendered(template: str, scripts: Sequence[str], **values: Any) -> str:
+    """Returns a template with the style, the scripts in one function of their own, circuitsvis, and their digests."""
+    joined = "\n".join(_asset(f"{name}.js") for name in scripts)
+    code = f"(() => {{\n'use strict';\n{joined}\n}})();"
     bundle = circuitsvis_bundle()
     environment = Environment(
         loader=PackageLoader("loc_edit.report", "assets"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    return environment.get_template("page.html.j2").render(
-        {name: value for name, value in content.items() if name not in DATA},
+    return environment.get_template(template).render(
+        values,
         style=Markup(_asset("style.css")),
-        page_data=Markup(embedded({name: content[name] for name in DATA})),
         code=Markup(code),
         bundle=Markup(bundle),
-        n_explored=len(content["explorer"]["facts"]),
         digests=Markup(" ".join(f"'sha256-{_digest(script)}'" for script in (code, bundle))),
     )
 
