@@ -356,8 +356,8 @@ def _named(model: Any) -> Iterator[tuple[str, Tensor | None]]:
 def named_weights(model: Model) -> dict[str, Tensor]:
     """The model's weights by their names in version 3, to be written in place.
 
-    Left out: an unembedding that is tied to the embeddings, as it would be written twice, and embeddings that are scaled
-    on their way into the residual stream.
+    Left out is an unembedding that is tied to the embeddings, as it would be written twice.  Embeddings that are scaled
+    on their way into the residual stream have another name.
     """
     bridge = cast(Any, model)
     weights = {name: weight for name, weight in _named(bridge) if weight is not None}

@@ -96,7 +96,10 @@ def load_model(
     with quiet():
         if isinstance(source, Model):
             check_unprocessed(source)
-            model = lens.adopt(source, device)
+            try:
+                model = lens.adopt(source, device)
+            except ValueError as error:
+                raise BadModel(f"model {getattr(source.cfg, 'model_name', '')}: {error}") from error
         elif str(source) == "builtin":
             model = read_builtin(device=device, dtype=dtype)
         elif directory := model_directory(source, accept_terms=accept_terms):

@@ -33,7 +33,7 @@ class Model(Protocol):
         """The embeddings `[d_vocab d_model]`."""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        """Tokens, or with `start_at_layer` a residual stream, to logits, or with `stop_at_layer` to a residual stream."""
+        """From tokens, or with `start_at_layer` a residual stream, to the logits."""
 
     def hooks(self, *args: Any, **options: Any) -> AbstractContextManager[Any]:
         """A block in which `fwd_hooks` and `bwd_hooks` are on the model."""
