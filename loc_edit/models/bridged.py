@@ -301,6 +301,11 @@ def output_norm(model: Model, layer: int) -> tuple[Tensor, float] | None:
     return _scale(norm), model.cfg.eps
 
 
+def final_scale(model: Model) -> Tensor | None:
+    """The weight of the final norm, or `None` if it has none."""
+    return _scale(cast(Any, model).ln_final)
+
+
 def gated(mlp: Any) -> bool | None:
     """`None`: `relevance` has no rules for Hugging Face's MLPs, whose activation function it cannot replace."""
     return None

@@ -175,6 +175,11 @@ def output_norm(model: Model, layer: int) -> tuple[Tensor, float] | None:
     return norm.w, norm.eps
 
 
+def final_scale(model: Model) -> Tensor | None:
+    """The weight of the final norm, or `None` if it has none."""
+    return getattr(cast(Any, model).ln_final, "w", None)
+
+
 def gated(mlp: Any) -> bool | None:
     """Whether an MLP has a gate, or `None` if `relevance` has no rules for it: it is neither plain nor gated."""
     if type(mlp) not in (MLP, GatedMLP):
