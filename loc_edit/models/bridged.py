@@ -18,13 +18,13 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens import supported_models
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
+from transformer_lens.model_bridge.sources import native as native_models
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
-from transformer_lens.model_bridge.sources.native import boot
-from transformer_lens.supported_models import get_official_model_name
 
 from loc_edit.models import fields
 from loc_edit.models.model import Model, replaced
@@ -120,7 +120,8 @@ def native(
     for key, only in known.items():
         if values.get(key, only) != only:
             raise ValueError(f"{key} {values[key]!r}: expected {only!r} with TransformerLens 4")
-    model: Any = boot(TransformerBridgeConfig.from_dict({**values, **own}), device=device, dtype=dtype)
+    cfg = TransformerBridgeConfig.from_dict({**values, **own})
+    model = cast(Any, native_models).boot(cfg, device=device, dtype=dtype)
     for block, kind in zip(model.blocks, values.get("attn_types") or (), strict=bool(values.get("attn_types"))):
         if kind == "local":
             hidden = block.attn.original_component.causal_mask
@@ -181,7 +182,7 @@ def hub_name(name: str) -> str:
     Raises:
         ValueError: TransformerLens does not know it.
     """
-    return cast(str, get_official_model_name(name))
+    return cast(str, cast(Any, supported_models).get_official_model_name(name))
 
 
 def from_hub(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Model, str]:
@@ -327,7 +328,7 @@ def _scale(norm: Any) -> Tensor:
 
 
 def _norms(block: Any) -> dict[str, Any]:
-    """A layer's norms by their names in version 3, which calls the norms after attention and MLP of OLMo `ln1`, `ln2`."""
+    """A layer's norms by their names in version 3, where OLMo's norms after attention and MLP are `ln1` and `ln2`."""
     norms = {name: _part(block, name) for name in ("ln1", "ln2", "ln1_post", "ln2_post")}
     if norms["ln1"] is None:
         norms = {"ln1": norms["ln1_post"], "ln2": norms["ln2_post"]}

@@ -58,7 +58,7 @@ DEFAULTS: dict[str, Any] = {
     "yarn_truncate": True,
 }  # fmt: skip
 
-TAKEN_OVER = {
+TAKEN_OVER: dict[str, dict[str, Any]] = {
     "GPT2LMHeadModel": {"positional_embedding_type": "standard"},
     "GPTJForCausalLM": {"parallel_attn_mlp": True, "rotary_adjacent_pairs": True},
     "GPTNeoXForCausalLM": {"default_prepend_bos": False},

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.auto import AutoModelForCausalLM
 
 import loc_edit
+from loc_edit.editing.changes import WeightUpdate
 from loc_edit.models.adapter import VERSION
 from loc_edit.models.loading import BUILTIN
 from loc_edit.models.model import W_out
@@ -140,6 +141,39 @@ def test_both_versions_of_transformer_lens_give_the_same_numbers(expected, name)
             got, wanted, rtol=1e-4, atol=1e-4 * scale, msg=lambda text, what=what: f"{what}: {text}"
         )
     assert loc_edit.fingerprint(model) == expected[name]["fingerprint"]
+
+
+@pytest.mark.skipif(VERSION < 4, reason="TransformerLens 3 has its own class")
+@pytest.mark.parametrize("compatible", [False, True])
+def test_a_bridge_that_the_user_has_loaded_gives_the_same_numbers(expected, tmp_path, compatible):
+    from transformer_lens.model_bridge import TransformerBridge
+
+    save("llama", tmp_path)
+    bridge = TransformerBridge.boot_transformers(str(tmp_path), device="cpu")
+    if compatible:
+        bridge.enable_compatibility_mode(no_processing=True, disable_warnings=True)
+    seen = []
+    with bridge.hooks(fwd_hooks=[("hook_embed", lambda value, hook: seen.append(value))]):
+        model = loc_edit.load_model(bridge, device="cpu", prepend_bos=False)
+    assert model is bridge
+    assert not seen, "loading leaves the user's hooks alone"
+    numbers = measured(model)
+    for what in ("trace mlp_out", "hooks", "rome", "memit"):
+        torch.testing.assert_close(
+            torch.tensor(numbers[what]), torch.tensor(expected["llama"][what]), rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.skipif(VERSION < 4, reason="RelP has rules for the layers of TransformerLens 3")
+def test_what_a_bridge_cannot_do_is_refused_by_name():
+    model = load("builtin")
+    prompt = loc_edit.encode(model, FACT)
+    noise = loc_edit.subject_noise(model, prompt, scale=1.0, samples=1)
+    with pytest.raises(loc_edit.BadModel, match="no relevance rule for an MLP of kind MLPBridge"):
+        loc_edit.localize(model, prompt, FACT.target_true, noise=noise, localizer="relp")
+    biased = loc_edit.Edit((WeightUpdate(0, bias=torch.ones(16), full=torch.zeros(24, 16)),))
+    with pytest.raises(loc_edit.EditMismatch, match="changes b_out, which the model does not have"):
+        biased.write(load("llama"))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from loc_edit.models.checkpoints import LONGEST_CONTEXT
 from loc_edit.models.checks import check_editable, check_layers, check_unprocessed
 from loc_edit.models.identity import _checksum, tokenizer_fingerprint
 from loc_edit.models.model import W_out, b_out, has_output_bias, logits_at, token_texts
+from loc_edit.models.passes import run_layers
 from loc_edit.prompts.encoding import tokenize
 
 
@@ -94,12 +95,13 @@ def test_long_contexts_are_cut_and_keep_their_windows_and_positions(tokenizer, t
     hf_model.set_attn_implementation("eager")
     model = loc_edit.load_model(tmp_path, device="cpu")
     assert hf_model.config.max_position_embeddings > model.cfg.n_ctx == LONGEST_CONTEXT
-    assert model.cfg.use_local_attn == windowed
+    assert VERSION >= 4 or model.cfg.use_local_attn == windowed
     ids = torch.randint(1, 460, (1, LONGEST_CONTEXT), generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
         torch.testing.assert_close(model(ids), hf_model(ids).logits, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.skipif(VERSION >= 4, reason="a bridge runs Hugging Face's own modules, which understand it")
 @pytest.mark.parametrize("name", MISUNDERSTOOD)
 def test_a_configuration_that_is_misunderstood_is_refused(tokenizer, tmp_path, name):
     save_random(MISUNDERSTOOD[name](), tokenizer, tmp_path / "strange")
@@ -436,7 +438,10 @@ def test_the_fingerprint_sees_a_parameter_put_in_the_others_place(checkpoints):
     for _ in range(weight._version):
         other.mul_(1.0)
     assert other._version == weight._version, "the hard case: as often written as the one it replaces"
-    model.blocks[1].mlp.W_out = other
+    if VERSION >= 4:
+        model.blocks[1].mlp.out.original_component.weight = other
+    else:
+        model.blocks[1].mlp.W_out = other
     assert loc_edit.fingerprint(model) != first
 
 
@@ -489,7 +494,7 @@ def test_names_and_labels(tiny):
 
 def test_logits_at_equals_the_end_of_the_forward_pass(shapes, ids):
     for model in shapes.values():
-        final = model(ids % 400, stop_at_layer=model.cfg.n_layers)
+        final = run_layers(model, ids % 400, stop=model.cfg.n_layers)
         torch.testing.assert_close(logits_at(model, final), model(ids % 400))
 
 

@@ -11,7 +11,6 @@ from loc_edit.models.decoding import sample_tokens
 from loc_edit.models.passes import takes_past
 from loc_edit.prompts.sampling import sample_essences
 
-
 if VERSION >= 4:
     pytest.skip("TransformerLens 4 has no other paths", allow_module_level=True)
 
