@@ -304,7 +304,7 @@ def test_processed_weights_are_refused(checkpoints, name, reason):
     off = dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False)
     if VERSION >= 4:
         model.enable_compatibility_mode(**{**off, **PROCESSED[reason]})
-        with pytest.raises(BadModel, match="no_processing=True|without enable_compatibility_mode"):
+        with pytest.raises(BadModel, match=r"no_processing=True|without enable_compatibility_mode"):
             loc_edit.load_model(model, device="cpu")
         return
     weights = {k: v.clone() for k, v in model.state_dict().items()}
