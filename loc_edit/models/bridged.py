@@ -306,7 +306,7 @@ def output_norm(model: Model, layer: int) -> tuple[Tensor, float] | None:
     return scale_of(norm), model.cfg.eps
 
 
-def finalscale_of(model: Model) -> Tensor | None:
+def final_scale(model: Model) -> Tensor | None:
     """The weight of the final norm, or `None` if it has none."""
     return scale_of(cast(Any, model).ln_final)
 

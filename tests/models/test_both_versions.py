@@ -4,7 +4,9 @@
 there.  Either version is compared with them, so that an equality of both needs one environment at a time.
 """
 
+import ast
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -141,6 +143,29 @@ def test_both_versions_of_transformer_lens_give_the_same_numbers(expected, name)
             got, wanted, rtol=1e-4, atol=1e-4 * scale, msg=lambda text, what=what: f"{what}: {text}"
         )
     assert loc_edit.fingerprint(model) == expected[name]["fingerprint"]
+
+
+def public_names(module):
+    """The functions, constants and re-exports of a file of `models`, without importing it."""
+    for node in ast.parse((Path(loc_edit.__file__).parent / "models" / f"{module}.py").read_text()).body:
+        if isinstance(node, ast.FunctionDef):
+            yield node.name, tuple(arg.arg for arg in node.args.args)
+        elif isinstance(node, ast.Assign):
+            yield node.targets[0].id, ()
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((alias.asname, ()) for alias in node.names if alias.asname == alias.name)
+
+
+def test_both_adapters_have_what_the_package_asks_of_either():
+    three, four = (dict(public_names(module)) for module in ("hooked", "bridged"))
+    used = set()
+    for path in Path(loc_edit.__file__).parent.rglob("*.py"):
+        if "from loc_edit.models.adapter import" in (text := path.read_text()):
+            used |= set(re.findall(r"\blens\.(\w+)", text))
+    assert len(used) > 15
+    assert used <= three.keys()
+    assert used <= four.keys()
+    assert three["run"] == four["run"]
 
 
 @pytest.mark.skipif(VERSION < 4, reason="TransformerLens 3 has its own class")
