@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import PreTrainedTokenizerFast
 
 import loc_edit
@@ -24,7 +23,9 @@ from loc_edit.experiment.setup import Setup
 from loc_edit.experiment.study import EditCell, TraceCell
 from loc_edit.facts.loading import save_facts
 from loc_edit.localization.contract import EFFECTS
+from loc_edit.models.adapter import VERSION
 from loc_edit.models.loading import quiet
+from loc_edit.models.passes import watched
 from loc_edit.scoring.contract import SCORERS
 
 torch.set_num_threads(1)
@@ -69,24 +70,29 @@ def tokenizer(tmp_path_factory):
 
 def random_model(tokenizer, seed=0, **shape):
     """A model with random weights so large that a patch or an edit changes its answer, all biases non-zero."""
-    cfg = HookedTransformerConfig(
-        **{
-            "n_layers": 2,
-            "d_model": 16,
-            "n_ctx": 64,
-            "d_head": 8,
-            "n_heads": 2,
-            "d_mlp": 24,
-            "d_vocab": len(tokenizer),
-            "act_fn": "gelu_new",
-            "normalization_type": "LN",
-            "model_name": "tiny",
-            "default_prepend_bos": False,
-            "device": "cpu",
-            "init_weights": False,
-            **shape,
-        }
-    )
+    shape = {
+        "n_layers": 2,
+        "d_model": 16,
+        "n_ctx": 64,
+        "d_head": 8,
+        "n_heads": 2,
+        "d_mlp": 24,
+        "d_vocab": len(tokenizer),
+        "act_fn": "gelu_new",
+        "normalization_type": "LN",
+        "model_name": "tiny",
+        "default_prepend_bos": False,
+        "device": "cpu",
+        "init_weights": False,
+        **shape,
+    }
+    if VERSION >= 4:
+        from bridges import random_bridge
+
+        return loc_edit.load_model(random_bridge(tokenizer, seed, shape), device="cpu")
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    cfg = HookedTransformerConfig(**shape)
     with quiet():
         model = HookedTransformer(cfg, tokenizer)
     draws = torch.Generator().manual_seed(seed)
@@ -157,10 +163,7 @@ def _models_are_left_as_they_were(request):
     yield
     if "shapes" in request.fixturenames:
         for name, model in request.getfixturevalue("shapes").items():
-            hooked = [
-                part for part, module in model.named_modules() if module._forward_hooks or module._forward_pre_hooks
-            ]
-            assert not hooked, f"hooks are left on {name}: {hooked[:3]}"
+            assert not watched(model), f"hooks are left on {name}"
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from torch import Tensor
 from loc_edit.arguments import checked, fitted
 from loc_edit.editing.changes import OtherUpdate as OtherUpdate, WeightUpdate as WeightUpdate, moved, parts, times
 from loc_edit.keys.disk import TensorFile, kinds_of, write_tensors
+from loc_edit.models.adapter import lens
 from loc_edit.models.checkpoints import hf_state_dict
 from loc_edit.models.checks import check_layers
 from loc_edit.models.identity import fingerprint
@@ -94,8 +95,9 @@ class Edit:
             weight.copy_(weight + update.delta.to(weight.device))  # in float32 also where the weight is half
             if update.bias is not None:
                 bias.copy_(bias + update.bias.to(bias.device))
+        named = lens.named_weights(model) if self.others else {}
         for other in self.others:
-            weight = model.get_parameter(other.name)
+            weight = named[other.name]
             weight.copy_(weight + other.delta.to(weight.device))
 
     def scaled(self, factor: float) -> "Edit":
@@ -106,7 +108,8 @@ class Edit:
     def parameters(self, model: Model) -> dict[tuple[str, int], Tensor]:
         """The model's parameters that the edit changes, by `("W_out", layer)`, `("b_out", layer)` and `(name, -1)`."""
         weights = {("W_out", layer): W_out(model, layer) for layer in self.layers}
-        weights |= {(other.name, -1): model.get_parameter(other.name) for other in self.others}
+        named = lens.named_weights(model) if self.others else {}
+        weights |= {(other.name, -1): named[other.name] for other in self.others}
         return weights | {("b_out", layer): b_out(model, layer) for layer in self._biased_layers}
 
     @property
@@ -116,7 +119,7 @@ class Edit:
 
     def check_shapes(self, model: Model) -> None:
         """Refuse a model whose layers or widths are not the edit's."""
-        named = dict(model.named_parameters()) if self.others else {}
+        named = lens.named_weights(model) if self.others else {}
         for other in self.others:
             shape, expected = tuple(other.delta.shape), tuple(getattr(named.get(other.name), "shape", ()))
             if shape != expected:
@@ -128,6 +131,8 @@ class Edit:
             shape, expected = tuple(update.delta.shape), tuple(W_out(model, update.layer).shape)
             if shape != expected:
                 raise EditMismatch(f"edit of layer {update.layer}: expected shape {expected} of W_out, got {shape}")
+            if update.bias is not None and model.blocks[update.layer].mlp.b_out is None:
+                raise EditMismatch(f"edit of layer {update.layer}: it changes b_out, which the model does not have")
             if update.bias is not None and (shape := tuple(update.bias.shape)) != (wide := expected[1:]):
                 raise EditMismatch(f"edit of layer {update.layer}: expected shape {wide} of b_out, got {shape}")
 
@@ -175,7 +180,7 @@ class Edit:
         """
         model, weights = both_weights(base, edited)
         updates, others = [], []
-        for name, parameter in model.named_parameters():
+        for name, parameter in lens.named_weights(model).items():
             if name not in weights or weights[name].shape != parameter.shape:
                 shape = tuple(weights[name].shape) if name in weights else "nothing"
                 raise EditMismatch(f"parameter {name}: expected shape {tuple(parameter.shape)}, got {shape}")

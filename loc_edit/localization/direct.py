@@ -1,13 +1,12 @@
 """Localizers that patch nothing: direct logit attribution, and a random control."""
 
-from typing import Any
-
 import torch
 from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
 from loc_edit.localization.question import Question
+from loc_edit.models.adapter import lens
 from loc_edit.prompts.randomness import generator
 
 
@@ -55,9 +54,9 @@ def _direction(question: Question) -> Float[Tensor, " d_model"]:
     kind = model.cfg.normalization_type
     if kind is None:
         return direction
-    norm: Any = model.ln_final
-    if hasattr(norm, "w"):
-        direction = direction * norm.w.double()
+    weight = lens.final_scale(model)
+    if weight is not None:
+        direction = direction * weight.double()
     if kind.startswith("LN"):
         last, direction = last - last.mean(), direction - direction.mean()
     return direction / (last.square().mean() + model.cfg.eps).sqrt()

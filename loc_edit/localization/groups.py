@@ -13,9 +13,9 @@ from loc_edit.localization.hooks import window_layers
 from loc_edit.localization.metrics import Scorer
 from loc_edit.localization.sweep import LOCAL, Layers, Step, Units, enter, plan, sweep
 from loc_edit.localization.targets import TargetedPrompt
-from loc_edit.models.attention import watched
 from loc_edit.models.memory import Budget
 from loc_edit.models.model import Model
+from loc_edit.models.passes import watched
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformer_lens import ActivationCache
 
 from loc_edit.arguments import checked
-from loc_edit.models.model import Hook, Model
+from loc_edit.models.model import Hook, Model, hook_points
 from loc_edit.prompts.encoding import Prompt
 from loc_edit.prompts.noise import check_noise
 
@@ -76,7 +76,7 @@ def restoration_hooks(
 
 def check_site(model: Model, site: str) -> None:
     """Refuse a site that is not a hook point of the model's layers."""
-    if site_name(site, 0) not in model.hook_dict:
+    if site_name(site, 0) not in hook_points(model):
         raise ValueError(f"site {site!r}: the model has no hook point {site_name(site, 0)}")
 
 

@@ -16,11 +16,10 @@ from loc_edit.localization.metrics import Scorer
 from loc_edit.localization.sweep import Base, Units, run_base
 from loc_edit.localization.targets import TargetedPrompt, targeted_prompt
 from loc_edit.localization.trace import Trace
-from loc_edit.models.attention import watched
 from loc_edit.models.checks import warn_of_hooks
 from loc_edit.models.memory import Budget
 from loc_edit.models.model import Hook, Model, token_texts
-from loc_edit.models.passes import takes_past
+from loc_edit.models.passes import takes_past, watched
 from loc_edit.names import Metric
 from loc_edit.prompts.batches import make_batch, run
 from loc_edit.prompts.encoding import Prompt

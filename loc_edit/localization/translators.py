@@ -11,10 +11,10 @@ from torch import Tensor
 from loc_edit.facts.fact import Fact
 from loc_edit.files import short_hash
 from loc_edit.localization.hooks import site_name
-from loc_edit.models.attention import watched
 from loc_edit.models.identity import fingerprint
 from loc_edit.models.memory import Budget
 from loc_edit.models.model import Hook, Model
+from loc_edit.models.passes import watched
 from loc_edit.prompts.batches import make_batch, run
 from loc_edit.prompts.encoding import Prompt, encode_all
 

@@ -8,22 +8,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformer_lens.components import Attention, GroupedQueryAttention
 
+from loc_edit.models.model import hooked
 from loc_edit.models.past import PastEntry
 from loc_edit.models.weights import attention_weights, side_by_side
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether a hook is on this module itself, not only on its parts."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
-
-
-def watched(module: nn.Module) -> bool:
-    """Whether a hook is on this module or on any of its parts."""
-    return any(hooked(part) for part in module.modules())
 
 
 def plain(attn: Any) -> bool:

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformer_lens import HookedTransformerConfig, loading_from_pretrained as loading
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from loc_edit.arguments import Count, fits, fitted, words
 from loc_edit.files import join_inside
+from loc_edit.models.adapter import lens
 from loc_edit.models.checks import BadModel
 from loc_edit.models.model import Model, W_out, b_out
 
@@ -217,7 +217,7 @@ def shard_names(directory: Path) -> list[str]:
     return names
 
 
-def hooked_config(directory: Path, config: dict[str, Any], **given: Any) -> HookedTransformerConfig:
+def hooked_config(directory: Path, config: dict[str, Any], **given: Any) -> Any:
     """The TransformerLens configuration of a checkpoint.
 
     TransformerLens looks for names such as "llama" and "gemma" in the directory's name, so it gets the configuration
@@ -239,14 +239,14 @@ def hooked_config(directory: Path, config: dict[str, Any], **given: Any) -> Hook
         if architecture in REBUILT:
             values = _rebuilt(hf_config, architecture)
         else:
-            values = {**loading.convert_hf_model_config(folder), **_corrections(hf_config, architecture)}
+            values = {**lens.converted(folder, hf_config), **_corrections(hf_config, architecture)}
         if values.get("positional_embedding_type") == "rotary":
             values["n_ctx"] = min(LONGEST_CONTEXT, getattr(hf_config, "max_position_embeddings", values["n_ctx"]))
         values |= _scaling(hf_config, values)
         values |= _windows(hf_config, values)
         values |= {"model_name": directory.resolve().name, "init_weights": False, "trust_remote_code": False}
         values["tokenizer_name"] = None  # TransformerLens puts the name of the temporary folder there
-        return HookedTransformerConfig.from_dict({**values, "from_checkpoint": False, **given})
+        return lens.configuration_of({**values, **given})
 
 
 def _corrections(hf_config: Any, architecture: str) -> dict[str, Any]:

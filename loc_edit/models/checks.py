@@ -3,16 +3,15 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformer_lens.components import RMSNorm
 
-from loc_edit.models.attention import watched
+from loc_edit.models.adapter import lens
 from loc_edit.models.identity import checksums
 from loc_edit.models.memory import out_of_memory
-from loc_edit.models.model import Model
+from loc_edit.models.model import Model, hook_points, watched
 from loc_edit.models.norms import output_norm
 
 HALF = (torch.float16, torch.bfloat16)
@@ -56,18 +55,20 @@ def ends_run(error: Exception) -> bool:
 
 def _state(model: Model) -> dict[str, tuple[bytes, bool]]:
     """Of each parameter, a checksum, and whether it requires a gradient."""
-    return {name: (value, model.get_parameter(name).requires_grad) for name, value in checksums(model).items()}
+    sums = checksums(model)
+    return {name: (sums[name], parameter.requires_grad) for name, parameter in model.named_parameters()}
 
 
 def _n_hooks(model: Model) -> int:
-    return sum(len(point.fwd_hooks) + len(point.bwd_hooks) for point in model.hook_dict.values())
+    return sum(len(point.fwd_hooks) + len(point.bwd_hooks) for point in set(hook_points(model).values()))
 
 
 def warn_of_hooks(model: Model) -> bool:
     """Whether the user has hooks on the model; if so, with a warning that they are part of every run."""
-    if not watched(model):
+    if not lens.watched(model):
         return False
-    names = [name for name, point in model.hook_dict.items() if watched(point)]
+    points = {id(point): name for name, point in reversed(hook_points(model).items()) if watched(point)}
+    names = sorted(points.values())  # a bridge has several names for a point, of which the first is the usual one
     places = f"at {', '.join(names[:3])}{', ...' * (len(names) > 3)}" if names else "outside its hook points"
     warnings.warn(
         f"the model has hooks of yours {places}: they are part of all that is computed, and nothing of it is cached; "
@@ -102,12 +103,13 @@ def check_editable(model: Model) -> None:
     name = model.cfg.model_name
     if not _has_one_mlp(model.cfg):
         raise BadModel(f"model {name}: each layer must have one MLP to be edited")
-    norm = output_norm(model, 0)
-    if norm is not None and not isinstance(norm, RMSNorm):
+    try:
+        output_norm(model, 0)
+    except TypeError as error:
         raise BadModel(
-            f"model {name}: expected no norm after the MLP, or TransformerLens' RMSNorm, got {type(norm).__name__}; "
+            f"model {name}: expected no norm after the MLP, or TransformerLens' RMSNorm, got {error}; "
             "it can be traced but not edited"
-        )
+        ) from error
 
 
 @torch.no_grad()
@@ -137,7 +139,7 @@ def check_unprocessed(model: Model) -> None:
     if processing:
         raise BadModel(
             f"model {name}: {' and '.join(processing)}; editing needs the checkpoint's own weights: "
-            f"loc_edit.load_model({name!r}), or HookedTransformer.from_pretrained_no_processing({name!r})"
+            f"loc_edit.load_model({name!r}), or {lens.UNPROCESSED.format(name)}"
         )
 
 
@@ -148,9 +150,9 @@ def _has_one_mlp(cfg: Any) -> bool:
 
 def _writing_weights(model: Model) -> list[Any]:
     """All matrices and biases that write into the residual stream, with the output dimension last."""
-    weights: list[Any] = [model.embed.W_E]
+    weights: list[Any] = [model.W_E]
     if model.cfg.positional_embedding_type == "standard":
-        weights.append(model.pos_embed.W_pos)
+        weights.append(cast(Any, model).pos_embed.W_pos)
     for block in model.blocks:
         weights += [block.attn.W_O, block.attn.b_O]
         if _has_one_mlp(model.cfg):

@@ -8,9 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from loc_edit.models.attention import watched
 from loc_edit.models.model import Model, logits_at
-from loc_edit.models.passes import run_layers, takes_past
+from loc_edit.models.passes import run_layers, takes_past, watched
 from loc_edit.models.past import PastEntry, new_past
 
 TOP_K = 5

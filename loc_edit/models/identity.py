@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from loc_edit.files import short_hash
+from loc_edit.models.adapter import lens
 from loc_edit.models.model import Model, tokenizer
 
 COLUMNS = 509
@@ -38,16 +39,15 @@ def fingerprint(model: Model) -> str:
     one busy core.
     """
     digest = hashlib.sha256()
-    cfg = {k: v for k, v in sorted(model.cfg.to_dict().items()) if k not in NOT_COMPUTED_WITH}
+    cfg = {k: v for k, v in sorted(lens.configuration(model).items()) if k not in NOT_COMPUTED_WITH}
     digest.update(json.dumps(cfg, default=str, sort_keys=True).encode())
     digest.update(tokenizer_fingerprint(model).encode())
-    parameters = sorted(model.named_parameters())
     state = digest.copy()
-    for name, parameter in parameters:
-        state.update(name.encode() + _checksum(parameter))
+    for name, value in checksums(model).items():
+        state.update(name.encode() + value)
     known = _FINGERPRINTS.setdefault(model, {})
     if state.digest() not in known:
-        for name, parameter in parameters:
+        for name, parameter in sorted(lens.all_weights(model).items()):
             digest.update(name.encode())
             digest.update(_raw(parameter).cpu().numpy().data)
         if len(known) >= KEPT:

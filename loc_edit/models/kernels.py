@@ -11,7 +11,8 @@ from torch.nn.functional import gelu, layer_norm, linear, rms_norm
 from transformer_lens.components import GatedMLP, LayerNorm, RMSNorm
 from transformer_lens.utilities.activation_functions import gelu_fast, gelu_new
 
-from loc_edit.models.attention import Positions, attend, hooked, plain, watched
+from loc_edit.models.attention import Positions, attend, plain
+from loc_edit.models.model import hooked, replaced, watched
 from loc_edit.models.weights import side_by_side
 
 ONE_PASS = (torch.float32, torch.float64)
@@ -82,18 +83,3 @@ def _gated(mlp: Any, x: Tensor) -> Tensor:
     in_place = not (key.requires_grad or pre.requires_grad)
     key = key.mul_(pre).add_(mlp.b_in) if in_place else key * pre + mlp.b_in
     return linear(mlp.hook_post(key), mlp.W_out.T, mlp.b_out)
-
-
-@contextmanager
-def replaced(module: nn.Module, name: str, value: object) -> Iterator[None]:
-    """Inside the block, `module.name` is `value`; afterwards it is as before."""
-    own = vars(module)  # `nn.Module.__setattr__` takes ten times as long
-    old = own.get(name)
-    own[name] = value
-    try:
-        yield
-    finally:
-        if old is None:
-            del own[name]
-        else:
-            own[name] = old

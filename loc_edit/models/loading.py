@@ -7,26 +7,24 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformer_lens import HookedTransformer, HookedTransformerConfig, loading_from_pretrained as loading
-from transformer_lens.pretrained.weight_conversions import convert_olmo3_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 
 from loc_edit.arguments import checked
 from loc_edit.files import DATA
+from loc_edit.models.adapter import lens
 from loc_edit.models.catalog import model_directory
 from loc_edit.models.checkpoints import hooked_config, hugging_face_config, read_config, refusing, shard_names
 from loc_edit.models.checks import HALF, BadModel, check_numbers, check_unprocessed
 from loc_edit.models.model import Model, logits_at
 from loc_edit.models.named import NAMED
 from loc_edit.models.passes import run_layers
-from loc_edit.models.weights import arrange
 from loc_edit.names import nearest
 
 BUILTIN = DATA / "model"
@@ -36,7 +34,7 @@ PROBE_LENGTH = 16
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence progress bars, and the warning that `HookedTransformer` is deprecated: the package pins its version."""
+    """Silence progress bars, and the warning that `HookedTransformer` is deprecated."""
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
@@ -57,7 +55,9 @@ def load_model(
     prepend_bos: bool | None = None,
     accept_terms: bool = False,
 ) -> Model:
-    """A `HookedTransformer` with the checkpoint's own weights: nothing folded, nothing centered.
+    """A model with the checkpoint's own weights: nothing folded, nothing centered.
+
+    With TransformerLens 3 it is a `HookedTransformer`, with TransformerLens 4 a `TransformerBridge`.
 
     A named model is downloaded once.  It and GGUF files are converted once, into directories in the cache.
 
@@ -96,7 +96,10 @@ def load_model(
     with quiet():
         if isinstance(source, Model):
             check_unprocessed(source)
-            model = source.to(device, print_details=False)
+            try:
+                model = lens.adopt(source, device)
+            except ValueError as error:
+                raise BadModel(f"model {getattr(source.cfg, 'model_name', '')}: {error}") from error
         elif str(source) == "builtin":
             model = read_builtin(device=device, dtype=dtype)
         elif directory := model_directory(source, accept_terms=accept_terms):
@@ -121,8 +124,7 @@ def load_model(
         model.cfg.default_prepend_bos = prepend_bos
     model.tokenizer.padding_side = "right"
     check_numbers(model)
-    arrange(model)
-    return model.eval().requires_grad_(False)
+    return lens.prepare(model)
 
 
 def both_weights(
@@ -136,12 +138,12 @@ def both_weights(
             Hugging Face checkpoint if `base` is its directory.
     """
     model = base if isinstance(base, Model) else load_model(base)
-    if isinstance(edited, Mapping) and not set(edited) <= set(model.state_dict()):
-        return model, dict(_load_tensors(base, edited).named_parameters())
+    if isinstance(edited, Mapping) and not set(edited) <= set(cast(Any, model).state_dict()):
+        return model, lens.named_weights(_load_tensors(base, edited))
     if isinstance(edited, Mapping):
-        return model, {**dict(model.named_parameters()), **edited}
+        return model, {**lens.named_weights(model), **edited}
     other = edited if isinstance(edited, Model) else load_model(edited, device=model.cfg.device)
-    return model, dict(other.named_parameters())
+    return model, lens.named_weights(other)
 
 
 def _load_tensors(base: str | Path | Model, tensors: Mapping[str, Tensor]) -> Model:
@@ -164,7 +166,6 @@ def read_builtin(
 ) -> Model:
     """The model that ships with the package, or a folder of the same form: configuration, weights and tokenizer."""
     config = json.loads((folder / "config.json").read_text())
-    cfg = HookedTransformerConfig.from_dict({**config, "device": str(device), "dtype": dtype})
     fast = PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"),
         name_or_path="builtin",  # given a bos_token, TransformerLens would look up this name on the hub
@@ -172,14 +173,12 @@ def read_builtin(
         unk_token="<|endoftext|>",
         pad_token="<|endoftext|>",
     )
-    model = HookedTransformer(cfg, fast)
     weights = load_file(folder / "model.safetensors")
     weights.setdefault("unembed.W_U", weights["embed.W_E"].T)
-    missing = set(dict(model.named_parameters())) - set(weights) - {"unembed.b_U"}
-    if missing:
-        raise BadModel(f"model builtin: weights missing from the package: {', '.join(sorted(missing))}")
-    model.load_state_dict({name: w.to(device, dtype) for name, w in weights.items()}, strict=False)
-    return model
+    try:
+        return lens.native(config, weights, fast, device, dtype)
+    except KeyError as error:
+        raise BadModel(f"model builtin: weights missing from the package: {error.args[0]}") from error
 
 
 def _load_directory(directory: Path, device: torch.device, dtype: torch.dtype) -> Model:
@@ -197,12 +196,7 @@ def _load_directory(directory: Path, device: torch.device, dtype: torch.dtype) -
     with refusing(f"model directory {directory}: its weights cannot be converted"):
         with torch.inference_mode():
             hf_logits = hf_model(tokens[None]).logits[0].float()
-        model = HookedTransformer(cfg)
-        if cfg.original_architecture == "Olmo2ForCausalLM":  # its own conversion knows no grouped keys
-            weights = convert_olmo3_weights(hf_model, cfg)
-        else:
-            weights = loading.get_pretrained_state_dict(str(directory.resolve()), cfg, hf_model, dtype=dtype)
-        weights = loading.fill_missing_keys(model, weights)
+        model, weights = lens.from_hugging_face(hf_model, cfg, hf_config, str(directory.resolve()))
         del hf_model
         _fill(model, weights)
     _give_tokenizer(model, fast)
@@ -210,7 +204,7 @@ def _load_directory(directory: Path, device: torch.device, dtype: torch.dtype) -
     return model
 
 
-def _read_tokenizer(directory: Path, hf_config: Any, cfg: HookedTransformerConfig) -> Any:
+def _read_tokenizer(directory: Path, hf_config: Any, cfg: Any) -> Any:
     """The directory's tokenizer; refused if it has tokens without an embedding in the model."""
     with refusing(f"model directory {directory}: its tokenizer cannot be read"):
         fast = AutoTokenizer.from_pretrained(
@@ -257,7 +251,7 @@ def _read_weights(directory: Path, hf_config: Any, dtype: torch.dtype) -> Any:
 @torch.no_grad()
 def _fill(model: Model, weights: dict[str, Tensor]) -> None:
     """Copy the weights into the model, and release each one after its copy."""
-    own = model.state_dict()
+    own = cast(Any, model).state_dict()
     for name in list(weights):
         value = weights.pop(name)
         if name in own:
@@ -277,7 +271,7 @@ def _compare(
     if not error <= (0.1 if rough else 1e-3):
         check_numbers(model)
         raise BadModel(
-            f"model directory {directory}: its logits as a HookedTransformer differ from Hugging Face's by {error:.1%} "
+            f"model directory {directory}: its logits as a {lens.KIND} differ from Hugging Face's by {error:.1%} "
             "of their size; something in its configuration is not supported"
         )
 
@@ -285,27 +279,23 @@ def _compare(
 def _load_from_hub(name: str, device: torch.device, dtype: torch.dtype) -> Model:
     """A checkpoint on the hub, by a name that TransformerLens knows."""
     try:
-        loading.get_official_model_name(name)
+        lens.hub_name(name)
     except ValueError as error:
         raise BadModel(
             f"model {name!r}: there is no such directory, no such GGUF file, and no such name that TransformerLens "
             f"knows; {nearest(name, ['builtin', *NAMED])}"
         ) from error
     with refusing(f"model {name!r}: cannot be downloaded or read"):
-        model = HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=dtype)
-        fast = AutoTokenizer.from_pretrained(model.cfg.tokenizer_name, trust_remote_code=False)
+        model, tokenizer_name = lens.from_hub(name, device, dtype)
+        fast = AutoTokenizer.from_pretrained(tokenizer_name, trust_remote_code=False)
     _give_tokenizer(model, fast)
     return model
 
 
 def _give_tokenizer(model: Model, fast: Any) -> None:
-    """Give the model a tokenizer, and begin texts as the tokenizer does when it is called with its defaults.
-
-    `HookedTransformer.set_tokenizer` would read the tokenizer once more, so that it puts BOS before every text, and
-    would take another token as BOS if there is none.
-    """
+    """Give the model a tokenizer, and begin texts as the tokenizer does when it is called with its defaults."""
     fast.pad_token = fast.pad_token or fast.eos_token
     first = fast("a")["input_ids"][:1]
     begins_with_bos = fast.bos_token_id is not None and first == [fast.bos_token_id]
-    model.tokenizer = fast
+    lens.give_tokenizer(model, fast)
     model.cfg.tokenizer_prepends_bos = model.cfg.default_prepend_bos = begins_with_bos

@@ -4,26 +4,24 @@ In most models `hook_mlp_out` is `key @ W_out + b_out`.  In Gemma 2 and 3 and OL
 the two.  An edit changes `W_out`, so whoever edits computes its effect with `output_change`, which is exact in both.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
+from loc_edit.models.adapter import lens
 from loc_edit.models.model import Model, W_out, b_out
 
 BISECTIONS = 64
 """Halvings of a bracket's logarithm: enough for any bracket in float64."""
 
 
-def output_norm(model: Model, layer: int) -> Any:
-    """The norm between `W_out` and `hook_mlp_out`, or `None` if there is none."""
-    if model.cfg.use_normalization_before_and_after:
-        return model.blocks[layer].ln2_post
-    if model.cfg.original_architecture in POST_NORM_ARCHITECTURES:
-        return model.blocks[layer].ln2
-    return None
+def output_norm(model: Model, layer: int) -> tuple[Float[Tensor, " d_model"], float] | None:
+    """The weight and epsilon of the norm between `W_out` and `hook_mlp_out`, or `None` if there is none.
+
+    Raises:
+        TypeError: the norm is no RMSNorm.
+    """
+    return lens.output_norm(model, layer)
 
 
 def raw_output(model: Model, layer: int, key: Float[Tensor, "*rows d_mlp"]) -> Float[Tensor, "*rows d_model"]:
@@ -58,8 +56,8 @@ def added_for(
     if norm is None:
         return change
     output = raw_output(model, layer, key).double()
-    scale = (output.square().mean(-1, keepdim=True) + norm.eps).sqrt()
-    weight = norm.w.double()
+    weight, eps = norm[0].double(), norm[1]
+    scale = (output.square().mean(-1, keepdim=True) + eps).sqrt()
     normalized = nearest_normalized(weight, weight * output / scale + change, (output / scale).square().mean(-1))
     return (normalized * scale - output).to(change)
 
@@ -91,6 +89,7 @@ def nearest_normalized(
     return x
 
 
-def _normalize(norm: Any, output: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+def _normalize(norm: tuple[Tensor, float], output: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
     """RMSNorm, as TransformerLens computes it, but in float32 at least."""
-    return output / (output.square().mean(-1, keepdim=True) + norm.eps).sqrt() * norm.w.to(output)
+    weight, eps = norm
+    return output / (output.square().mean(-1, keepdim=True) + eps).sqrt() * weight.to(output)

@@ -1,25 +1,25 @@
 """Forward passes through some of a model's layers, from tokens or a residual stream to a residual stream."""
 
-import inspect
-from typing import cast
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
-from loc_edit.models.attention import keys_and_values, plain, watched
-from loc_edit.models.kernels import one_kernel_each
+from loc_edit.models.adapter import lens
 from loc_edit.models.model import Model
 from loc_edit.models.past import Past, PastEntry
 
 
 def takes_past(model: Model) -> bool:
-    """Whether `run_layers` can take a `past`: whether the model's forward pass has a parameter `past_kv_cache`.
+    """Whether `run_layers` can take a `past`.
 
-    A `TransformerBridge` has none; then callers compute whole rows again, which is exact but slower.
+    With a `TransformerBridge` it cannot; then callers compute whole rows again, which is exact but slower.
     """
-    return "past_kv_cache" in inspect.signature(type(model).forward).parameters
+    return lens.takes_past(model)
+
+
+def watched(model: Model) -> bool:
+    """Whether a user's hook is on the model."""
+    return lens.watched(model)
 
 
 def run_layers(
@@ -44,26 +44,7 @@ def run_layers(
     """
     if start == stop:
         return given
-    if start is None and (past is not None or mask is not None):
-        given, start = _embed(model, given, past, mask), 0
-    options = {} if past is None and mask is None else {"past_kv_cache": past, "attention_mask": mask}
-    with one_kernel_each(list(model.blocks)[start or 0 : stop]):
-        if stop < model.cfg.n_layers or takes_past(model):
-            return cast(Tensor, model(given, start_at_layer=start, stop_at_layer=stop, **options))
-        # A bridge goes on from its last layer to the logits, so a hook reads the stream on the way.
-        final: list[Tensor] = []
-        with model.hooks(fwd_hooks=[(f"blocks.{stop - 1}.hook_resid_post", lambda value, hook: final.append(value))]):
-            model(given, start_at_layer=start)
-        return final[-1]
-
-
-def _embed(
-    model: Model, tokens: Int[Tensor, "row pos"], past: Past | None, mask: Int[Tensor, "row past_and_pos"] | None
-) -> Float[Tensor, "row pos d_model"]:
-    """The residual stream before the first layer, at the positions after a past."""
-    n_before = past[0].length if past is not None else 0
-    embedded = model.hook_embed(model.embed(tokens))
-    return cast(Tensor, model.get_residual(embedded, n_before, None, mask, tokens, return_shortformer_pos_embed=False))
+    return lens.run(model, given, start, stop, past, mask)
 
 
 def answers_alone(model: Model) -> bool:
@@ -72,8 +53,8 @@ def answers_alone(model: Model) -> bool:
     It may not if the model takes no past, if the last layer's attention is not `plain`, or if hooks are on the last
     layer, because they may depend on positions.  Ask before adding hooks that do not depend on positions.
     """
-    last = model.blocks[-1]
-    return takes_past(model) and plain(last.attn) and not watched(last)
+    last = model.cfg.n_layers - 1
+    return takes_past(model) and lens.plain_attention(model, last) and not lens.watched(model.blocks[last])
 
 
 def run_answers(
@@ -108,17 +89,13 @@ def run_answers(
     n = int((lengths[:, None] - at).max())
     if not alone or start == n_layers or n == n_pos:
         return run_layers(model, given, start=start, stop=n_layers, past=past, mask=mask)[rows, at]
-    last = model.blocks[-1]
     stream = run_layers(model, given, start=start, stop=n_layers - 1, past=past, mask=mask)
     shifted = lengths[:, None] + torch.arange(-n_pos, 0, device=given.device)
     stream, real = stream[rows, shifted.clamp(min=0)], (shifted >= 0).long()
     before = past[n_layers - 1] if past is not None else PastEntry()
     if mask is not None:
         real = torch.cat([mask[:, : before.length], real], 1)
-    with one_kernel_each([last]):
-        earlier = stream[:, :-n]
-        earlier = earlier if model.cfg.original_architecture in POST_NORM_ARCHITECTURES else last.ln1(earlier)
-        keys, values = keys_and_values(last.attn, earlier, before.length, real[:, :-n])
+    keys, values = lens.keys_and_values(model, n_layers - 1, stream[:, :-n], before.length, real[:, :-n])
     entry = PastEntry(*before.append(keys, values), frozen=True)
     final = run_layers(model, stream[:, -n:], start=n_layers - 1, stop=n_layers, past={n_layers - 1: entry}, mask=real)
     return final[rows, at - (lengths[:, None] - n)]

@@ -23,11 +23,10 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.components import MLP, GatedMLP
 
+from loc_edit.models.adapter import lens
 from loc_edit.models.checks import BadModel
-from loc_edit.models.kernels import replaced
-from loc_edit.models.model import Hook, Model
+from loc_edit.models.model import Hook, Model, hook_points, replaced
 
 HELD = (".hook_scale", ".attn.hook_q", ".attn.hook_k", ".attn.hook_rot_q", ".attn.hook_rot_k")
 """The ends of the names of hook points that are held constant: scales of norms, and what the pattern is made from."""
@@ -45,18 +44,18 @@ def relevance_rules(model: Model) -> Iterator[list[Hook]]:
     Raises:
         BadModel: an MLP is of another kind, such as a mixture of experts, for which there are no rules here.
     """
-    hooks: list[Hook] = [(name, _constant) for name in model.hook_dict if name.endswith(HELD)]
+    hooks: list[Hook] = [(name, _constant) for name in hook_points(model) if name.endswith(HELD)]
     with ExitStack() as stack:
         for layer, block in enumerate(model.blocks):
             mlp: Any = getattr(block, "mlp", None)
             if mlp is None:
                 continue
-            if type(mlp) not in (MLP, GatedMLP):
+            gated = lens.gated(mlp)
+            if gated is None:
                 kind = type(mlp).__name__
                 raise BadModel(
                     f"model {model.cfg.model_name}, layer {layer}: no relevance rule for an MLP of kind {kind}"
                 )
-            gated = type(mlp) is GatedMLP and not mlp.cfg.is_layer_norm_activation()
             share = 0.5 if gated else 1.0
             stack.enter_context(replaced(mlp, "act_fn", partial(_identity_rule, mlp.act_fn, share)))
             if gated:

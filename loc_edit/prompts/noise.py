@@ -11,6 +11,7 @@ from torch import Tensor
 from loc_edit.arguments import checked
 from loc_edit.facts.fact import Fact
 from loc_edit.files import short_hash
+from loc_edit.models.adapter import lens
 from loc_edit.models.model import Model
 from loc_edit.prompts.encoding import Prompt, encode_template, token_ids
 from loc_edit.prompts.randomness import generator
@@ -177,7 +178,7 @@ def _subject_embeddings(
     if not facts:
         raise ValueError(f"noise scale {scale!r} is relative to the subjects of a data set: give facts= or a number")
     ids = [i for subject_ids in token_ids(model, [fact.subject for fact in facts]) for i in subject_ids]
-    return model.W_E[torch.tensor(ids, device=model.cfg.device)].double()
+    return lens.embeddings(model, torch.tensor(ids, device=model.cfg.device)).double()
 
 
 def _swaps(
@@ -202,4 +203,4 @@ def _swaps(
         )
     chosen = torch.randperm(len(swapped), generator=draws)[:samples].tolist()
     tokens = torch.stack([swapped[i] for i in chosen])
-    return (model.W_E[tokens] - model.W_E[own[span]]).float().cpu()
+    return (lens.embeddings(model, tokens) - lens.embeddings(model, own[span])).float().cpu()

@@ -11,6 +11,7 @@ from torch import Tensor
 from loc_edit.editing.problems import EditRequest
 from loc_edit.editing.update import Edit
 from loc_edit.facts.fact import Fact
+from loc_edit.models.adapter import lens
 from loc_edit.models.model import Model
 from loc_edit.scoring.contract import scorer
 from loc_edit.scoring.measuring import Meter
@@ -51,7 +52,7 @@ def survival(model: Model, fact: Fact, request: EditRequest, edit: Edit | None) 
 @contextmanager
 def rounded(model: Model, bits: int) -> Iterator[None]:
     """The model with all matrices rounded to nearest, a scale for every 32 inputs of a unit; the bytes come back."""
-    matrices = [(name, parameter) for name, parameter in model.named_parameters() if parameter.ndim > 1]
+    matrices = [(name, parameter) for name, parameter in lens.named_weights(model).items() if parameter.ndim > 1]
     saved = [parameter.detach().clone() for _, parameter in matrices]
     try:
         with torch.no_grad():

@@ -8,6 +8,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import EDITABLE, SHAPES, random_model
+
+from loc_edit.models.adapter import VERSION
+
+if VERSION >= 4:
+    pytest.skip("the kernels are for the layers of TransformerLens 3", allow_module_level=True)
+
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 from transformer_lens.components import LayerNorm
 

@@ -21,17 +21,18 @@ from checkpoints import (
     tokenizer_beginning_with_bos,
 )
 from safetensors.torch import load_file, save_file
-from transformer_lens import HookedTransformer
 from transformers import AutoTokenizer, Gemma2Config, GPT2Config
 from transformers.models.auto import AutoModelForCausalLM
 
 import loc_edit
 from loc_edit import BadModel
 from loc_edit.keys.tokens import _tokenized as documents
+from loc_edit.models.adapter import VERSION, lens
 from loc_edit.models.checkpoints import LONGEST_CONTEXT
 from loc_edit.models.checks import check_editable, check_layers, check_unprocessed
 from loc_edit.models.identity import _checksum, tokenizer_fingerprint
 from loc_edit.models.model import W_out, b_out, has_output_bias, logits_at, token_texts
+from loc_edit.models.passes import run_layers
 from loc_edit.prompts.encoding import tokenize
 
 
@@ -94,12 +95,13 @@ def test_long_contexts_are_cut_and_keep_their_windows_and_positions(tokenizer, t
     hf_model.set_attn_implementation("eager")
     model = loc_edit.load_model(tmp_path, device="cpu")
     assert hf_model.config.max_position_embeddings > model.cfg.n_ctx == LONGEST_CONTEXT
-    assert model.cfg.use_local_attn == windowed
+    assert VERSION >= 4 or model.cfg.use_local_attn == windowed
     ids = torch.randint(1, 460, (1, LONGEST_CONTEXT), generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
         torch.testing.assert_close(model(ids), hf_model(ids).logits, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.skipif(VERSION >= 4, reason="a bridge runs Hugging Face's own modules, which understand it")
 @pytest.mark.parametrize("name", MISUNDERSTOOD)
 def test_a_configuration_that_is_misunderstood_is_refused(tokenizer, tmp_path, name):
     save_random(MISUNDERSTOOD[name](), tokenizer, tmp_path / "strange")
@@ -208,8 +210,8 @@ def test_a_model_from_the_hub_begins_texts_as_its_tokenizer_does(tokenizer, make
     """The hub is out of reach here: a model with a tokenizer's folder in place of its name stands for it."""
     (tokenizer_beginning_with_bos(tokenizer) if begins else tokenizer).save_pretrained(tmp_path)
     model = make_model()
-    model.cfg.tokenizer_name, model.cfg.default_prepend_bos = str(tmp_path), True
-    monkeypatch.setattr(HookedTransformer, "from_pretrained_no_processing", lambda *args, **kwargs: model)
+    model.cfg.default_prepend_bos = True
+    monkeypatch.setattr(lens, "from_hub", lambda *args: (model, str(tmp_path)))
     loaded = loc_edit.load_model("gpt2", device="cpu")
     assert loaded.cfg.default_prepend_bos == begins
     assert loaded.to_tokens("Rome is")[0].tolist() == AutoTokenizer.from_pretrained(tmp_path)("Rome is")["input_ids"]
@@ -296,10 +298,15 @@ PROCESSED = {
 @pytest.mark.parametrize("reason", PROCESSED)
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_processed_weights_are_refused(checkpoints, name, reason):
-    """As `HookedTransformer.from_pretrained` leaves them."""
+    """As `HookedTransformer.from_pretrained` and `enable_compatibility_mode` leave them."""
     model = loc_edit.load_model(checkpoints(name)[0], device="cpu")
     loc_edit.load_model(model, device="cpu")
     off = dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False)
+    if VERSION >= 4:
+        model.enable_compatibility_mode(**{**off, **PROCESSED[reason]})
+        with pytest.raises(BadModel, match=r"no_processing=True|without enable_compatibility_mode"):
+            loc_edit.load_model(model, device="cpu")
+        return
     weights = {k: v.clone() for k, v in model.state_dict().items()}
     model.load_and_process_state_dict(weights, **{**off, **PROCESSED[reason]})
     if (name, reason) == ("llama", "weights that write to the residual stream are centered"):
@@ -310,6 +317,7 @@ def test_processed_weights_are_refused(checkpoints, name, reason):
         loc_edit.load_model(model, device="cpu")
 
 
+@pytest.mark.skipif(VERSION >= 4, reason="a bridge says whether its weights are processed")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_centering_is_detected_despite_rounding(checkpoints, dtype):
     model = loc_edit.load_model(checkpoints("gpt2")[0], device="cpu")
@@ -430,7 +438,10 @@ def test_the_fingerprint_sees_a_parameter_put_in_the_others_place(checkpoints):
     for _ in range(weight._version):
         other.mul_(1.0)
     assert other._version == weight._version, "the hard case: as often written as the one it replaces"
-    model.blocks[1].mlp.W_out = other
+    if VERSION >= 4:
+        model.blocks[1].mlp.out.original_component.weight = other
+    else:
+        model.blocks[1].mlp.W_out = other
     assert loc_edit.fingerprint(model) != first
 
 
@@ -483,7 +494,7 @@ def test_names_and_labels(tiny):
 
 def test_logits_at_equals_the_end_of_the_forward_pass(shapes, ids):
     for model in shapes.values():
-        final = model(ids % 400, stop_at_layer=model.cfg.n_layers)
+        final = run_layers(model, ids % 400, stop=model.cfg.n_layers)
         torch.testing.assert_close(logits_at(model, final), model(ids % 400))
 
 
