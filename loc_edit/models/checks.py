@@ -64,11 +64,18 @@ def _n_hooks(model: Model) -> int:
 
 
 def warn_of_hooks(model: Model) -> bool:
-    """Whether the user has hooks on the model; if so, with a warning that they are part of every run."""
+    """Whether the user has hooks on the model; if so, with a warning that they are part of every run.
+
+    A bridge has several names for a hook point, such as `blocks.0.mlp.hook_out` for `blocks.0.hook_mlp_out`; the
+    warning has the one of TransformerLens 3.
+    """
     if not lens.watched(model):
         return False
-    points = {id(point): name for name, point in reversed(hook_points(model).items()) if watched(point)}
-    names = sorted(points.values())  # a bridge has several names for a point, of which the first is the usual one
+    points: dict[int, list[str]] = {}
+    for name, point in hook_points(model).items():
+        if watched(point):
+            points.setdefault(id(point), []).append(name)
+    names = sorted(min(of_one, key=lambda name: (name.count("."), -len(name))) for of_one in points.values())
     places = f"at {', '.join(names[:3])}{', ...' * (len(names) > 3)}" if names else "outside its hook points"
     warnings.warn(
         f"the model has hooks of yours {places}: they are part of all that is computed, and nothing of it is cached; "

@@ -9,6 +9,7 @@ from jaxtyping import TypeCheckError
 from transformer_lens.patching import get_act_patch_mlp_out
 
 import loc_edit
+from loc_edit.models.adapter import VERSION
 from loc_edit.prompts.encoding import find_subject
 
 K = 3
@@ -338,6 +339,7 @@ def test_a_trace_prints_and_plots_itself(tiny, facts):
     assert trace._repr_png_().startswith(b"\x89PNG")
 
 
+@pytest.mark.skipif(VERSION >= 4, reason="a bridge's positions are a parameter of full length under another name")
 def test_a_prompt_and_its_target_may_fill_the_context_exactly(make_model, facts):
     fact, target, wide = facts[0], "Parisian", make_model(n_ctx=64)
     n_target = len(loc_edit.target_tokens(wide, fact.prompt, target))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import loc_edit
+from loc_edit.models.adapter import VERSION
 
 PLACE = "blocks.0.hook_mlp_out"
 
@@ -44,6 +45,7 @@ def test_a_model_without_hooks_is_traced_without_a_warning(tiny, facts):
         loc_edit.trace(tiny, prompt, facts[0].target_true, noise=noise)
 
 
+@pytest.mark.skipif(VERSION >= 4, reason="a bridge has hooks of its own outside its hook points")
 def test_a_hook_that_is_no_hook_point_s_is_found_too(tiny, facts):
     handle = tiny.blocks[0].mlp.register_forward_hook(lambda module, given, output: output)
     try:
