@@ -85,7 +85,7 @@ def test_work_of_an_edit_under_fresh_noise(floors, deep, facts):
     assert trained.both == 5 * 3 * (first + copies * (length - first))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_runs_on_a_tiny_shape_and_its_versions_agree(tmp_path):
     out = tmp_path / "b.json"
     options = ["--shapes", "tiny", "--facts", "1", "--layers", "1", "--rounds", "1", "--samples", "2", "--tf32"]
@@ -328,7 +328,7 @@ def test_the_peer_of_the_built_in_model_says_the_same(floors):
     assert generate(peer, prompts, 6) == [row[-6:].tolist() for row in ours]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_part_of_a_real_model_s_benchmark_runs(tmp_path):
     out, plot = tmp_path / "b.json", tmp_path / "growth.png"
     options = ["--models", "tiny-llama", "--quick", "--rounds", "1", "--memory-shape", "tiny", "--flops"]

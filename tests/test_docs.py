@@ -5,6 +5,7 @@ import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from commands import call
@@ -60,6 +61,66 @@ def test_the_lines_of_the_readme_run(capsys):
     (block,) = python_blocks(ROOT / "README.md")
     exec(block, {})
     assert "EditScore(rewrite=0.9" in capsys.readouterr().out
+
+
+ELSEWHERE = {
+    "benchmark.md": "minutes; tests/experiment/test_benchmark.py",
+    "clusters.md": "wants a cluster",
+    "explore.md": "serves a page until it is stopped; tests/explore",
+    "extending.md": "the tests below",
+    "own_model.md": "wants models of other places; tests/models",
+}
+"""Pages whose Python is not run as it stands, and why."""
+INSTEAD = {
+    'loc_edit.export(edit, "path/to/gpt2", "path/to/edited")': 'edit.save("again.safetensors")',
+    "steps=50": "steps=2",
+    'cells=["5f0c..."]': 'cells=list(run.cells("edits")["cell"][:1])',
+}
+"""What a reader puts in the place of an example."""
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """What a reader has after the README: its names, and a folder with a configuration, texts and a run."""
+    folder = tmp_path_factory.mktemp("reader")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        model, facts = loc_edit.load_model("builtin"), loc_edit.load_facts("builtin")
+        fact, other = facts[1], facts[2]
+        prompts = [loc_edit.encode(model, fact), loc_edit.encode(model, other)]
+        noises = [loc_edit.subject_noise(model, prompt, scale="s3", facts=facts, samples=2) for prompt in prompts]
+        texts = [f"{some.prompt} {some.target_true}." for some in facts]
+        pd.DataFrame({"body": texts}).to_parquet("texts.parquet")
+        stats = loc_edit.key_stats(model, [1, 2, 3], texts, tokens=2000)
+        request, other_request = (loc_edit.pose(some, "error_injection", model) for some in (fact, other))
+        Path("my.toml").write_text(
+            "facts = 4\nlayers = [1, 3]\nlocalizers = ['causal_tracing', 'attribution', 'random']\nessence = false\n"
+            "corpus_tokens = 2000\nworkers = 1\nout = 'runs/demo'\n"
+        )
+        loc_edit.Experiment.from_toml("my.toml").run()
+        for name in ("localizers", "mine"):
+            Path("runs", name).symlink_to("demo")
+        yield {
+            "loc_edit": loc_edit, "model": model, "facts": facts, "fact": fact, "prompt": prompts[0],
+            "prompts": prompts, "targets": [fact.target_true, other.target_true], "noise": noises[0], "noises": noises,
+            "clean_cache": model.run_with_cache(prompts[0].tokens[None])[1], "stats": stats, "contexts": ["{}"],
+            "request": request, "other_request": other_request,
+            "edit": loc_edit.rome(model, request, layer=2, stats=stats, contexts=["{}"]),
+            "trace": loc_edit.trace(model, prompts[0], fact.target_true, noise=noises[0], window=5),
+        }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page.name for page in sorted(DOCS.glob("*.md")) if python_blocks(page)])
+def test_the_python_of_a_page_runs(page, reader):
+    if page in ELSEWHERE:
+        pytest.skip(ELSEWHERE[page])
+    before, names = loc_edit.fingerprint(reader["model"]), dict(reader)
+    for block in python_blocks(DOCS / page):
+        for example, own in INSTEAD.items():
+            block = block.replace(example, own)
+        exec(block, names)
+    assert loc_edit.fingerprint(reader["model"]) == before
 
 
 @pytest.fixture

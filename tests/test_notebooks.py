@@ -39,7 +39,7 @@ def test_a_notebook_is_its_text_with_what_it_showed(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES[:2], *(pytest.param(name, marks=pytest.mark.long) for name in NAMES[2:])])
 def test_a_notebook_runs_and_shows_what_it_showed(name):
     notebook = read(name)
     for cell in notebook.cells:

@@ -28,7 +28,7 @@ from loc_edit.views.tokens import colored_tokens
 if TYPE_CHECKING:
     from circuitsvis.utils.render import RenderedHTML
 
-    from loc_edit.views.style import Drawing
+    from loc_edit.views.style import Figure
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Trace:
         )
         return rows.assign(reason=self.reason) if self.reason else rows
 
-    def plot(self) -> "Drawing":
+    def plot(self) -> "Figure":
         """The layer x token heatmap, with a star at each subject token."""
         from loc_edit.views.heatmap import heatmap  # matplotlib takes a third of a second to load
 

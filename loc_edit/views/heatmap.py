@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from loc_edit.views.style import Drawing, printable, styled
+from loc_edit.views.style import Figure, printable, styled
 
 METRICS = {"probability": "p(object)", "log_probability": "log p(object)", "logit_difference": "logit difference"}
 SITES = {"mlp_out": "MLP output", "attn_out": "attention output", "resid_post": "residual stream"}
@@ -20,7 +20,7 @@ def heatmap(
     window: int | None = None,
     site: str | None = None,
     ends: tuple[float, float] | None = None,
-) -> Drawing:
+) -> Figure:
     """The effect by token and layer, with a star at each subject token (Figure 2 of the study).
 
     Args:
@@ -36,7 +36,7 @@ def heatmap(
     name, (begin, end) = METRICS.get(metric, metric), subject
     numbers = list(range(len(effect))) if layers is None else list(layers)
     with styled():
-        figure = Drawing(figsize=(4.6, max(1.9, 0.19 * effect.shape[1] + 1.15)), layout="constrained")
+        figure = Figure(figsize=(4.6, max(1.9, 0.19 * effect.shape[1] + 1.15)), layout="constrained")
         ax = figure.subplots()
         largest = float(np.nanmax(np.abs(effect), initial=0.0)) or 1.0
         image = ax.imshow(effect.T, aspect="auto", cmap="RdBu", vmin=-largest, vmax=largest, interpolation="nearest")

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.figure
 import numpy as np
 import pandas as pd
 from matplotlib import font_manager
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 # The colors of Okabe and Ito, which color-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
@@ -43,7 +43,7 @@ STYLE: dict[Any, Any] = {
 }
 
 
-class Drawing(Figure):
+class Figure(matplotlib.figure.Figure):
     """A figure that a notebook shows, also where pyplot was never imported."""
 
     def _repr_png_(self) -> bytes:
@@ -64,7 +64,7 @@ def panels(
     """A figure with `n` equal panels, at most `columns` side by side; `size` is the size of a panel in inches."""
     columns = min(n, columns)
     rows = -(-n // columns)
-    figure = Drawing(figsize=(max(3.2, size[0] * columns + 0.3), size[1] * rows + 0.3), layout="constrained")
+    figure = Figure(figsize=(max(3.2, size[0] * columns + 0.3), size[1] * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, **share)
     for unused in grid.flat[n:]:
         unused.remove()
@@ -96,7 +96,7 @@ def printable(content: str) -> str:
     return "".join(c if font.get_char_index(ord(c)) else "\u25a1" for c in spelled)
 
 
-def save(figure: Figure, data: pd.DataFrame, folder: Path | str, name: str) -> list[Path]:
+def save(figure: matplotlib.figure.Figure, data: pd.DataFrame, folder: Path | str, name: str) -> list[Path]:
     """Write `name.pdf`, `name.png` and `name.csv`, the drawn numbers; the same input gives the same bytes.
 
     Returns:

@@ -382,7 +382,7 @@ def test_a_folder_that_cannot_be_made_is_named(here):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_ctrl_c_and_sigterm_leave_a_run_that_goes_on(small, tmp_path, no_analysis, sent):
     options = ("--chunk", "1", "--workers", "2", "--out", "stopped")
     command = [sys.executable, "-m", "loc_edit", "run", "--config", str(small.config), *options]

@@ -96,7 +96,7 @@ def test_a_localizer_that_knows_nothing_gets_none_and_is_not_computed_twice(benc
     assert written["about"]["files"].keys() >= {EDITED, PLANTED, EDIT}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_editor_of_the_package_gets_the_scores_that_the_grid_has(benchmark):
     grade = benchmark.editor("rome", facts=3)
     scores = grade.tables["scores"].query("method == 'rome' and outcome == 'rewrite'")

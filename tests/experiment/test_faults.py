@@ -398,6 +398,15 @@ def test_a_folder_copied_elsewhere_goes_on_there(lab, tmp_path, computed):
     assert files(tmp_path / "run") == before
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises `KeyboardInterrupt`, also where the tests were started with the signal ignored, as by nohup."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_process_that_starts_never_sees_ctrl_c_and_this_one_sees_it_afterwards():
     command = [sys.executable, "-c", "print('up', flush=True); import time; time.sleep(60)"]
     start = partial(subprocess.Popen, command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)

@@ -221,7 +221,7 @@ def test_a_searched_subject_is_recorded(tiny):
         assert encode(tiny, fact).found == encode_all(tiny, [fact])[0].prompt.found == searched
 
 
-@pytest.fixture(scope="module", params=KINDS[:4])
+@pytest.fixture(scope="module", params=[KINDS[0], *(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS[1:4])])
 def trained_on_them(request):
     path = DATA / FILES[0]
     if not path.is_file():

@@ -207,7 +207,7 @@ def test_headline(answers, word):
     assert ("too wide" in sentence) == (0 < answers.count("unclear") < len(answers) - few)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_run_gives_the_same_bytes(run, tmp_path):
     first = loc_edit.write_report(run, tmp_path / "a.html", draws=20)
     second = loc_edit.write_report(loc_edit.load_run(run.path), tmp_path / "b.html", draws=20)

@@ -1,12 +1,11 @@
 """Draws effect sizes over models: a forest plot."""
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from loc_edit.analysis.regression.pooling import EFFECTS, POOLED
 from loc_edit.analysis.tables.rows import require
 from loc_edit.names import method_label, problem_label
-from loc_edit.views.style import BLACK, BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, Drawing, styled
+from loc_edit.views.style import BLACK, BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, Figure, styled
 
 LABELS = {
     "added": "added R\u00b2",
@@ -32,7 +31,7 @@ def plot_forest(data: pd.DataFrame) -> Figure:
     step = 0.8 / max(1, len(runs))
     with styled():
         height = len(pairs) * (0.12 * len(runs) + 0.14) + 1.1
-        figure = Drawing(figsize=(8.5, height), layout="constrained")
+        figure = Figure(figsize=(8.5, height), layout="constrained")
         axes = figure.subplots(1, len(EFFECTS), sharey=True, squeeze=False)[0]
         for ax, effect in zip(axes, EFFECTS, strict=True):
             ax.axvline(0, color=BLACK, linewidth=0.6)

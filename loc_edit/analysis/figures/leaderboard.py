@@ -1,11 +1,10 @@
 """Draws the leaderboard of localizers: whether they find planted facts, and what editing at their peak is worth."""
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from loc_edit.analysis.figures.localizers import localizer_label
 from loc_edit.analysis.tables.rows import require
-from loc_edit.views.style import BLUE, GRAY, ORANGE, Drawing, styled
+from loc_edit.views.style import BLUE, GRAY, ORANGE, Figure, styled
 
 
 def plot_leaderboard(data: pd.DataFrame) -> Figure:
@@ -18,7 +17,7 @@ def plot_leaderboard(data: pd.DataFrame) -> Figure:
     require(data, [*columns, "gain_of_oracle", "gain_of_any_layer"], "plot_leaderboard")
     places = range(len(data))
     with styled():
-        figure = Drawing(figsize=(6.4, 0.24 * len(data) + 1.2), layout="constrained")
+        figure = Figure(figsize=(6.4, 0.24 * len(data) + 1.2), layout="constrained")
         finds, gains = figure.subplots(1, 2, sharey=True)
         finds.hlines(places, data["planted_low"], data["planted_high"], color=BLUE, linewidth=1.4, alpha=0.6)
         finds.scatter(data["planted"], places, color=BLUE, s=16, zorder=3)

@@ -2,14 +2,13 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from loc_edit.analysis.figures.localizers import localizer_label
 from loc_edit.analysis.tables.localized import localizers_in
 from loc_edit.analysis.tables.rows import methods_in, require
 from loc_edit.names import method_label, problem_label
-from loc_edit.views.style import BLACK, BLUE, GRAY, ORANGE, Drawing, panels, styled
+from loc_edit.views.style import BLACK, BLUE, GRAY, ORANGE, Figure, panels, styled
 
 COLORS = (BLUE, ORANGE, BLACK, GRAY)
 DARK = 0.6
@@ -26,7 +25,7 @@ def plot_planted_accuracy(data: pd.DataFrame) -> Figure:
     whole = data[data["group"] == "all"]
     names, windows = localizers_in(whole), sorted(whole["window"].unique())
     with styled():
-        figure = Drawing(figsize=(4.2, 0.3 * len(names) + 1.0), layout="constrained")
+        figure = Figure(figsize=(4.2, 0.3 * len(names) + 1.0), layout="constrained")
         ax = figure.subplots()
         for i, window in enumerate(windows):
             rows = whole[whole["window"] == window]
