@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -25,8 +25,9 @@ class Model(Protocol):
 
     cfg: Any
     tokenizer: Any
-    blocks: Any
-    unembed: Any
+    if TYPE_CHECKING:  # parts of a module are no attributes for `isinstance`, from Python 3.12 on
+        blocks: Any
+        unembed: Any
 
     @property
     def W_E(self) -> Any:

@@ -1,5 +1,6 @@
 """Loading of models: logits equal Hugging Face's, unsuitable models are refused, fingerprints follow the weights."""
 
+import inspect
 import json
 import shutil
 import socket
@@ -31,7 +32,7 @@ from loc_edit.models.adapter import VERSION, lens
 from loc_edit.models.checkpoints import LONGEST_CONTEXT
 from loc_edit.models.checks import check_editable, check_layers, check_unprocessed
 from loc_edit.models.identity import _checksum, tokenizer_fingerprint
-from loc_edit.models.model import W_out, b_out, has_output_bias, logits_at, token_texts
+from loc_edit.models.model import Model, W_out, b_out, has_output_bias, logits_at, token_texts
 from loc_edit.models.passes import run_layers
 from loc_edit.prompts.encoding import tokenize
 
@@ -520,3 +521,10 @@ def test_logits_of_a_model_in_half_precision_are_not_rounded_to_it(make_model, d
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     assert (own.float() - wanted).abs().max() > 100 * (found - wanted).abs().max()
     assert torch.equal(logits_at(whole, residual), whole.unembed(whole.ln_final(residual)))  # the others as they were
+
+
+def test_a_model_is_one_for_isinstance_on_every_python(tiny):
+    assert isinstance(tiny, Model)
+    for name in (*Model.__annotations__, *(name for name in vars(Model) if name.startswith(("W_", "run_", "hooks")))):
+        assert inspect.getattr_static(tiny, name, None) is not None, f"from Python 3.12 on, {name} would not be found"
+    assert not isinstance(torch.nn.Linear(1, 1), Model)
