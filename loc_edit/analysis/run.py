@@ -52,17 +52,18 @@ class Run(RunFolder):
         return "\n  ".join([f"Run {self.path}", *lines])
 
     def _repr_html_(self) -> str:
+        text = f"<pre>{escape(repr(self))}</pre>"
         try:
             rows = without_controls(self.read("edits", ["problem", "method", "window", "layer", "rewrite"]))
         except (ValueError, StoreError):
             rows = pd.DataFrame()
         if rows.empty:
-            return f"<pre>{escape(repr(self))}</pre>"
+            return text
         means = rows.pivot_table("rewrite", ["problem", "method", "window"], "layer", sort=False)
         names = [f"{problem_label(problem)}, {method_label(method, window)}" for problem, method, window in means.index]
         lines = [(name, *values) for name, values in zip(names, means.to_numpy().tolist(), strict=True)]
         header = ("mean rewrite score by layer", *map(str, means.columns))
-        return f"<pre>{escape(repr(self))}</pre>{html_table(lines, header=header)}"
+        return text + html_table(lines, header=header)
 
     def _summary(self, kind: Kind) -> str:
         shards = self.shards(kind)

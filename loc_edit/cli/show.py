@@ -36,7 +36,7 @@ _documents: list[TextIO] = []
 
 @contextmanager
 def json_only(wanted: bool) -> Iterator[None]:
-    """Keeps standard output for `print_json`, if that is wanted: whatever else is printed goes to standard error."""
+    """Keeps standard output for `print_json` if a document is wanted; all other printing goes to standard error."""
     if not wanted:
         yield
         return

@@ -184,6 +184,11 @@ def presets() -> dict[str, dict[str, Any]]:
     return {"builtin": tomllib.loads(BUILTIN_PRESET_PATH.read_text())} | tomllib.loads(PRESETS_PATH.read_text())
 
 
+def preset_of(model: str) -> dict[str, Any]:
+    """The preset of a model, by its name; empty if there is none."""
+    return presets().get(named_after(model, presets()) or "", {})
+
+
 @checked
 def tuned_settings(model: str, method: str, problem: str = "error_injection") -> Settings:
     """The settings of a method that were tuned for a model, which grids take too; the defaults if there are none.
@@ -193,4 +198,4 @@ def tuned_settings(model: str, method: str, problem: str = "error_injection") ->
         method: `finetune-1`, `rome` or another method.
         problem: one of `PROBLEMS`.
     """
-    return resolve_settings(method, problem, presets().get(named_after(model, presets()) or "", {}))
+    return resolve_settings(method, problem, preset_of(model))

@@ -1,7 +1,7 @@
 """Checks whether everything works here: versions, devices, cache, disk, memory, and a short study with known results.
 
-Each look is guarded: what breaks is told as a problem, and the others go on.  Nothing heavy is imported before it is
-looked at, so that a broken installation can be looked at, too.
+Each check is guarded: an error in it is reported as a problem, and the others go on.  Nothing heavy is imported before
+it is needed, so that a broken installation can be checked, too.
 """
 
 import os
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PACKAGE = "loc-edit"
 SHOWN = ("torch", "transformer-lens", "transformers", "numpy", "pandas")
-"""The packages whose versions are always told."""
+"""The packages whose versions are always shown."""
 FOR_DEVELOPERS = ("dev", "servers")
 """Extras that users do not need."""
 
@@ -124,7 +124,8 @@ def _required(extra: str = "") -> "list[Requirement]":
     basic = [needed for needed in every if not needed.marker or needed.marker.evaluate({"extra": ""})]
     if not extra:
         return basic
-    return [needed for needed in every if needed not in basic and needed.marker.evaluate({"extra": extra})]  # type: ignore
+    others = (needed for needed in every if needed not in basic)
+    return [needed for needed in others if needed.marker and needed.marker.evaluate({"extra": extra})]
 
 
 def _version(package: str) -> str:
@@ -273,7 +274,7 @@ def _self_test() -> Iterator[Check]:
 
 
 def _compared(name: str, numbers: Mapping[str, float], seconds: float) -> Check:
-    """Whether numbers are those of `EXPECTED`."""
+    """The check of some numbers against `EXPECTED`."""
     found = ", ".join(f"{key} {value:.4f}" for key, value in numbers.items()) + f", {seconds:.1f} s"
     wrong = [key for key, value in numbers.items() if not abs(value - EXPECTED[key]) <= TOLERANCE]  # NaN is wrong
     if not wrong:

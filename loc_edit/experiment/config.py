@@ -11,7 +11,7 @@ from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from loc_edit.arguments import Count, Id, Index, NonNegative, Probability, Ridge, Window, fitted
-from loc_edit.editing.settings import Settings, named_after, presets, resolve_settings
+from loc_edit.editing.settings import Settings, preset_of, presets, resolve_settings
 from loc_edit.experiment.plugins import check_loaded, load_installed, load_plugins
 from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS, SCORES, TRACING, nearest, parse_method, scores_of
 from loc_edit.store.layout import on_disk
@@ -280,10 +280,8 @@ class ExperimentConfig(BaseModel):
 
     def settings_of(self, method: str, problem: str, more: dict[str, Any] | None = None) -> Settings:
         """The resolved settings of a method for a problem: defaults, preset, this configuration's, then `more`."""
-        name = self.preset
-        if name == "auto":
-            name = named_after(self.model, presets()) or "none"
-        return resolve_settings(method, problem, presets().get(name, {}), self.settings, {method: more or {}})
+        preset = preset_of(self.model) if self.preset == "auto" else presets().get(self.preset, {})
+        return resolve_settings(method, problem, preset, self.settings, {method: more or {}})
 
 
 NAMED: dict[str, dict[str, Any]] = {

@@ -203,18 +203,20 @@ def _working_folder(cache: str | Path | None, hooked: bool) -> Iterator[Path]:
 
     The cache knows a model by its weights alone.
     """
-    if hooked:
-        with tempfile.TemporaryDirectory(prefix="loc_edit_") as temporary:
-            yield Path(temporary)
-        return
     folder = cache_folder("key_stats", cache)
+    if not hooked and _can_be_written(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="loc_edit_") as temporary:
+        yield Path(temporary)
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Whether the cache's folder is there, or can be made, and takes files; if not, with a warning in the log."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            pass
+            return True
     except OSError as error:
         log.warning("key statistics are not cached, and a pass that is stopped starts again: %s", error)
-        with tempfile.TemporaryDirectory(prefix="loc_edit_") as temporary:
-            yield Path(temporary)
-        return
-    yield folder
+        return False

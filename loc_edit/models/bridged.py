@@ -78,14 +78,13 @@ def check_streams(model: Any) -> None:
     """
     tokens = torch.arange(min(4, model.cfg.d_vocab), device=model.cfg.device)[None]
     names = [f"blocks.{layer}.hook_{site}" for layer in range(model.cfg.n_layers) for site in _SITES]
+    allowed = 0.05 if model.cfg.dtype.itemsize < 4 else 1e-4
     with _without_hooks(model):
         _, cache = model.run_with_cache(tokens, names_filter=lambda name: name in names or name.endswith(_ENDINGS))
     for layer in range(model.cfg.n_layers):
         before, attn_out, mlp_out, after = (cache[f"blocks.{layer}.hook_{site}"] for site in _SITES)
         error = (before + attn_out + mlp_out - after).float().norm() / after.float().norm()
-        if error > (
-            0.05 if model.cfg.dtype.itemsize < 4 else 1e-4
-        ):  # weights that are no numbers are refused elsewhere
+        if error > allowed:  # weights that are no numbers are refused elsewhere
             raise ValueError(
                 f"layer {layer}: its attention and MLP outputs do not add up to what it adds to the residual stream "
                 f"(an error of {error:.1%}), so that it cannot be traced or edited"

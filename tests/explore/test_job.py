@@ -27,7 +27,8 @@ def test_progress_is_told_and_the_result_is_there():
     assert job.result == "made"
 
 
-def test_a_cancelled_job_ends_at_its_next_step():
+def slow_steps():
+    """A list, and work of a thousand slow steps that puts each into it."""
     done = []
 
     def work():
@@ -36,6 +37,11 @@ def test_a_cancelled_job_ends_at_its_next_step():
             done.append(step)
             threading.Event().wait(0.02)
 
+    return done, work
+
+
+def test_a_cancelled_job_ends_at_its_next_step():
+    done, work = slow_steps()
     job = Job("editing", work)
     progress = job.progress()
     next(progress)
@@ -47,14 +53,7 @@ def test_a_cancelled_job_ends_at_its_next_step():
 
 
 def test_a_page_that_is_closed_ends_its_job():
-    done = []
-
-    def work():
-        for step in range(1000):
-            events.step("steps", step, 1000)
-            done.append(step)
-            threading.Event().wait(0.02)
-
+    done, work = slow_steps()
     progress = Job("editing", work).progress()
     next(progress)
     progress.close()

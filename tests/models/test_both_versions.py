@@ -202,7 +202,7 @@ def test_what_a_bridge_cannot_do_is_refused_by_name():
 
 
 if __name__ == "__main__":
-    assert VERSION == 3, "the numbers are those of TransformerLens 3"
+    assert VERSION == 3, "expected TransformerLens 3, which computes the numbers that version 4 is compared with"
     models = {name: load(name) for name in MODELS}
     table = {
         name: {"fingerprint": loc_edit.fingerprint(model), **{k: rounded(v) for k, v in measured(model).items()}}
