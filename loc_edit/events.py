@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -61,15 +61,14 @@ def progress(task: str, done: int, total: int, *, found: int = 0, detail: str = 
 def step(task: str = "", done: int = 0, total: int = 0) -> None:
     """Reports one of the many small steps of a localizer or an editor.
 
-    Progress bars and logs pass over these events.  A listener that raises an exception ends the computation here.
+    Logs and lines of progress pass over these events.  A listener that raises an exception ends the computation here.
 
     Args:
         task: the name of the steps, such as `steps of v*`; empty if nobody counts them.
         done: how many are done.
         total: how many there are at most.
     """
-    if _listeners:
-        emit(STEP, task=task, done=done, total=total)
+    emit(STEP, task=task, done=done, total=total)
 
 
 @contextmanager
@@ -88,6 +87,7 @@ def listening(listener: Listener) -> Iterator[None]:
 class ProgressBars:
     """Shows a bar for each task that takes more than a second: a widget in a notebook, else a line (tqdm).
 
+    The steps of a single trace or edit have a bar too, which goes away at its end, as long as no larger task has one.
     In a notebook this listens by itself as long as nothing else does.
     """
 
@@ -96,19 +96,29 @@ class ProgressBars:
 
     def __call__(self, event: Event) -> None:
         """Moves the bar of the event's task forward, and closes it at the end."""
-        if event.name != "progress":
+        if event.name not in ("progress", STEP) or not event.fields["total"]:
             return
         task, done, total = event.fields["task"], event.fields["done"], event.fields["total"]
+        lasting = event.name == "progress"
+        if not lasting and any(bar.leave for bar in self._bars.values()):
+            return
+        self.close([name for name, bar in self._bars.items() if not bar.leave and name != task])
         if task in self._bars and done < self._bars[task].n:  # it was interrupted, and begins again
-            self._bars.pop(task).close()
+            self.close([task])
         if task not in self._bars:
             from tqdm.auto import tqdm  # a tenth of a second, and only where there is something to show
 
-            self._bars[task] = tqdm(desc=task, total=total, initial=event.fields["found"], delay=1)
+            found = event.fields["found"] if lasting else 0
+            self._bars[task] = tqdm(desc=task, total=total, initial=found, delay=1, leave=lasting)
         bar = self._bars[task]
-        bar.set_postfix_str(event.fields["detail"], refresh=False)
+        bar.set_postfix_str(event.fields.get("detail", ""), refresh=False)
         bar.update(done - bar.n)
         if done >= total:
+            self.close([task])
+
+    def close(self, tasks: Iterable[str] | None = None) -> None:
+        """Closes the bars of these tasks, by default of all: steps may stop early, and a task may be interrupted."""
+        for task in list(self._bars if tasks is None else tasks):
             self._bars.pop(task).close()
 
 
@@ -116,7 +126,11 @@ class ProgressBars:
 def _bars_of_notebook() -> Sequence[Listener]:
     """Bars, where the package was imported in a notebook; else nobody."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return [ProgressBars()] if hasattr(shell, "kernel") else []
+    if not hasattr(shell, "kernel"):
+        return []
+    bars = ProgressBars()
+    shell.events.register("post_run_cell", lambda result: bars.close())
+    return [bars]
 
 
 @dataclass

@@ -27,6 +27,13 @@ def lines():
         yield printed
 
 
+@pytest.fixture
+def quick_bars(monkeypatch):
+    """Bars that show at once, not after a second."""
+    monkeypatch.setattr("tqdm.auto.tqdm", lambda **given: tqdm(**{**given, "delay": 0, "mininterval": 0}))
+    return ProgressBars()
+
+
 def test_lines_come_at_growing_pauses_and_at_the_end(clock, lines):
     events.progress("cells", 0, 1000)
     for done in range(1, 1001):
@@ -103,9 +110,8 @@ def test_the_command_line_shows_each_task_as_a_bar_on_a_terminal(monkeypatch):
     assert "preparing" not in last
 
 
-def test_bars_start_at_what_was_found_and_a_task_that_was_interrupted_begins_again(capsys, monkeypatch):
-    bars = ProgressBars()
-    monkeypatch.setattr("tqdm.auto.tqdm", lambda **given: tqdm(**{**given, "delay": 0, "mininterval": 0}))
+def test_bars_start_at_what_was_found_and_a_task_that_was_interrupted_begins_again(quick_bars, capsys):
+    bars = quick_bars
     with events.listening(bars):
         events.emit("shard", rows=3)
         events.progress("cells", 500, 600, found=500)
@@ -118,20 +124,40 @@ def test_bars_start_at_what_was_found_and_a_task_that_was_interrupted_begins_aga
     assert "600/600" in capsys.readouterr().err
 
 
-def test_a_notebook_has_bars_until_something_else_listens(monkeypatch):
-    shell = SimpleNamespace(kernel=object())
+def test_steps_of_one_call_have_a_bar_that_goes_away(quick_bars, capsys):
+    with events.listening(quick_bars):
+        events.step()  # nobody counts these
+        assert quick_bars._bars == {}
+        for done in range(3):
+            events.step("steps of v*", done, 20)
+        assert quick_bars._bars["steps of v*"].n == 2
+        assert not quick_bars._bars["steps of v*"].leave
+        events.step("patched tokens", 1, 4)  # the steps before stopped early
+        assert list(quick_bars._bars) == ["patched tokens"]
+        events.progress("cells", 0, 2)
+        events.step("patched tokens", 2, 4)  # the larger task shows how far it is
+        assert list(quick_bars._bars) == ["cells"]
+    quick_bars.close()
+    assert quick_bars._bars == {}
+    assert "2/20" in capsys.readouterr().err
+
+
+def test_a_notebook_has_bars_until_something_else_listens_and_a_cell_closes_its_bars(quick_bars, monkeypatch):
+    hooks = {}
+    shell = SimpleNamespace(kernel=object(), events=SimpleNamespace(register=hooks.__setitem__))
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setattr(events, "ProgressBars", lambda: quick_bars)
     events._bars_of_notebook.cache_clear()
-    shown = []
-    monkeypatch.setattr(ProgressBars, "__call__", lambda self, event: shown.append(event.fields["done"]))
     try:
         assert events.has_listeners()
-        events.progress("cells", 1, 2)
+        events.progress("cells", 1, 3)
         with events.listening(lambda event: None):
-            events.progress("cells", 2, 2)
+            events.progress("cells", 2, 3)
+        assert quick_bars._bars["cells"].n == 1
+        hooks["post_run_cell"](None)
+        assert quick_bars._bars == {}
     finally:
         events._bars_of_notebook.cache_clear()
-    assert shown == [1]
 
 
 def test_without_a_notebook_nobody_listens():
