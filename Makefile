@@ -11,7 +11,7 @@ run: .venv/bin/loc-edit
 	.venv/bin/loc-edit run
 
 test: .venv/bin/loc-edit
-	.venv/bin/pytest -n auto
+	.venv/bin/pytest -n auto --dist loadfile
 
 check: .venv/bin/loc-edit
 	.venv/bin/ruff format --check .
