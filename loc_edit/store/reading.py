@@ -60,11 +60,13 @@ def _of_facts(table: pa.Table, facts: set[tuple[int, str]]) -> pa.Table:
 
 
 def joint_schema(kind: Kind, shards: Sequence[Shard]) -> pa.Schema:
-    """Returns the columns of the kind and all further columns of the shards, scalars before lists."""
+    """Returns the columns of the kind and then all further columns of the shards by name, scalars before lists."""
     try:
         joint = pa.unify_schemas(
             [SCHEMAS[kind], *dict.fromkeys(shard.schema for shard in shards)], promote_options="permissive"
         )
     except pa.ArrowException as error:
         raise BadRows(f"{kind}: shards disagree about a column's type: {error}") from error
-    return pa.schema(sorted(joint, key=is_list))
+    own = SCHEMAS[kind].names
+    further = sorted(set(joint.names) - set(own))
+    return pa.schema(sorted((joint.field(name) for name in [*own, *further]), key=is_list))

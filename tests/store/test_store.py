@@ -101,13 +101,15 @@ def test_a_frame_and_mappings_make_the_same_shard(tmp_path: Path) -> None:
     assert files(one)[0].name == files(other)[0].name  # the name holds the checksum
 
 
-def test_order_of_rows_does_not_depend_on_order_of_writing(tmp_path: Path) -> None:
+def test_order_of_rows_and_columns_does_not_depend_on_order_of_writing(tmp_path: Path) -> None:
     rows = [edit(fact, layer, method=method) for fact in (11, 2, 7) for layer in (1, 0) for method in ("rome", "memit")]
+    for index, name in enumerate(("mine_b", "mine_a", "mine_c")):
+        rows[index][name] = 0.5
     frames = []
     for name, order in (("a", 1), ("b", -1)):
         with create(tmp_path / name) as run:
-            for index in range(len(rows))[::order]:
-                run.write("edits", f"unit-{(index * 5) % len(rows)}", [rows[index]])
+            for turn, row in enumerate(rows[::order]):
+                run.write("edits", f"unit-{(turn * 5) % len(rows)}", [row])
         frames.append(run.edits)
     pd.testing.assert_frame_equal(*frames)
     assert frames[0]["method"].tolist() == ["memit"] * 6 + ["rome"] * 6
