@@ -23,6 +23,7 @@ from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
+from transformer_lens.model_bridge.generalized_components import GatedMLPBridge, MLPBridge
 from transformer_lens.model_bridge.sources import native as native_models
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
@@ -310,9 +311,16 @@ def final_scale(model: Model) -> Tensor | None:
     return scale_of(cast(Any, model).ln_final)
 
 
-def gated(mlp: Any) -> bool | None:
-    """`None`: `relevance` has no rules for Hugging Face's MLPs, whose activation function it cannot replace."""
-    return None
+def activation(mlp: Any) -> tuple[Any, str, bool] | None:
+    """The module and the name of an MLP's activation function there, and whether it is a gate's; else `None`.
+
+    `None` means that `relevance` has no rules for the MLP: it is neither plain nor gated.
+    """
+    if type(mlp) not in (MLPBridge, GatedMLPBridge):
+        return None
+    wrapped = mlp.original_component
+    name = next((name for name in ("act", "act_fn") if hasattr(wrapped, name)), None)
+    return None if name is None else (wrapped, name, type(mlp) is GatedMLPBridge)
 
 
 def embeddings(model: Model, tokens: Int[Tensor, "*tokens"]) -> Float[Tensor, "*tokens d_model"]:

@@ -180,11 +180,14 @@ def final_scale(model: Model) -> Tensor | None:
     return getattr(cast(Any, model).ln_final, "w", None)
 
 
-def gated(mlp: Any) -> bool | None:
-    """Whether an MLP has a gate, or `None` if `relevance` has no rules for it: it is neither plain nor gated."""
+def activation(mlp: Any) -> tuple[Any, str, bool] | None:
+    """The module and the name of an MLP's activation function there, and whether it is a gate's; else `None`.
+
+    `None` means that `relevance` has no rules for the MLP: it is neither plain nor gated.
+    """
     if type(mlp) not in (MLP, GatedMLP):
         return None
-    return type(mlp) is GatedMLP and not mlp.cfg.is_layer_norm_activation()
+    return mlp, "act_fn", type(mlp) is GatedMLP and not mlp.cfg.is_layer_norm_activation()
 
 
 def embeddings(model: Model, tokens: Int[Tensor, "*tokens"]) -> Float[Tensor, "*tokens d_model"]:

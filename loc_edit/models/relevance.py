@@ -39,7 +39,7 @@ def relevance_rules(model: Model) -> Iterator[list[Hook]]:
     The hooks must come after all others, so that activations read at the same hook points have their own coefficients.
 
     Args:
-        model: any whose MLPs are TransformerLens' `MLP` or `GatedMLP`.
+        model: any whose MLPs are plain or gated.
 
     Raises:
         BadModel: an MLP is of another kind, such as a mixture of experts, for which there are no rules here.
@@ -50,14 +50,15 @@ def relevance_rules(model: Model) -> Iterator[list[Hook]]:
             mlp: Any = getattr(block, "mlp", None)
             if mlp is None:
                 continue
-            gated = lens.gated(mlp)
-            if gated is None:
+            found = lens.activation(mlp)
+            if found is None:
                 kind = type(mlp).__name__
                 raise BadModel(
                     f"model {model.cfg.model_name}, layer {layer}: no relevance rule for an MLP of kind {kind}"
                 )
-            share = 0.5 if gated else 1.0
-            stack.enter_context(replaced(mlp, "act_fn", partial(_identity_rule, mlp.act_fn, share)))
+            owner, name, gated = found
+            follows_rule = partial(_identity_rule, getattr(owner, name), 0.5 if gated else 1.0)
+            stack.enter_context(replaced(owner, name, follows_rule))
             if gated:
                 hooks.append((f"blocks.{layer}.mlp.hook_pre_linear", _half))
         yield hooks

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -155,15 +156,15 @@ def test_integrated_gradients_are_taken_at_midpoints(deep, facts, steps):
         for share in {1: (0.5,), 2: (0.25, 0.75)}[steps]:
             kept = {}
 
-            def keep(activation, hook, kept=kept):
-                kept[hook.name] = activation
+            def keep(activation, hook, name, kept=kept):
+                kept[name] = activation
                 activation.retain_grad()
 
             hooks = [
                 *add_noise(share * eps, q.prompt.subject),
                 ("hook_embed", lambda value, hook: value.requires_grad_()),
             ]
-            hooks += [(name, keep) for name in sites]
+            hooks += [(name, partial(keep, name=name)) for name in sites]
             value(q, deep.run_with_hooks(q.tokens[None], fwd_hooks=hooks))[0].backward()
             for layer, name in enumerate(sites):
                 change = (clean[name] - corrupted[name])[0].double()
@@ -185,7 +186,7 @@ def test_layer_integrated_gradients_add_up_to_restoring_a_whole_layer(shapes, fa
         for eps in q.noise:
             hooks = [*add_noise(eps, q.prompt.subject), (name, put(slice(None), clean[name][0]))]
             restoring[layer] += value(q, model.run_with_hooks(q.tokens[None], fwd_hooks=hooks))[0].item() / K
-    gaps = [only(layer_integrated_gradients(asked, n)).sum(1) - (restoring - q.p_corrupted) for n in (1, 32)]
+    gaps = [only(layer_integrated_gradients(asked, n)).sum(1) - (restoring - q.p_corrupted) for n in (1, 64)]
     assert (restoring - q.p_corrupted).abs().max() > 0.05
     assert gaps[1].abs().max() < 2e-3
     assert gaps[0].abs().max() > 5 * gaps[1].abs().max()

@@ -7,6 +7,7 @@ from oracles import add_noise
 
 from loc_edit.localization.gradients import attribution, relp
 from loc_edit.localization.question import Questions
+from loc_edit.models.adapter import lens
 
 
 def linearized(model, corrupted):
@@ -24,17 +25,18 @@ def linearized(model, corrupted):
 
         def rule(post, hook):
             gate = corrupted[f"{mlp}pre"]
-            act = model.blocks[block].mlp.act_fn(gate)
+            owner, attribute, _ = lens.activation(model.blocks[block].mlp)
+            act = getattr(owner, attribute)(gate)
             moved = pre[f"{mlp}pre"] * act / gate
             if not model.cfg.gated_mlp:
                 return moved
             up, bias = corrupted[f"{mlp}pre_linear"], model.blocks[block].mlp.b_in
-            return (moved * up + act * pre[f"{mlp}pre_linear"]) / 2 + bias
+            return (moved * up + act * pre[f"{mlp}pre_linear"]) / 2 + (0 if bias is None else bias)
 
         return rule
 
     for name in model.hook_dict:
-        if name.endswith((".hook_scale", ".hook_pattern")):
+        if name.endswith((".hook_scale", ".attn.hook_q", ".attn.hook_k")):  # queries and keys make the pattern
             hooks.append((name, fixed(name)))
         elif name.endswith((".mlp.hook_pre", ".mlp.hook_pre_linear")):
             hooks.append((name, keep(name)))

@@ -11,6 +11,7 @@ import loc_edit
 from loc_edit.localization import groups as groups_room, sweep as sweep_room
 from loc_edit.localization.sweep import LOCAL, plan
 from loc_edit.localization.tracing import trace, trace_many
+from loc_edit.models.adapter import VERSION, lens
 from loc_edit.models.memory import Budget
 
 SHAPES = {
@@ -113,11 +114,13 @@ def paddings(monkeypatch):
     ],
 )
 def test_many_prompts_in_one_batch_equal_the_slow_version(shapes, make_model, cases, paddings, shape, site):
+    if site == "attn.hook_rot_k" and VERSION >= 4:
+        pytest.skip("TransformerLens 4 has this hook point for some architectures only")
     model = make_model(7, **SHAPES[shape]) if shape in SHAPES else shapes[shape]
     prompts, targets, noises = cases(model)
     windows = [1] if site == "resid_post" else [1, 3]
     found = trace_many(model, prompts, targets, noises=noises, site=site, windows=windows, **LOG)
-    assert True in paddings, "pasts of several lengths were in one batch"
+    assert (True in paddings) == lens.takes_past(model), "pasts of several lengths were in one batch"
     assert len({len(prompt) for prompt in prompts}) > 1
     for i in (1, 2):
         mine = found[i][-1]
@@ -255,7 +258,7 @@ class Small:
 def test_out_of_memory_halves_the_batch_and_goes_on(deep, cases, monkeypatch, caplog, error):
     prompts, targets, noises = cases(deep)
     want = trace_many(deep, prompts, targets, noises=noises, windows=[1, 3], **LOG)
-    memory = Small(sweep_room._block, 100, error)
+    memory = Small(sweep_room._block, 100 if lens.takes_past(deep) else 200, error)  # tails or whole rows
     monkeypatch.setattr(sweep_room, "_block", memory)
     with caplog.at_level(logging.WARNING, logger="loc_edit"):
         got = trace_many(deep, prompts, targets, noises=noises, windows=[1, 3], **LOG)
