@@ -125,7 +125,7 @@ class ProgressBars:
 @cache
 def _bars_of_notebook() -> Sequence[Listener]:
     """Bars, where the package was imported in a notebook; else nobody."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if not hasattr(shell, "kernel"):
         return []
     bars = ProgressBars()

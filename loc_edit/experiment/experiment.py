@@ -28,11 +28,10 @@ from loc_edit.experiment.run_log import Tally, run_log
 from loc_edit.experiment.schedule import Task, facts_on_disk, missing_sequences, missing_tasks, select
 from loc_edit.experiment.sequence import SequenceCell, sequence_cells, sequence_of
 from loc_edit.experiment.setup import Setup
+from loc_edit.experiment.stats_record import refuse_other_key_stats, save_key_stats
 from loc_edit.experiment.study import EditCell, cells
 from loc_edit.experiment.texts import (
-    refuse_other_key_stats,
     save_contexts,
-    save_key_stats,
     saved_contexts,
     set_damaged_contexts_aside,
 )
@@ -183,7 +182,7 @@ class Experiment:
 
         def check(run: RunFolder) -> None:
             if (run.path / KEY_STATS).is_file() and need_stats(missing(run)):
-                refuse_other_key_stats(run.path, *setup.stats_checksums)
+                refuse_other_key_stats(run.path, setup)
 
         with (
             RunFolder.create(folder, self.resolved(), provenance, selection, check) as run,
@@ -202,7 +201,7 @@ class Experiment:
                 config=cell_key(run.config), facts=len(facts), versions=provenance, folder=str(run.path)
             ):
                 if need_stats(streams):
-                    save_key_stats(folder, *setup.stats_checksums)  # workers find the statistics in the cache
+                    save_key_stats(folder, setup)  # workers find the statistics in the cache
                 worker, bound = Worker(setup, facts), FailureBound()
                 for task, computed in chain(self._compute(streams, worker, workers), copy_rows(copies, run, worker)):
                     bound.check(task.cell, len(task.facts), computed.failures)

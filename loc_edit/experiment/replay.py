@@ -16,8 +16,8 @@ from loc_edit.experiment.batch import Batch
 from loc_edit.experiment.config import ExperimentConfig
 from loc_edit.experiment.edits import edit_batch
 from loc_edit.experiment.experiment import Experiment
+from loc_edit.experiment.stats_record import refuse_other_key_stats
 from loc_edit.experiment.study import EditCell
-from loc_edit.experiment.texts import refuse_other_key_stats
 from loc_edit.models.identity import fingerprint
 from loc_edit.prompts.encoding import encode
 from loc_edit.prompts.recall import NextTokens, next_tokens
@@ -54,7 +54,7 @@ def replay(
         cell_in_words = "{problem}, {method}-{window}, layer {layer}".format_map(row)
         raise RunMismatch(f"{run.path}: {cell_in_words}: its edits cannot be made again, this version computes others")
     if any(cells[name].needs_stats for name in best["cell"].unique()):
-        refuse_other_key_stats(run.path, *setup.stats_checksums)
+        refuse_other_key_stats(run.path, setup)
     edited = sorted(int(fact_id) for fact_id in best["fact_id"].unique())
     before = {i: next_tokens(setup.model, encode(setup.model, facts[i])) for i in edited}
     after: dict[int, dict[Key, tuple[int, NextTokens]]] = {i: {} for i in edited}

@@ -143,10 +143,9 @@ class Setup:
         )
 
     @property
-    def stats_checksums(self) -> tuple[str, dict[int, str]]:
-        """A name for what the key statistics are computed from, and their checksums by layer."""
-        checksums = {layer: self.stats.checksum(layer) for layer in self.layers_of_stats}
-        return cell_key({"corpus": self.corpus_identity}), checksums
+    def stats_name(self) -> str:
+        """A name for what the key statistics are computed from."""
+        return cell_key({"corpus": self.corpus_identity})
 
     def stats_checksum(self, layer: int, window: int) -> str:
         """A hash of the key statistics of `window` layers around one: which statistics an edit was made with."""

@@ -1,7 +1,4 @@
-"""What a run takes from texts, saved with it: the editors' context texts, and checksums of the key statistics.
-
-A resumed run takes the same texts, and is refused if the statistics are others.
-"""
+"""The editors' context texts, saved with a run, so that a resumed run takes the same."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,8 +6,7 @@ from typing import Any
 
 from loc_edit.arguments import fitted
 from loc_edit.files import Damaged, read_json, set_aside, write_json
-from loc_edit.store.folder import RunMismatch
-from loc_edit.store.layout import CONTEXTS, KEY_STATS
+from loc_edit.store.layout import CONTEXTS
 
 Contexts = Mapping[str, Sequence[str]]
 """Texts by style, `rome` and `memit`."""
@@ -52,35 +48,3 @@ def _all_contexts(path: Path) -> dict[str, Any]:
         raise Damaged(f"{error}; {again}") from error
     except ValueError as error:
         raise Damaged(f"{path} is damaged: {error}; {again}") from error
-
-
-def save_key_stats(folder: Path, corpus: str, checksums: Mapping[int, str]) -> None:
-    """Save the checksums of the key statistics, unless earlier starts had other statistics."""
-    write_json(folder / KEY_STATS, refuse_other_key_stats(folder, corpus, checksums))
-
-
-def refuse_other_key_stats(folder: Path, corpus: str, checksums: Mapping[int, str]) -> dict[str, dict[str, str]]:
-    """Compares key statistics with those behind a run's rows.
-
-    Returns the checksums of all key statistics of the run, by corpus and layer, the given ones among them.
-
-    Args:
-        folder: the run's.
-        corpus: a name for what the statistics are computed from.
-        checksums: by layer, of its second moment.
-
-    Raises:
-        RunMismatch: a layer has other statistics than the rows in the folder were computed with.
-        Damaged: the file is damaged, or was edited.
-    """
-    path = folder / KEY_STATS
-    by_corpus = read_json(path) if path.is_file() else {}
-    new, earlier = {str(layer): checksum for layer, checksum in checksums.items()}, by_corpus.get(corpus, {})
-    if others := [layer for layer in new if earlier.get(layer, new[layer]) != new[layer]]:
-        raise RunMismatch(
-            f"{folder} holds rows of other key statistics: at layer {others[0]} their checksum is "
-            f"{earlier[others[0]]} there and {new[others[0]]} here (layers that differ: {', '.join(others)}).  Copy "
-            "the file of statistics from the cache of the machine that began the run, or choose another folder; to go "
-            f"on with both, remove {KEY_STATS}: the column key_stats of the rows then tells them apart"
-        )
-    return {**by_corpus, corpus: {**earlier, **new}}

@@ -24,6 +24,7 @@ from loc_edit.models.identity import fingerprint
 from loc_edit.models.model import Model
 
 FORMAT = "loc_edit.key_stats/1"
+SKETCHES = 8
 CONVERGENCE = ("layer", "tokens", "rank", "condition", "change", "cosine")
 
 
@@ -185,6 +186,17 @@ class KeyStats:
         if layer not in self._checksums:
             self._checksums[layer] = tensor_checksum(self.second_moment(layer))
         return self._checksums[layer]
+
+    def sketch(self, layer: int) -> list[float]:
+        """Returns `r^T C r / d_mlp` of a layer for eight fixed vectors r of random signs, in float64.
+
+        Statistics that another machine computes from the same texts differ by rounding, so that their checksum is
+        another one, while these numbers agree to about six digits.
+        """
+        moment = self.second_moment(layer).double().cpu()
+        draws = torch.Generator().manual_seed(0)
+        signs = 2.0 * torch.randint(2, (SKETCHES, len(moment)), generator=draws) - 1
+        return [float(f"{value:.9g}") for value in ((signs.double() @ moment) * signs).mean(1).tolist()]
 
     def _check_width(self, layer: int, keys: Float[Tensor, "*batch d_mlp"], width: int) -> None:
         if keys.shape[-1] != width:

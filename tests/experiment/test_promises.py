@@ -369,7 +369,7 @@ def test_a_resume_with_other_key_statistics_is_refused(lab, finished, monkeypatc
     assert rome["key_stats"].nunique() == 2, "a checksum for each layer"
     recorded = json.loads((finished / "key_stats.json").read_text())
     good = stats_of(tiny)
-    assert {"0": good.checksum(0), "1": good.checksum(1)} in recorded.values()
+    assert {str(layer): {good.checksum(layer): good.sketch(layer)} for layer in (0, 1)} in recorded.values()
     other = KeyStats.from_moments({0: good.second_moment(0), 1: 2 * good.second_moment(1)}, n_tokens=10_000)
     before = files(finished)
     monkeypatch.setattr(Setup, "stats", other)
@@ -382,6 +382,36 @@ def test_a_resume_with_other_key_statistics_is_refused(lab, finished, monkeypatc
         replay(loc_edit.load_run(finished), [1])
     monkeypatch.setattr(Setup, "stats", good)
     assert_same_rows(lab().run(), lab(out=str(tmp_path / "whole")).run())
+
+
+def test_key_statistics_of_another_machine_differ_by_rounding_and_are_taken(lab, finished, monkeypatch, stats_of, tiny):
+    good = stats_of(tiny)
+    moments = {layer: good.second_moment(layer) for layer in (0, 1)}
+    noise = {layer: torch.randn(c.shape, generator=torch.Generator().manual_seed(1)) for layer, c in moments.items()}
+
+    def differing(share):
+        rounded = {layer: c + share * c.abs().max() * (noise[layer] + noise[layer].T) for layer, c in moments.items()}
+        return KeyStats.from_moments(rounded, n_tokens=10_000)
+
+    monkeypatch.setattr(Setup, "stats", differing(1e-7))
+    run = lab(settings={"rome": {"steps": 2}}).run()
+    record = json.loads((finished / "key_stats.json").read_text())
+    [layers] = [value for value in record.values() if isinstance(value, dict)]
+    assert [len(layers[layer]) for layer in ("0", "1")] == [2, 2]
+    assert not any(finding.is_broken for finding in loc_edit.verify(finished))
+    assert run.edits.loc[run.edits["method"] == "rome", "key_stats"].nunique() == 2
+    monkeypatch.setattr(Setup, "stats", differing(1e-3))
+    with pytest.raises(RunMismatch, match="differ by more than rounding"):
+        lab(settings={"rome": {"steps": 4}}).run()
+
+
+def test_the_record_of_an_old_run_has_checksums_only(lab, finished, monkeypatch, stats_of, tiny):
+    path, good = finished / "key_stats.json", stats_of(tiny)
+    record = {name: value for name, value in json.loads(path.read_text()).items() if isinstance(value, dict)}
+    write_json(path, {name: {layer: next(iter(known)) for layer, known in v.items()} for name, v in record.items()})
+    monkeypatch.setattr(Setup, "stats", good)
+    lab(settings={"rome": {"steps": 2}}).run()
+    assert good.checksum(1) in path.read_text()
 
 
 def test_a_fact_that_has_changed_since_is_not_shown_beside_old_numbers(lab, finished, facts, tmp_path):
