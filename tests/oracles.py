@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from scipy.optimize import brentq
 
+from loc_edit.models.adapter import lens
+
 SITES = {"mlp_out": "hook_mlp_out", "attn_out": "hook_attn_out", "resid_post": "hook_resid_post"}
 
 
@@ -125,13 +127,25 @@ def adding(model, where, pos, delta):
 def norm_after_mlp(model, layer):
     """The module between `W_out` and `hook_mlp_out`, if there is one."""
     block = model.blocks[layer]
-    return getattr(block, "ln2_post", block.ln2 if model.cfg.original_architecture == "Olmo2ForCausalLM" else None)
+    if hasattr(block, "ln2_post"):
+        return block.ln2_post
+    return block.ln2 if model.cfg.original_architecture == "Olmo2ForCausalLM" else None
 
 
 def mlp_output(model, row, layer):
     """What `W_out` puts out at the row's last subject token, before any norm."""
+    return through_W_out(model, layer, read_at(model, row, f"blocks.{layer}.mlp.hook_post"))
+
+
+def through_W_out(model, layer, keys, delta=0):
+    """`keys @ (W_out + delta) + b_out`; with TransformerLens 4 there may be no bias."""
     mlp = model.blocks[layer].mlp
-    return read_at(model, row, f"blocks.{layer}.mlp.hook_post") @ mlp.W_out + mlp.b_out
+    return keys @ (mlp.W_out + delta) + (0 if mlp.b_out is None else mlp.b_out)
+
+
+def leaf(parameter):
+    """The tensor that holds a parameter's values: with TransformerLens 4, `W_out` may be a transposed view of it."""
+    return parameter if parameter._base is None else parameter._base
 
 
 def read_at(model, row, name):
@@ -206,10 +220,11 @@ def nearest_change(model, row, layer, share):
 
     The norm takes a vector of any length to one of root mean square 1 (but for eps), and multiplies it by its weight.
     """
-    norm, output = norm_after_mlp(model, layer), mlp_output(model, row, layer).double()
+    norm, output = lens.output_norm(model, layer), mlp_output(model, row, layer).double()
     if norm is None:
         return share
-    weight, scale = norm.w.double(), (output.square().mean() + norm.eps).sqrt()
+    weight, eps = norm
+    weight, scale = weight.double(), (output.square().mean() + eps).sqrt()
     goal = weight * output / scale + share
 
     def best(mu):
@@ -244,10 +259,8 @@ def rome(model, request, layer, moment, contexts, settings, fixed=None, fresh=No
         last_updates=request.objective == "lower",
         fresh=fresh,
     )
-    mlp = model.blocks[layer].mlp
     v_star = v0 + delta
-    bias = 0 if mlp.b_out is None else mlp.b_out
-    return torch.outer(u, v_star - (k_star @ mlp.W_out + bias)) / (k_star @ u)
+    return torch.outer(u, v_star - through_W_out(model, layer, k_star)) / (k_star @ u)
 
 
 def memit(model, request, layers, moments, contexts, settings, fixed=None, fresh=None):
@@ -292,7 +305,8 @@ def finetune(model, request, layers, settings, noised_copies=None):
     prompt = request.prompt
     row = torch.cat([prompt.tokens, request.target_tokens[:-1]])[None]
     names = ["W_out", "b_out"] if settings.bias and not model.cfg.gated_mlp else ["W_out"]
-    parameters = [getattr(model.blocks[layer].mlp, name) for layer in layers for name in names]
+    given = [getattr(model.blocks[layer].mlp, name) for layer in layers for name in names]
+    parameters = [leaf(p) for p in given]
     start = [p.detach().clone() for p in parameters]
     for p in parameters:
         p.requires_grad_(True)
@@ -319,6 +333,7 @@ def finetune(model, request, layers, settings, noised_copies=None):
                 if small == 5 and request.objective == "raise":
                     break
         changes = [(p - p0).detach() for p, p0 in zip(parameters, start, strict=True)]
+        changes = [c if p is own else c.T for c, p, own in zip(changes, given, parameters, strict=True)]
     finally:
         for p, p0 in zip(parameters, start, strict=True):
             p.grad = None

@@ -86,12 +86,12 @@ def test_one_key_reads_out_v_star_at_the_least_change(editable, facts, stats_of,
     edit = loc_edit.r_rome(editable, request, layer, **given(editable, stats_of, contexts), settings=settings)
     bare = at_last_subject(editable, request, f"blocks.{layer}.mlp.hook_post")
     key = bare if which == "bare" else mean_key(editable, request, contexts, layer)
-    mlp, delta = editable.blocks[layer].mlp, edit.delta(layer)
+    delta = edit.delta(layer)
     rows, essence = oracles.rows_of(editable, request, contexts)
     where, start = oracles.value_start(editable, rows[0], layer)
     change = oracles.value_delta(editable, rows, essence, request, where, start, settings, last_updates=False)
     assert change.norm() > 0.1 * start.norm(), "there was something to do"
-    torch.testing.assert_close(key @ (mlp.W_out + delta) + mlp.b_out, start + change, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(oracles.through_W_out(editable, layer, key, delta), start + change, rtol=2e-3, atol=2e-3)
     assert_least(delta, key[None], moments(editable)[layer])
     assert edit.about["method"] == "r_rome"
 

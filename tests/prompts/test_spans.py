@@ -12,6 +12,7 @@ from spelling import KINDS, Speller, train
 from loc_edit.facts.builtin import builtin_facts
 from loc_edit.facts.fact import Fact
 from loc_edit.facts.loading import load_facts
+from loc_edit.models.adapter import lens
 from loc_edit.prompts.encoding import (
     BadPrompt,
     Encoded,
@@ -78,7 +79,7 @@ def model_of(tokenizer):
     model = random_model(tokenizer, n_ctx=256)
 
     def model_of(speller, bos=False):
-        model.tokenizer = speller.fast
+        lens.give_tokenizer(model, speller.fast)
         model.cfg.default_prepend_bos = bos
         return model
 

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from oracles import leaf
 
 import loc_edit
+from loc_edit.models.adapter import VERSION
 from loc_edit.models.model import W_out
 from loc_edit.prompts.encoding import target_tokens, tokenize
 from loc_edit.scoring.contract import compared, measure
@@ -35,7 +37,7 @@ def log_p(model, text, target):
 def slow_course(model, lessons, exam, steps):
     """Adam on the real weights of a copy of the model, one prompt after another."""
     model = copy.deepcopy(model)
-    weights = [W_out(model, layer) for layer in range(model.cfg.n_layers)]
+    weights = [leaf(W_out(model, layer)) for layer in range(model.cfg.n_layers)]
     for weight in weights:
         weight.requires_grad_()
     adam = torch.optim.Adam(weights, lr=pace(model))
@@ -48,6 +50,7 @@ def slow_course(model, lessons, exam, steps):
     return {k: p for k, p in course.items() if k in (0, *steps)}
 
 
+@pytest.mark.skipif(VERSION >= 4, reason="a TransformerBridge cannot be copied")
 def test_fine_tuning_the_real_weights_agrees(editable, facts):
     whole, fact = data(facts), facts[0]
     request = loc_edit.pose(fact, "error_injection", editable)
