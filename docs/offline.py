@@ -18,13 +18,13 @@ GAP = 16
 
 def visit_math(writer, node):
     """An inline formula."""
-    writer.body.append(tex2mathml(node.astext()).toxml())
+    writer.body.append(tex2mathml(node.astext()))
     raise nodes.SkipNode
 
 
 def visit_displaymath(writer, node):
     """A formula in a line of its own."""
-    writer.body.append(f'<div class="math-block">{tex2mathml(node.astext(), as_block=True).toxml()}</div>')
+    writer.body.append(f'<div class="math-block">{tex2mathml(node.astext(), as_block=True)}</div>')
     raise nodes.SkipNode
 
 
