@@ -91,6 +91,11 @@ def test_the_python_of_a_page_is_python(page):
         compile(block, str(page), "exec")
 
 
+def test_the_page_of_configuration_has_every_key():
+    rows = re.findall(r"^\| (`.*?) \|", (DOCS / "configuration.md").read_text(), re.MULTILINE)
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(loc_edit.ExperimentConfig.model_fields)
+
+
 def test_the_readme_fits_on_a_screen():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 90
 
@@ -141,8 +146,7 @@ def reader(tmp_path_factory):
         yield {
             "loc_edit": loc_edit, "model": model, "facts": facts, "fact": fact, "prompt": prompts[0],
             "prompts": prompts, "targets": [fact.target_true, other.target_true], "noise": noises[0], "noises": noises,
-            "clean_cache": model.run_with_cache(prompts[0].tokens[None])[1], "stats": stats, "contexts": ["{}"],
-            "request": request, "other_request": other_request,
+            "stats": stats, "contexts": ["{}"], "request": request, "other_request": other_request,
             "edit": loc_edit.rome(model, request, layer=2, stats=stats, contexts=["{}"]),
             "trace": loc_edit.trace(model, prompts[0], fact.target_true, noise=noises[0], window=5),
         }  # fmt: skip
