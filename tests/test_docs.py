@@ -16,6 +16,7 @@ from loc_edit.cli.parsing import parse
 from loc_edit.editing.contract import EDITORS
 from loc_edit.editing.settings import SETTINGS
 from loc_edit.experiment.plugins import load_plugins
+from loc_edit.names import LOCALIZERS, METHODS, OWN_SCORES, PROBLEMS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -94,6 +95,15 @@ def test_the_python_of_a_page_is_python(page):
 def test_the_page_of_configuration_has_every_key():
     rows = re.findall(r"^\| (`.*?) \|", (DOCS / "configuration.md").read_text(), re.MULTILINE)
     assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(loc_edit.ExperimentConfig.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [("localizers", LOCALIZERS), ("editing", PROBLEMS), ("editing", METHODS), ("measures", OWN_SCORES)],
+)
+def test_a_concept_page_explains_every_name(page, names):
+    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+    assert not [name for name in names if not re.search(rf"`{name}(-\d)?`", text)]
 
 
 def test_the_readme_fits_on_a_screen():
