@@ -4,7 +4,8 @@ python scripts/rebuild_builtin.py                    # everything, hours on two 
 python scripts/rebuild_builtin.py --steps presets figures
 
 Each step is a script or a command of its own, and can be run alone.  What remains for a person: the sentences that read
-the figures (`figures/README.md`, `docs/localizers.md`, `README.md`), and `scripts/bench.py` on a quiet machine.
+the figures (`figures/README.md`, `docs/localizers_compared.md`, `README.md`), the numbers beside the examples of the
+concept pages and of the quick start, and `scripts/bench.py` on a quiet machine.
 """
 
 import argparse

@@ -2,18 +2,21 @@
 
 import re
 import shlex
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from commands import call
 
 import loc_edit
+from loc_edit.cli.contents import load
+from loc_edit.cli.parsing import parse
 from loc_edit.editing.contract import EDITORS
 from loc_edit.editing.settings import SETTINGS
 from loc_edit.experiment.plugins import load_plugins
+from loc_edit.names import LOCALIZERS, METHODS, OWN_SCORES, PROBLEMS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -42,14 +45,65 @@ def test_a_page_names_modules_functions_and_files_that_exist(page):
         assert first in {*loc_edit.__all__, "json", "cli", "plugins"} or find_spec(f"loc_edit.{name}"), name
     for path in re.findall(r"`([\w-]+/[\w/.-]+\.(?:py|toml|md))`", text):
         assert (ROOT / path).exists() or (ROOT / "loc_edit" / path).exists(), path
-    for path in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
-        assert (page.parent / path).exists(), path
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_links_of_a_page_lead_somewhere(page):
+    for path, _, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]+))?\)", page.read_text(encoding="utf-8")):
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
+
+
+def anchors(page):
+    """The anchors of a page's headings, as GitHub and MyST make them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#{1,3} (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands(page):
+    """The words of each `loc-edit` command in the shell blocks of a page, unless it takes a plug-in of the reader's."""
+    for block in re.findall(r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        for line in re.findall(r"(?:^|-- +|bin/|srun +)loc-edit (.*)$", block.replace("\\\n", " "), re.MULTILINE):
+            words = shlex.split(line.partition(" | ")[0].partition(" > ")[0], comments=True)
+            if "--plugin" not in words or (ROOT / words[words.index("--plugin") + 1]).exists():
+                yield words
+
+
+@pytest.mark.usefixtures("registries")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_commands_of_a_page_parse(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name, *words in commands(page):
+        defaults = {"experiment": loc_edit.ExperimentConfig()} if name in ("run", "plan") else {}
+        assert parse(load(name), name, words, defaults), (name, words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_configurations_of_a_page_have_keys_that_exist(page):
+    for block in re.findall(r"^```toml\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        assert set(tomllib.loads(block)) <= set(loc_edit.ExperimentConfig.model_fields)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_python_of_a_page_is_python(page):
     for block in python_blocks(page):
         compile(block, str(page), "exec")
+
+
+def test_the_page_of_configuration_has_every_key():
+    rows = re.findall(r"^\| (`.*?) \|", (DOCS / "configuration.md").read_text(), re.MULTILINE)
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(loc_edit.ExperimentConfig.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [("localizers", LOCALIZERS), ("editing", PROBLEMS), ("editing", METHODS), ("measures", OWN_SCORES)],
+)
+def test_a_concept_page_explains_every_name(page, names):
+    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+    assert not [name for name in names if not re.search(rf"`{name}(-\d)?`", text)]
 
 
 def test_the_readme_fits_on_a_screen():
@@ -81,7 +135,7 @@ INSTEAD = {
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
-    """What a reader has after the README: its names, and a folder with a configuration, texts and a run."""
+    """What a reader has after the README: its names, and a folder with a configuration and a run."""
     folder = tmp_path_factory.mktemp("reader")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -90,7 +144,6 @@ def reader(tmp_path_factory):
         prompts = [loc_edit.encode(model, fact), loc_edit.encode(model, other)]
         noises = [loc_edit.subject_noise(model, prompt, scale="s3", facts=facts, samples=2) for prompt in prompts]
         texts = [f"{some.prompt} {some.target_true}." for some in facts]
-        pd.DataFrame({"body": texts}).to_parquet("texts.parquet")
         stats = loc_edit.key_stats(model, [1, 2, 3], texts, tokens=2000)
         request, other_request = (loc_edit.pose(some, "error_injection", model) for some in (fact, other))
         Path("my.toml").write_text(
@@ -103,8 +156,7 @@ def reader(tmp_path_factory):
         yield {
             "loc_edit": loc_edit, "model": model, "facts": facts, "fact": fact, "prompt": prompts[0],
             "prompts": prompts, "targets": [fact.target_true, other.target_true], "noise": noises[0], "noises": noises,
-            "clean_cache": model.run_with_cache(prompts[0].tokens[None])[1], "stats": stats, "contexts": ["{}"],
-            "request": request, "other_request": other_request,
+            "stats": stats, "contexts": ["{}"], "request": request, "other_request": other_request,
             "edit": loc_edit.rome(model, request, layer=2, stats=stats, contexts=["{}"]),
             "trace": loc_edit.trace(model, prompts[0], fact.target_true, noise=noises[0], window=5),
         }  # fmt: skip
