@@ -26,7 +26,7 @@ from loc_edit.analysis.regression.effect_sizes import common_slope, effect_sizes
 from loc_edit.analysis.regression.profiles import Profiles, Resampling, Sums, explained
 from loc_edit.analysis.regression.statistics import tests
 from loc_edit.analysis.regression.verdict import QUESTIONS
-from loc_edit.views.style import BLACK, BLUE, GRAY, GREEN, ORANGE, PURPLE, Figure, legend, panels, save, styled
+from loc_edit.views.style import BLACK, BLUE, GRAY, GREEN, ORANGE, WINE, Figure, legend, panels, save, styled
 
 DOCS = Path(__file__).parents[1] / "docs"
 N_LAYERS = 8
@@ -167,7 +167,7 @@ def plot(table: pd.DataFrame) -> Figure:
     titles |= {"gain": "Gain at the peak", "slope": "Slope"}
     ends = {"below": (BLUE, "o", "Upper end below the truth"), "above": (ORANGE, "s", "Lower end above it")}
     p_values = {"p": (BLACK, "^", "F-test"), "p_permutation": (GREEN, "D", "Permutation")}
-    p_values |= {"p_clustered": (PURPLE, "v", "Clustered")}
+    p_values |= {"p_clustered": (WINE, "v", "Clustered")}
     lines: list[tuple[int, Literal["-", "--"]]] = [(0, "-"), (RELATIONS[-1], "--")]
     with styled():
         figure, axes = panels(6, height=1.6, around=0.7, sharex=True)

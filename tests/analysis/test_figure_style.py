@@ -34,14 +34,12 @@ from loc_edit.views.style import (
 FOLDER = Path(__file__).parents[2] / "figures"
 COMMITTED = sorted(path for path in FOLDER.rglob("*.csv") if path.with_suffix(".pdf").exists())
 DRAWN = [
-    *(f"builtin/{name}" for name in ("figure_6", "figure_7", "figure_9", "figure_11", "figure_15", "layer_choice")),
-    *(f"builtin/{name}" for name in ("localizer_choice", "localizer_matrix")),
-    *(f"smollm2/{name}" for name in ("figure_1", "figure_2", "figure_4", "figure_6", "figure_8", "figure_10")),
-    *(f"smollm2/{name}" for name in ("figure_14", "layer_choice", "localizer_choice", "localizer_matrix")),
-    "builtin_sequence/sequences",
-    "leaderboard_builtin",
+    *(f"builtin/{name}" for name in ("figure_6", "figure_9", "figure_11", "layer_choice", "localizer_matrix")),
+    *(f"smollm2/{name}" for name in ("figure_2", "figure_4", "figure_6", "figure_7", "figure_8", "figure_10")),
+    *(f"smollm2/{name}" for name in ("layer_choice", "localizer_choice", "localizer_matrix")),
+    *("builtin/localizer_choice", "builtin_sequence/sequences", "leaderboard_builtin"),
 ]
-"""One of each kind of the committed figures, in each width."""
+"""Of each kind of the committed figures one in each width."""
 LAYERS = 8
 
 
@@ -56,15 +54,19 @@ def within(frame, name="mean", width=0.1):
     return frame.assign(**{name: middle, "low": (middle - width).clip(0), "high": (middle + width).clip(0, 1)})
 
 
-def of_methods(frame):
+def of_methods(frame, n_methods=None):
     """The frame for every problem and method."""
     methods = pd.DataFrame({"method": list(METHODS), "window": [known.window for known in METHODS.values()]})
-    return methods.merge(grid(problem=list(PROBLEMS)), how="cross").merge(frame, how="cross")
+    return (
+        methods.head(n_methods or len(methods))
+        .merge(grid(problem=list(PROBLEMS)), how="cross")
+        .merge(frame, how="cross")
+    )
 
 
 def forest():
     models = [f"a-model-of-size-{size}b" for size in range(6)] + [POOLED]
-    data = within(of_methods(grid(effect=list(EFFECTS), model=models, run=[0])))
+    data = within(of_methods(grid(effect=list(EFFECTS), model=models, run=[0]), 2))
     return data.assign(prediction_low=data["low"] - 0.1, prediction_high=data["high"] + 0.1)
 
 
@@ -92,9 +94,6 @@ MADE_UP = {
     "figure_15": points,
     "forest": forest,
     "key_convergence": convergence,
-    "layer_choice": lambda: within(
-        of_methods(grid(choice=["oracle", "one layer", "tracing peak", "any layer"], outcome=["rewrite"]))
-    ),
     "localizer_matrix": lambda: within(
         of_methods(grid(localizer=list(LOCALIZERS), outcome=["rewrite"])), "added_corrected"
     ).assign(p_permutation_holm=0.01),
@@ -176,17 +175,17 @@ def test_a_figure_can_be_printed_as_it_is(name):
     over = np.argwhere(np.triu((across > -3) & (up > 1.5), 1))
     assert not len(over), f"one over the other: {[(found[i][0], found[j][0]) for i, j in over[:5]]}"
 
-
-@pytest.mark.parametrize("name", CASES)
-def test_the_pdf_is_vectors_with_fonts_and_the_same_each_time(name):
-    figure = CASES[name]()
     content = pdf(figure)
     assert width_and_height(content)[0] in (SINGLE, DOUBLE)
     assert b"/FontFile2" in content  # TrueType
     assert b"/Subtype /Type3" not in content
     is_heatmap = any(ax.images or ax.get_label() == "<colorbar>" for ax in figure.axes)
     assert is_heatmap or b"/Subtype /Image" not in content
-    assert pdf(CASES[name]()) == content
+
+
+@pytest.mark.parametrize("name", ["smollm2/figure_2", "smollm2/figure_6", "smollm2/figure_8", "leaderboard_builtin"])
+def test_the_same_numbers_give_the_same_bytes(name):
+    assert pdf(CASES[name]()) == pdf(CASES[name]())
 
 
 def size_of_png(path):
@@ -230,8 +229,7 @@ def test_series_differ_in_color_and_marker_and_a_method_always_looks_the_same():
     looks = {(style["color"], style["marker"]) for style in styles.values()}
     assert list(styles) == names
     assert len(looks) == len(names)
-    first = list(series(names[-12:]).values())
-    assert len({style["marker"] for style in first[:10]}) == 10
+    assert len({style["marker"] for style in series(names[:10]).values()}) == 10
     for name in METHODS_WITH_STYLE:
         assert series([name]) == {name: styles[name]}
     assert all(1.05 / (luminance(to_rgb(color)) + 0.05) > 2 for color in COLORS)  # contrast with white

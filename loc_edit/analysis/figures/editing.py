@@ -1,5 +1,6 @@
 """Draws the scores of edits against the tracing effect and against the edited layer."""
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -76,7 +77,11 @@ def scores_by_layer(data: pd.DataFrame) -> Figure:
             _score_lines(ax, without_controls(cell), styles)
             ax.set_title(problem_label(problem) + (f": {outcome}" if len(outcomes) > 1 else ""))
             layer_ticks(ax, without_controls(data)["layer"])
-        axes[0].set_ylim(-0.03, 1.03)
+        lowest = data[["mean", "low"]].min(axis=None)
+        bottom = (
+            math.floor(10 * lowest) / 10 if lowest > 0.5 else 0.0
+        )  # where all scores are high, they fill the panels
+        axes[0].set_ylim(bottom - 0.03 * (1 - bottom), 1 + 0.03 * (1 - bottom))
         figure.supxlabel("Edited layer")
         figure.supylabel(f"Mean {'score (0 to 1)' if len(outcomes) > 1 else score_label(outcomes[0]).lower()}")
         entries: dict[str, Any] = {}
@@ -91,7 +96,7 @@ def _points(ax: Axes, cell: pd.DataFrame, outcome: str, regressor: str, size: fl
     r, slope, intercept = cell[["r", "slope", "intercept"]].iloc[0]
     ends = [cell[regressor].min(), cell[regressor].max()]
     ax.plot(ends, [intercept + slope * x for x in ends], color=RED)
-    note = f"r = {r:.2f}" if pd.notna(r) else "r undefined"
+    note = f"r = {r:z.2f}" if pd.notna(r) else "r undefined"
     ax.set_title(note.replace("-", "\u2212"), loc="right", fontsize=SMALLEST)
     if outcome in SCORES:
         ax.set_ylim(-0.03, 1.03)
