@@ -22,8 +22,8 @@ TALLEST = 8.5
 SMALLEST = 6.5
 """The size of the smallest font in points, of numbers in the drawing."""
 
-# The colors of Okabe and Ito, which color-blind readers can tell apart; for their yellow, which is hard to see on white,
-# there are three dark ones.  The first four of `COLORS` also differ in lightness by equal steps, for a gray print.
+# The colors of Okabe and Ito, which color-blind readers can tell apart, without their yellow, which is hard to see on
+# white, and three dark ones.  The first four of `COLORS` also differ in lightness by equal steps, for a gray print.
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 SKY, GRAY, BLACK = "#56B4E9", "#999999", "#000000"
 WINE, BROWN, INDIGO = "#882255", "#7A5C00", "#332288"
