@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -77,7 +78,7 @@ def scores_by_layer(data: pd.DataFrame) -> Figure:
             _score_lines(ax, without_controls(cell), styles)
             ax.set_title(problem_label(problem) + (f": {outcome}" if len(outcomes) > 1 else ""))
             layer_ticks(ax, without_controls(data)["layer"])
-        lowest = data[["mean", "low"]].min(axis=None)
+        lowest = float(np.nanmin(data[["mean", "low"]].to_numpy(dtype=float)))
         bottom = (
             math.floor(10 * lowest) / 10 if lowest > 0.5 else 0.0
         )  # where all scores are high, they fill the panels
