@@ -67,7 +67,7 @@ def plot_localizer_matrix(data: pd.DataFrame) -> Figure:
             ax.text(middle, -0.65, title, ha="center", va="bottom")
             if i:
                 ax.axvline(i * len(methods) - 0.5, color="white", linewidth=3)
-        bar = figure.colorbar(image, ax=ax, pad=0.02, fraction=0.2 / width, aspect=2 * len(names))
+        bar = figure.colorbar(image, ax=ax, pad=0.02, fraction=0.2 / width, aspect=3 * len(names))
         bar.set_label(f"Added R\u00b2 (% of the variance)\n* p < {CERTAIN:g} (permutation, Holm)")
         bar.outline.set_visible(False)
     return figure
