@@ -291,6 +291,12 @@ def problem_label(problem: str) -> str:
     return PROBLEMS[problem].label if problem in PROBLEMS else problem.replace("_", " ").capitalize()
 
 
+def score_label(score: str, with_range: bool = True) -> str:
+    """`rewrite` -> "Rewrite score (0 to 1)"."""
+    known, label = SCORES.get(score), score.replace("_", " ").capitalize() + " score"
+    return f"{label} ({known.low:g} to {known.high:g})" if with_range and known and known.high < inf else label
+
+
 def windows_of(localizer: str, windows: Sequence[int], others: Sequence[int] | None = None) -> Sequence[int]:
     """The windows of a localizer in a grid: `windows` for Causal Tracing, `others`, if given, for the rest."""
     return windows if localizer == TRACING or not others else others

@@ -3,6 +3,7 @@
 python scripts/make_figures.py                      # built-in model: an hour or two on two cores
 python scripts/make_figures.py smollm2              # a dozen hours; stop it at any time, and it continues from there
 python scripts/make_figures.py smollm2 --no-run     # from the rows that are there
+python scripts/make_figures.py --redraw             # every figure again from its CSV file, as after a change of style
 
 The rows of a real model stay in `figures/MODEL/run`, compacted, so that a reader can check every table.
 """
@@ -14,6 +15,7 @@ from pathlib import Path
 import make_pages
 
 from loc_edit.analysis.analyze import analyze
+from loc_edit.analysis.redraw import redraw
 from loc_edit.analysis.run import load_run
 from loc_edit.cli.status import compact
 from loc_edit.events import ProgressLines, listening
@@ -33,7 +35,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the folder of tables and figures; default: figures/MODEL")
     parser.add_argument("--workers", type=int, help="processes; default: as many as cores and memory allow")
     parser.add_argument("--no-run", action="store_true", help="compute nothing, draw what is there")
+    parser.add_argument("--redraw", action="store_true", help="draw all committed figures again, without a run")
     args = parser.parse_args()
+    if args.redraw:
+        for place in sorted({path.parent for path in make_pages.FIGURES.rglob("*.pdf")}):
+            print(f"{place}: {len(redraw(place)) // 2} figures")
+        return
     folder = args.out or make_pages.FIGURES / args.model
     run = args.run or (Path("runs/figures") if args.model == "builtin" else folder / "run")
     config = ExperimentConfig.from_toml(EXPERIMENTS / f"{CONFIGURATIONS[args.model]}.toml")

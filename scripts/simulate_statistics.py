@@ -14,17 +14,19 @@ the layers, and facts of a relation resemble each other, in tracing (.19 of the 
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
 from scipy import stats
 
 from loc_edit.analysis.regression.effect_sizes import common_slope, effect_sizes
 from loc_edit.analysis.regression.profiles import Profiles, Resampling, Sums, explained
 from loc_edit.analysis.regression.statistics import tests
 from loc_edit.analysis.regression.verdict import QUESTIONS
-from loc_edit.views.style import BLUE, GRAY, ORANGE, save, styled
+from loc_edit.views.style import BLACK, BLUE, GRAY, GREEN, ORANGE, WINE, Figure, legend, panels, save, styled
 
 DOCS = Path(__file__).parents[1] / "docs"
 N_LAYERS = 8
@@ -161,37 +163,42 @@ def _percent(true: pd.Series) -> float:
 
 def plot(table: pd.DataFrame) -> Figure:
     """How often each end misses, and how often p is below .05 without an effect, against the number of facts."""
+    titles = {"added": "Added R\u00b2", "partial": "Partial R\u00b2", "within": "Correlation within facts"}
+    titles |= {"gain": "Gain at the peak", "slope": "Slope"}
+    ends = {"below": (BLUE, "o", "Upper end below the truth"), "above": (ORANGE, "s", "Lower end above it")}
+    p_values = {"p": (BLACK, "^", "F-test"), "p_permutation": (GREEN, "D", "Permutation")}
+    p_values |= {"p_clustered": (WINE, "v", "Clustered")}
+    lines: list[tuple[int, Literal["-", "--"]]] = [(0, "-"), (RELATIONS[-1], "--")]
     with styled():
-        figure = Figure(figsize=(7, 4.4), layout="constrained")
-        axes = figure.subplots(2, 3, sharex=True)
-        for ax, name in zip(axes.flat, ("added", "partial", "within", "gain", "slope"), strict=False):
+        figure, axes = panels(6, height=1.6, around=0.7, sharex=True)
+        for ax, (name, title) in zip(axes, titles.items(), strict=False):
             cells = table[table["statistic"] == name]
             ax.axhspan(1.5, 3.5, color=GRAY, alpha=0.25, linewidth=0)
-            for end, color in (("below", BLUE), ("above", ORANGE)):
-                for n_relations, style in ((0, "-"), (RELATIONS[-1], "--")):
+            for end, (color, marker, _) in ends.items():
+                for n_relations, style in lines:
                     mean = cells[cells["relations"] == n_relations].groupby("facts")[end].agg(["mean", "min", "max"])
-                    ax.plot(mean.index, mean["mean"], style, color=color, linewidth=1.2)
+                    ax.plot(mean.index, mean["mean"], style, color=color, marker=marker)
                     ax.vlines(mean.index, mean["min"], mean["max"], color=color, alpha=0.4, linewidth=0.8)
-            ax.set_title(name.replace("_", " "), loc="left")
+            ax.set_title(title)
             ax.set_ylim(0, 8)
-            ax.set_ylabel("% of intervals that miss")
-        ax = axes.flat[5]
-        none = table[(table["effect"] == "none") & (table["relations"] == 0)]
-        for name, color in (("p", GRAY), ("p_permutation", BLUE), ("p_clustered", ORANGE)):
-            cells = none[none["statistic"] == name]
-            ax.plot(cells["facts"], cells["p_below_05"], color=color, label=name.replace("_", " "), linewidth=1.2)
-            nested_cells = table[
-                (table["effect"] == "none") & (table["relations"] == RELATIONS[-1]) & (table["statistic"] == name)
-            ]
-            ax.plot(nested_cells["facts"], nested_cells["p_below_05"], "--", color=color, linewidth=1.2)
+            ax.set_ylabel("Intervals that miss (%)")
+        ax = axes[5]
+        for name, (color, marker, _) in p_values.items():
+            for n_relations, style in lines:
+                chosen = (table["effect"] == "none") & (table["relations"] == n_relations)
+                cells = table[chosen & (table["statistic"] == name)]
+                ax.plot(cells["facts"], cells["p_below_05"], style, color=color, marker=marker)
         ax.axhline(5, color=GRAY, linewidth=0.6)
-        ax.set_title("no effect: p < .05", loc="left")
-        ax.set_ylabel("% of data sets")
-        ax.legend(fontsize=6.5)
-        for ax in axes[1]:
-            ax.set_xscale("log")
-            ax.set_xticks(FACTS, [str(n) for n in FACTS])
-            ax.set_xlabel("facts")
+        ax.set_title("p < .05 without an effect")
+        ax.set_ylabel("Data sets (%)")
+        ax.set_xscale("log")
+        ax.set_xticks(FACTS, [str(n) for n in FACTS])
+        ax.xaxis.set_minor_locator(NullLocator())
+        figure.supxlabel("Facts (log scale)")
+        entries = [*ends.values(), *p_values.values()]
+        handles = [Line2D([], [], color=color, marker=marker, label=label) for color, marker, label in entries]
+        handles += [Line2D([], [], color=GRAY, linestyle=style, label=f"{n or 'No'} relations") for n, style in lines]
+        legend(figure, axes, handles)
     return figure
 
 

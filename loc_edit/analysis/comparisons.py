@@ -29,15 +29,24 @@ class Comparison:
         title: what it shows.
         table: the table's name.
         compute: the rows of both; raises `RowsMissing`.
-        figure: the figure's name, if there is one.
-        draw: draws it.
+        figure: the figure's name in `DRAWINGS`, if there is one.
     """
 
     title: str
     table: str
     compute: Callable[[], pd.DataFrame]
     figure: str = ""
-    draw: Callable[[pd.DataFrame], Figure] | None = None
+
+
+DRAWINGS: dict[str, Callable[[pd.DataFrame], Figure]] = {
+    "layer_choice": plot_layer_choices,
+    "localizer_matrix": plot_localizer_matrix,
+    "localizer_choice": plot_localizer_choices,
+    "planted_accuracy": plot_planted_accuracy,
+    "planted_edits": plot_planted_edits,
+    "sequences": plot_sequences,
+}
+"""What draws each figure of a comparison."""
 
 
 def comparisons(
@@ -73,9 +82,9 @@ def comparisons(
     added = "what each localizer adds to the R^2 of the layer"
     where = "where to edit, by each localizer"
     return [
-        Comparison("where to edit", "layer_choices", choices, "layer_choice", plot_layer_choices),
-        Comparison(added, "localizer_matrix", matrix, "localizer_matrix", plot_localizer_matrix),
-        Comparison(where, "localizer_choices", peaks, "localizer_choice", plot_localizer_choices),
+        Comparison("where to edit", "layer_choices", choices, "layer_choice"),
+        Comparison(added, "localizer_matrix", matrix, "localizer_matrix"),
+        Comparison(where, "localizer_choices", peaks, "localizer_choice"),
         *(planted_comparisons(rows.localized, rows.edits, planted) if planted is not None else ()),
         *(sequence_comparisons(in_sequence) if in_sequence is not None and len(in_sequence) else ()),
     ]
@@ -84,7 +93,7 @@ def comparisons(
 def sequence_comparisons(rows: pd.DataFrame) -> list[Comparison]:
     """What many edits leave of one model."""
     title = "many edits in one model"
-    return [Comparison(title, "sequences", partial(sequences, rows), "sequences", plot_sequences)]
+    return [Comparison(title, "sequences", partial(sequences, rows), "sequences")]
 
 
 def planted_comparisons(traces: pd.DataFrame, edits: pd.DataFrame, planted: Planted) -> list[Comparison]:
@@ -92,8 +101,8 @@ def planted_comparisons(traces: pd.DataFrame, edits: pd.DataFrame, planted: Plan
     found, by_layer = partial(planted_accuracy, traces, planted), partial(planted_edits, edits, planted)
     title = "how often localizers find the layer that learned a fact"
     return [
-        Comparison(title, "planted_accuracy", found, "planted_accuracy", plot_planted_accuracy),
-        Comparison("edits by planted and edited layer", "planted_edits", by_layer, "planted_edits", plot_planted_edits),
+        Comparison(title, "planted_accuracy", found, "planted_accuracy"),
+        Comparison("edits by planted and edited layer", "planted_edits", by_layer, "planted_edits"),
         Comparison(
             "how much better edits are at the layer that learned the fact",
             "planted_gain",
@@ -124,7 +133,7 @@ def write_comparisons(
             missing[comparison.figure or comparison.table] = str(error)
             continue
         written[comparison.table] = write_table(data, tables, comparison.table)
-        if comparison.draw:
-            drawn = save(comparison.draw(data), data, figures, comparison.figure)
+        if comparison.figure:
+            drawn = save(DRAWINGS[comparison.figure](data), data, figures, comparison.figure)
             written[comparison.figure] = [*written.get(comparison.figure, []), *drawn]
     return written, missing

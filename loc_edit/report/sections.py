@@ -10,7 +10,7 @@ import tomli_w
 from matplotlib.figure import Figure
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from loc_edit.analysis.comparisons import comparisons
+from loc_edit.analysis.comparisons import DRAWINGS, comparisons
 from loc_edit.analysis.figures.paper import FIGURES
 from loc_edit.analysis.regression.paper import TABLES
 from loc_edit.analysis.regression.planted import Planted
@@ -19,10 +19,8 @@ from loc_edit.analysis.status import grouped_reasons, reason_lines
 from loc_edit.analysis.tables.paper import rounded
 from loc_edit.analysis.tables.rows import RowsMissing, StudyRows, without_controls
 from loc_edit.names import method_label, problem_label
-from loc_edit.views.style import styled
+from loc_edit.views.style import SINGLE, styled
 
-WIDE = 6.5
-"""The width in inches from which a figure takes the whole width of the page."""
 HEAVY = 150_000
 """The size in bytes of an SVG, such as one with thousands of points, above which a figure is drawn as PNG."""
 
@@ -112,13 +110,13 @@ def comparison_sections(
             missing[label(part.figure or part.table)] = str(error)
             continue
         tables.append(_table(part.table, part.title, data))
-        if part.draw:
-            figures.append(_figure(part.figure, part.title, part.draw(data)))
+        if part.figure:
+            figures.append(_figure(part.figure, part.title, DRAWINGS[part.figure](data)))
     return tables, figures, missing
 
 
 def _figure(name: str, title: str, figure: Figure) -> Section:
-    wide = figure.get_figwidth() > WIDE
+    wide = figure.get_figwidth() > SINGLE  # then it takes the whole width of the page
     return {"name": name, "label": label(name), "title": _sentence(title), "source": inline(figure), "wide": wide}
 
 
@@ -131,7 +129,7 @@ def inline(figure: Figure) -> str:
         drawn = _saved(figure, "svg", metadata={"Date": None, "Creator": None})
         if len(drawn) <= HEAVY:
             return f"data:image/svg+xml;base64,{base64.b64encode(drawn).decode()}"
-        drawn = _saved(figure, "png", metadata={"Software": None}, dpi=150)
+        drawn = _saved(figure, "png", metadata={"Software": None})
     return f"data:image/png;base64,{base64.b64encode(drawn).decode()}"
 
 

@@ -18,6 +18,7 @@ from benching.real_floors import WINDOWS, edit_runs, trace_run
 from benching.setup import SHAPES, make_model
 from loc_edit.prompts.recall import answers
 from loc_edit.scoring.score import score
+from loc_edit.views.style import BLUE, GRAY, legend, panels, styled
 
 MB = 2**20
 LONGER = ", where the old river meets the sea and nobody lives any more,"
@@ -125,31 +126,25 @@ def growth(case: Case) -> Iterator[dict[str, Any]]:
 
 
 def _draw(case: Case, series: dict[str, list[tuple[float, float, float]]], samples: int, steps: int) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     titles = {
-        "tokens": ("One trace, window 5", "tokens of the prompt and its target"),
-        "layer": (f"ROME of one fact, {steps} steps", "edited layer"),
-        "facts": ("Traces, window 5", "facts"),
-        "windows": ("One trace", "windows: " + ", ".join(map(str, WINDOWS))),
+        "tokens": ("One trace, window 5", "Tokens of the prompt and its target"),
+        "layer": (f"ROME of one fact, {steps} steps", "Edited layer"),
+        "facts": ("Traces, window 5", "Facts"),
+        "windows": ("One trace", "Windows: " + ", ".join(map(str, WINDOWS))),
     }
-    figure, axes = plt.subplots(2, 2, figsize=(8, 6), layout="constrained")
-    for ax, (name, (title, label)) in zip(axes.flat, titles.items(), strict=True):
-        at, seconds, floors = zip(*series[name], strict=True)
-        ax.plot(at, seconds, "o-", label="measured")
-        ax.plot(at, floors, "s--", color="0.5", label="its weight products")
-        ax.set(title=title, xlabel=label, ylabel="seconds", ylim=(0, None))
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].legend(frameon=False)
-    threads = f"{torch.get_num_threads()} thread" + "s" * (torch.get_num_threads() > 1)
-    where = threads if case.args.device == "cpu" else torch.cuda.get_device_name(case.args.device)
-    figure.suptitle(f"{Path(case.source).name}, {case.args.dtype}, {where}; {samples} noise samples")
-    figure.savefig(case.args.plot, dpi=150)
-    plt.close(figure)
+    with styled():
+        figure, axes = panels(4, columns=2, height=1.8)
+        for ax, (name, (title, label)) in zip(axes, titles.items(), strict=True):
+            at, seconds, floors = zip(*series[name], strict=True)
+            ax.plot(at, seconds, "o-", color=BLUE, label="Measured")
+            ax.plot(at, floors, "s--", color=GRAY, label="Its weight products")
+            ax.set(title=title, xlabel=label, ylabel="Seconds", ylim=(0, None))
+            ax.xaxis.get_major_locator().set_params(integer=True)
+        legend(figure, axes, axes[0].get_legend_handles_labels()[0])
+        threads = f"{torch.get_num_threads()} thread" + "s" * (torch.get_num_threads() > 1)
+        where = threads if case.args.device == "cpu" else torch.cuda.get_device_name(case.args.device)
+        figure.supxlabel(f"{Path(case.source).name}, {case.args.dtype}, {where}; {samples} noise samples")
+        figure.savefig(case.args.plot)
 
 
 def halved(case: Case) -> Iterator[dict[str, Any]]:

@@ -83,8 +83,8 @@ def test_heatmap_shows_any_token(tmp_path, traces):
 def test_heatmap_names_the_metric(traces):
     cells = cell_effects(traces.assign(metric="logit_difference"), EffectDefinition(5))
     figure = fact_heatmap(cells[cells["fact_id"] == 4])
-    assert figure.axes[1].get_ylabel() == "effect on logit difference"
-    assert figure.axes[0].get_title(loc="left").startswith("logit difference: clean")
+    assert figure.axes[1].get_ylabel() == "Effect on logit difference"
+    assert figure.get_suptitle().startswith("logit difference: clean")
 
 
 def test_scatter_draws_every_point_with_the_line_through_them(traces, edits):

@@ -204,9 +204,18 @@ def test_figures_of_the_study_name_every_localizer_and_method(run):
     assert [t.get_text() for t in drawn.axes[0].get_xticklabels()] == ["FT-1", "FT-5", "ROME", "MEMIT"] * 2
     texts = [text.get_text().rstrip("*") for text in drawn.axes[0].texts]
     for value in matrix["added_corrected"]:
-        assert (f"{100 * value:.1f}" if value else "0") in texts
-    chosen = plot_localizer_choices(loc_edit.localizer_choices(run, draws=20))
-    assert len(chosen.axes) == 8
+        assert (f"{100 * value:.{1 if value < 0.0995 else 0}f}" if value else "0") in texts
+    choices = loc_edit.localizer_choices(run, draws=20)
+    axes = plot_localizer_choices(choices).axes
+    assert [ax.get_title(loc="left") for ax in axes] == ["Error injection", "Fact forcing"]
+    rows = [*labels, "Best layer of each fact (oracle)", "Any layer"]
+    assert [text.get_text() for text in axes[0].get_yticklabels()] == rows
+    (rome,) = (part for part in axes[0].collections if part.get_label() == "ROME")
+    drawn = {rows[round(y)]: x for x, y in rome.get_offsets()}
+    chosen = choices[(choices["problem"] == "error_injection") & (choices["method"] == "rome")]
+    known = chosen.set_index(["choice", "localizer"])["difference"]
+    assert drawn["Attribution"] == pytest.approx(100 * known["peak", "attribution"])
+    assert drawn["Any layer"] == pytest.approx(100 * known["any layer", "causal_tracing"])
 
 
 @pytest.mark.slow

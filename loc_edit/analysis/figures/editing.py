@@ -1,19 +1,33 @@
 """Draws the scores of edits against the tracing effect and against the edited layer."""
 
+import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from loc_edit.analysis.tables.rows import is_control, method_labels, require, without_controls
-from loc_edit.names import SCORES, method_label, problem_label
-from loc_edit.views.style import BLUE, GRAY, METHOD_COLORS, METHOD_MARKERS, RED, layer_ticks, panels, styled
+from loc_edit.names import SCORES, method_label, problem_label, score_label
+from loc_edit.views.style import (
+    BLUE,
+    DOUBLE,
+    GRAY,
+    RED,
+    SINGLE,
+    SMALLEST,
+    Figure,
+    layer_ticks,
+    legend,
+    panels,
+    series,
+    styled,
+)
 
 AXIS_NAMES = {
-    "trace": "tracing effect (fraction restored)",
-    "trace_absolute": "tracing effect (in probability)",
-    "magnitude": "change in p(target)",
+    "trace": "Tracing effect (fraction restored)",
+    "trace_absolute": "Tracing effect (in probability)",
+    "magnitude": "Change in p(target)",
 }
 
 
@@ -30,24 +44,16 @@ def scatter(data: pd.DataFrame, outcome: str = "rewrite", regressor: str = "trac
     require(data, ["layer", outcome, regressor, "r", "slope", "intercept"], "scatter")
     with styled():
         layers = sorted(data["layer"].unique())
-        alone = len(layers) == 1
-        columns = 3 if len(layers) in (3, 5, 6, 9) else 4
-        size = (3.2, 2.5) if alone else (1.75, 1.65)
-        figure, axes = panels(len(layers), columns=columns, size=size, sharex=True, sharey=True)
-        for place, (ax, layer) in enumerate(zip(axes, layers, strict=True)):
-            _points(ax, data[data["layer"] == layer], outcome, regressor, size=10.0 if alone else 5.0)
-            ax.set_title(f"layer {layer}", loc="left")
-            ax.tick_params(labelleft=place % columns == 0)
-        x_name = f"{AXIS_NAMES.get(regressor, regressor)} {where}".strip()
-        y_name = AXIS_NAMES.get(outcome, f"{outcome} score")
-        if alone:
-            axes[0].set_xlabel(x_name)
-            axes[0].set_ylabel(y_name)
-            axes[0].set_title(f"{_combination(data)}, layer {layers[0]}".lstrip(", "), loc="left")
-        else:
-            figure.supxlabel(x_name, fontsize=8.5)
-            figure.supylabel(y_name, fontsize=8.5)
-            figure.suptitle(_combination(data), fontsize=9, x=0.01, ha="left")
+        few = len(layers) <= 2
+        columns = 3 if len(layers) in (3, 5, 6, 9) else 4 if len(layers) <= 24 else 5
+        width, height = (SINGLE, 1.7) if few else (DOUBLE, 5.1 / columns)
+        figure, axes = panels(len(layers), columns=columns, width=width, height=height, sharex=True, sharey=True)
+        for ax, layer in zip(axes, layers, strict=True):
+            _points(ax, data[data["layer"] == layer], outcome, regressor, size=7.0 if few else 5.0)
+            ax.set_title(f"Layer {layer}")
+        figure.supxlabel(f"{AXIS_NAMES.get(regressor, regressor)} {where}".strip())
+        figure.supylabel(AXIS_NAMES.get(outcome, score_label(outcome)))
+        figure.suptitle(_points_of(data), x=0.01, ha="left")
     return figure
 
 
@@ -63,18 +69,26 @@ def scores_by_layer(data: pd.DataFrame) -> Figure:
         problems, outcomes = list(data["problem"].unique()), list(data["outcome"].unique())
         grid = [(problem, outcome) for problem in problems for outcome in outcomes]
         columns = len(outcomes) if len(outcomes) > 1 else 3
-        figure, axes = panels(len(grid), columns=columns, size=(2.3, 1.7), sharex=True, sharey=True)
-        for place, (ax, (problem, outcome)) in enumerate(zip(axes, grid, strict=True)):
+        width, height = (SINGLE, 1.7) if len(grid) == 1 else (DOUBLE, 1.4)
+        figure, axes = panels(len(grid), columns=columns, width=width, height=height, sharex=True, sharey=True)
+        styles = series(method_labels(without_controls(data)))
+        for ax, (problem, outcome) in zip(axes, grid, strict=True):
             cell = data[(data["problem"] == problem) & (data["outcome"] == outcome)]
-            _control_lines(ax, cell[is_control(cell)])
-            _score_lines(ax, without_controls(cell))
-            ax.set_title(problem_label(problem) + (f": {outcome}" if len(outcomes) > 1 else ""), loc="left")
-            ax.tick_params(labelleft=place % columns == 0)
+            _control_lines(ax, cell[is_control(cell)], styles)
+            _score_lines(ax, without_controls(cell), styles)
+            ax.set_title(problem_label(problem) + (f": {outcome}" if len(outcomes) > 1 else ""))
             layer_ticks(ax, without_controls(data)["layer"])
-        axes[0].set_ylim(-0.03, 1.03)
-        figure.supxlabel("edited layer", fontsize=8.5)
-        figure.supylabel("mean score" if len(outcomes) > 1 else f"mean {outcomes[0]} score", fontsize=8.5)
-        _one_legend(figure, axes)
+        lowest = float(np.nanmin(data[["mean", "low"]].to_numpy(dtype=float)))
+        bottom = (
+            math.floor(10 * lowest) / 10 if lowest > 0.5 else 0.0
+        )  # where all scores are high, they fill the panels
+        axes[0].set_ylim(bottom - 0.03 * (1 - bottom), 1 + 0.03 * (1 - bottom))
+        figure.supxlabel("Edited layer")
+        figure.supylabel(f"Mean {'score (0 to 1)' if len(outcomes) > 1 else score_label(outcomes[0]).lower()}")
+        entries: dict[str, Any] = {}
+        for ax in axes:
+            entries |= {str(handle.get_label()): handle for handle in ax.get_legend_handles_labels()[0]}
+        legend(figure, axes, list(entries.values()))
     return figure
 
 
@@ -83,41 +97,46 @@ def _points(ax: Axes, cell: pd.DataFrame, outcome: str, regressor: str, size: fl
     r, slope, intercept = cell[["r", "slope", "intercept"]].iloc[0]
     ends = [cell[regressor].min(), cell[regressor].max()]
     ax.plot(ends, [intercept + slope * x for x in ends], color=RED)
-    note = f"r = {r:.2f}" if pd.notna(r) else "r undefined"
-    ax.set_title(f"{note}, n = {len(cell)}".replace("-", "\u2212"), loc="right", fontsize=7, color="0.25")
+    note = f"r = {r:z.2f}" if pd.notna(r) else "r undefined"
+    ax.set_title(note.replace("-", "\u2212"), loc="right", fontsize=SMALLEST)
     if outcome in SCORES:
         ax.set_ylim(-0.03, 1.03)
 
 
-def _score_lines(ax: Axes, cell: pd.DataFrame) -> None:
+def _score_lines(ax: Axes, cell: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
     labels = pd.Series(method_labels(cell), index=cell.index)
     for name in labels.unique():
         line = cell[labels == name].sort_values("layer")
-        color = METHOD_COLORS.get(name, GRAY)
-        ax.plot(line["layer"], line["mean"], marker=METHOD_MARKERS.get(name, "x"), color=color, label=name)
-        ax.fill_between(line["layer"], line["low"], line["high"], color=color, alpha=0.15, linewidth=0)
+        ax.plot(line["layer"], line["mean"], label=name, **styles[name])
+        ax.fill_between(line["layer"], line["low"], line["high"], color=styles[name]["color"], alpha=0.15, linewidth=0)
 
 
-def _control_lines(ax: Axes, cell: pd.DataFrame) -> None:
+def _control_lines(ax: Axes, cell: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
+    """Level lines, of a random layer with the method's marker, hollow, at the right end."""
     for row in cell.to_dict("records"):
         if row["method"] == "none":
-            ax.axhline(row["mean"], color=GRAY, linestyle=":", label="no edit")
+            ax.axhline(row["mean"], color=GRAY, linestyle=":", label="No edit")
             continue
         name = method_label(row["method"].removeprefix("random_layer_"), row["window"])
-        ax.axhline(row["mean"], color=METHOD_COLORS.get(name, GRAY), linestyle="--", linewidth=0.7)
-        ax.plot([], [], color=GRAY, linestyle="--", linewidth=0.7, label="random layer")
+        level: dict[str, Any] = {"linestyle": "--", "linewidth": 0.7, "markerfacecolor": "white", "markersize": 3}
+        across = ax.get_yaxis_transform()
+        ax.plot(
+            [0, 1],
+            [row["mean"]] * 2,
+            transform=across,
+            markevery=[1],
+            clip_on=False,
+            **level,
+            **styles.get(name, {"color": GRAY}),
+        )
+        ax.plot([], [], color=GRAY, linestyle="--", linewidth=0.7, label="Random layer")
 
 
-def _one_legend(figure: Figure, axes: list[Axes]) -> None:
-    entries: dict[str, Any] = {}
-    for ax in axes:
-        handles, names = ax.get_legend_handles_labels()
-        entries |= dict(zip(names, handles, strict=True))
-    figure.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=len(entries))
-
-
-def _combination(data: pd.DataFrame) -> str:
-    """Method and problem of the points, in words."""
+def _points_of(data: pd.DataFrame) -> str:
+    """Method and problem of the points, in words, and how many facts there are at a layer."""
+    counts = data.groupby("layer").size()
+    few, many = counts.min(), counts.max()
+    facts = f"{many} facts" if few == many else f"{few} to {many} facts"
     if not {"method", "window", "problem"} <= set(data):
-        return ""
-    return f"{method_labels(data)[0]}, {problem_label(data['problem'].iloc[0]).lower()}"
+        return facts
+    return f"{method_labels(data)[0]}, {problem_label(data['problem'].iloc[0]).lower()} ({facts})"

@@ -4,7 +4,7 @@ import pandas as pd
 
 from loc_edit.analysis.figures.localizers import localizer_label
 from loc_edit.analysis.tables.rows import require
-from loc_edit.views.style import BLUE, GRAY, ORANGE, Figure, styled
+from loc_edit.views.style import BLACK, BLUE, GRAY, Figure, legend, panels, styled
 
 
 def plot_leaderboard(data: pd.DataFrame) -> Figure:
@@ -17,22 +17,24 @@ def plot_leaderboard(data: pd.DataFrame) -> Figure:
     require(data, [*columns, "gain_of_oracle", "gain_of_any_layer"], "plot_leaderboard")
     places = range(len(data))
     with styled():
-        figure = Figure(figsize=(6.4, 0.24 * len(data) + 1.2), layout="constrained")
-        finds, gains = figure.subplots(1, 2, sharey=True)
-        finds.hlines(places, data["planted_low"], data["planted_high"], color=BLUE, linewidth=1.4, alpha=0.6)
-        finds.scatter(data["planted"], places, color=BLUE, s=16, zorder=3)
-        finds.axvline(float(data["chance"].mean()), color=GRAY, linestyle=":", label="chance")
+        figure, (finds, gains) = panels(2, height=0.17 * len(data), around=0.9, sharey=True)
+        finds.hlines(places, data["planted_low"], data["planted_high"], color=BLUE, linewidth=1.2, alpha=0.6)
+        finds.scatter(data["planted"], places, color=BLUE, s=14, zorder=3)
+        chance = finds.axvline(float(data["chance"].mean()), color=GRAY, linestyle="-.", label="Chance")
         finds.set_xlim(0, 1)
-        finds.set_xlabel("planted facts whose layer it finds")
+        finds.set_xlabel("Share of planted facts whose layer it finds")
         finds.set_yticks(places, [localizer_label(name) for name in data["localizer"]])
         finds.set_ylim(len(data) - 0.5, -0.5)
-        gains.scatter(100 * data["gain"], places, color=BLUE, s=16, zorder=3)
-        for column, color, label in (
-            ("gain_of_oracle", ORANGE, "each fact's best layer"),
-            ("gain_of_any_layer", GRAY, "a layer drawn by lot"),
+        gains.scatter(100 * data["gain"], places, color=BLUE, s=14, zorder=3)
+        gains.axvline(0, color=BLUE, linewidth=1.0, zorder=1, label="One layer for all facts")
+        for column, color, style, label in (
+            ("gain_of_oracle", BLACK, "--", "Best layer of each fact (oracle)"),
+            ("gain_of_any_layer", GRAY, ":", "Any layer"),
         ):
-            gains.axvline(100 * float(data[column].mean()), color=color, linestyle=":", label=label)
-        gains.axvline(0, color="black", linewidth=0.8, label="one layer for all facts")
-        gains.set_xlabel("gain of editing at its peak, points of the score")
-        figure.legend(loc="outside lower center", ncols=4)
+            gains.axvline(100 * float(data[column].mean()), color=color, linestyle=style, zorder=1, label=label)
+        gains.set_xlabel("Gain of editing at its peak (percentage points)")
+        for ax in (finds, gains):
+            ax.tick_params(axis="y", length=0)
+            ax.grid(axis="y", color=GRAY, alpha=0.25, linewidth=0.6)
+        legend(figure, [finds, gains], [chance, *gains.get_legend_handles_labels()[0][-3:]])
     return figure

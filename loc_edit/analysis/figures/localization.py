@@ -4,13 +4,11 @@ from itertools import cycle
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from loc_edit.analysis.tables.rows import TRACE_COLUMNS, require
 from loc_edit.views.heatmap import heatmap
-from loc_edit.views.style import BLUE, layer_ticks, panels, styled
+from loc_edit.views.style import BLUE, DOUBLE, ORDERED, SINGLE, Figure, layer_ticks, legend, panels, styled
 
 
 def peak_layers(data: pd.DataFrame) -> Figure:
@@ -22,19 +20,16 @@ def peak_layers(data: pd.DataFrame) -> Figure:
     require(data, ["window", "layer", "facts"], "peak_layers")
     with styled():
         windows = sorted(data["window"].unique())
-        size = (2.9, 2.0) if len(windows) > 1 else (3.2, 2.2)
-        figure, axes = panels(len(windows), columns=2, size=size, sharey=True)
-        for place, (ax, window) in enumerate(zip(axes, windows, strict=True)):
+        width, columns = SINGLE if len(windows) == 1 else DOUBLE, 2 if len(windows) in (2, 4) else 3
+        figure, axes = panels(len(windows), columns=columns, width=width, height=1.5, around=0.3, sharey=True)
+        for ax, window in zip(axes, windows, strict=True):
             bars = data[data["window"] == window]
             ax.bar(bars["layer"], bars["facts"], width=0.8, color=BLUE)
             layer_ticks(ax, bars["layer"])
             ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-            ax.set_title(f"window {window}, {int(bars['facts'].sum())} facts", loc="left")
-            ax.tick_params(labelbottom=True)
-            if place + 2 >= len(windows):
-                ax.set_xlabel("layer with the largest tracing effect")
-            if place % 2 == 0:
-                ax.set_ylabel("facts")
+            ax.set_title(f"Window {window} ({int(bars['facts'].sum())} facts)")
+        figure.supxlabel("Layer with the largest tracing effect")
+        figure.supylabel("Facts")
     return figure
 
 
@@ -68,15 +63,15 @@ def mean_effect(data: pd.DataFrame) -> Figure:
     """
     require(data, ["window", "layer", "effect"], "mean_effect")
     with styled():
-        figure, (ax,) = panels(1, size=(4.0, 2.3))
+        figure, (ax,) = panels(1, width=SINGLE, height=1.6)
         windows = sorted(data["window"].unique())
-        colors = colormaps["viridis"](np.linspace(0.75, 0.0, len(windows)))  # light to dark, without light yellow
+        colors = ORDERED(np.linspace(0, 1, len(windows)))
         for color, marker, window in zip(colors, cycle("o^sDvPX*"), windows, strict=False):
             line = data[data["window"] == window].sort_values("layer")
-            ax.plot(line["layer"], line["effect"], marker=marker, color=color, label=f"window {window}")
+            ax.plot(line["layer"], line["effect"], marker=marker, color=color, label=f"Window {window}")
         ax.axhline(0, color="0.6", linewidth=0.6, zorder=0)
         layer_ticks(ax, data["layer"])
-        ax.set_xlabel("layer restored")
-        ax.set_ylabel("mean tracing effect")
-        figure.legend(loc="outside right center")
+        ax.set_xlabel("Layer restored")
+        ax.set_ylabel("Mean tracing effect\n(in probability)")
+        legend(figure, [ax], ax.get_legend_handles_labels()[0])
     return figure

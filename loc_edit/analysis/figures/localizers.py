@@ -1,24 +1,39 @@
 """Draws localizers side by side: the R^2 that each adds to the layer's, and the score of editing at its peak."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from loc_edit.analysis.tables.localized import localizers_in
-from loc_edit.analysis.tables.rows import methods_in, require
-from loc_edit.names import TRACING, method_label, problem_label
-from loc_edit.views.style import BLACK, BLUE, GRAY, ORANGE, styled
+from loc_edit.analysis.tables.rows import method_labels, methods_in, require
+from loc_edit.names import TRACING, method_label, problem_label, score_label
+from loc_edit.views.style import (
+    AMOUNT,
+    BLACK,
+    DOUBLE,
+    GRAY,
+    SINGLE,
+    Figure,
+    legend,
+    panels,
+    series,
+    sheet,
+    styled,
+    write_cell,
+)
 
 COLUMNS = ["localizer", "problem", "method", "window", "outcome"]
-COLORS = "Blues"
 CERTAIN = 0.05
 """A permutation p, corrected over the matrix, below which a cell is starred."""
-LEAST_TOP = 0.05
-"""The colors reach at least this far, so that a matrix without any effect looks empty."""
+LEAST_TOP = 5.0
+"""The colors reach at least this far, in percent, so that a matrix without any effect looks empty."""
+CELL = 0.2
+"""The width in inches of a cell over which its number fits."""
+OTHERS = {"oracle": "Best layer of each fact (oracle)", "any layer": "Any layer"}
+"""The other choices of a layer, below the localizers."""
 
 
 def plot_localizer_matrix(data: pd.DataFrame) -> Figure:
@@ -30,60 +45,58 @@ def plot_localizer_matrix(data: pd.DataFrame) -> Figure:
     require(data, [*COLUMNS, "added_corrected", "p_permutation_holm"], "plot_localizer_matrix")
     names, problems, methods = localizers_in(data), list(data["problem"].unique()), methods_in(data)
     places = [(problem, *method) for problem in problems for method in methods]
-    added, p = _cells(data, "added_corrected", names, places), _cells(data, "p_permutation_holm", names, places)
+    added, p = 100 * _cells(data, "added_corrected", names, places), _cells(data, "p_permutation_holm", names, places)
     with styled():
-        size = 0.44 * len(places) + 1.9, 0.25 * len(names) + 1.5
-        figure = Figure(figsize=(max(3.6, size[0]), size[1]), layout="constrained")
+        width = SINGLE if len(places) <= 4 else DOUBLE
+        figure = sheet(width, 0.2 * len(names) + 1.2)
         ax = figure.subplots()
         scale = Normalize(0, max(LEAST_TOP, float(np.nanmax(added, initial=0.0))))
-        image = ax.imshow(added, aspect="auto", cmap=COLORS, norm=scale, interpolation="nearest")
+        image = ax.imshow(added, aspect="auto", cmap=AMOUNT, norm=scale, interpolation="nearest")
+        wide = (width - 2) / len(places) > CELL
         for row, column in np.ndindex(added.shape):
-            _write(ax, row, column, float(added[row, column]), float(p[row, column]), scale)
+            text = _cell(float(added[row, column]), float(p[row, column]), wide)
+            write_cell(ax, column, row, text, AMOUNT(scale(added[row, column])))
         ax.set_yticks(range(len(names)), [localizer_label(name) for name in names])
         ax.set_xticks(range(len(places)), [method_label(method, window) for _, method, window in places])
-        ax.tick_params(axis="x", labelrotation=90 if len(methods) > 1 or len(problems) > 3 else 0)
+        ax.tick_params(axis="x", labelrotation=90)
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
         for i, problem in enumerate(problems):
             middle = (i + 0.5) * len(methods) - 0.5
-            title = problem_label(problem).replace(" ", "\n" if len(methods) < 4 else " ", 1)
-            ax.text(middle, -0.65, title, ha="center", va="bottom", fontsize=7.5)
+            title = problem_label(problem).replace(" ", "\n" if len(problems) > 1 else " ", 1)
+            ax.text(middle, -0.65, title, ha="center", va="bottom")
             if i:
                 ax.axvline(i * len(methods) - 0.5, color="white", linewidth=3)
-        bar = figure.colorbar(image, ax=ax, pad=0.01, fraction=0.3 / figure.get_figwidth(), aspect=15)
-        bar.set_label(f"added $R^2$ of the {data['outcome'].iloc[0]} score")
+        bar = figure.colorbar(image, ax=ax, pad=0.02, fraction=0.2 / width, aspect=3 * len(names))
+        bar.set_label(f"Added R\u00b2 (% of the variance)\n* p < {CERTAIN:g} (permutation, Holm)")
         bar.outline.set_visible(False)
-        figure.supxlabel(f"cells: percent of the variance; * p < {CERTAIN:g} (permutation, Holm)", fontsize=7)
     return figure
 
 
 def plot_localizer_choices(data: pd.DataFrame) -> Figure:
-    """The score of editing at each localizer's peak minus the score of one layer; a panel per problem x method.
+    """The score of editing at each localizer's peak minus the score of one layer; a panel per problem.
 
     Args:
-        data: the rows of `localizer_choices`; the lines are computed from the facts of the first localizer.
+        data: the rows of `localizer_choices`; the other choices are computed from the facts of the first localizer.
     """
     require(data, [*COLUMNS, "choice", "difference", "difference_low", "difference_high"], "plot_localizer_choices")
-    names, problems, methods = localizers_in(data), list(data["problem"].unique()), methods_in(data)
+    names, problems = localizers_in(data), list(data["problem"].unique())
+    data = data.assign(label=method_labels(data))
     with styled():
-        size = 1.5 * len(methods) + 1.5, (0.16 * len(names) + 0.45) * len(problems) + 0.9
-        figure = Figure(figsize=(max(3.8, size[0]), size[1]), layout="constrained")
-        axes = figure.subplots(len(problems), len(methods), sharex=True, sharey=True, squeeze=False)
-        for i, problem in enumerate(problems):
-            for j, (method, window) in enumerate(methods):
-                shown = (data["problem"] == problem) & (data["method"] == method) & (data["window"] == window)
-                _draw_choices(axes[i, j], data[shown], names)
-                axes[i, j].set_title(f"{method_label(method, window)}, {problem_label(problem).lower()}", loc="left")
-                axes[i, j].title.set_fontsize(7)
-        lines = [
-            Line2D([], [], color=ORANGE, marker="o", label="layer where the localizer peaks"),
-            Line2D([], [], color=BLUE, label="one layer for all facts"),
-            Line2D([], [], color=BLACK, linestyle="--", label="best layer of each fact (oracle)"),
-            Line2D([], [], color=GRAY, linestyle=":", label="any layer"),
-        ]
-        figure.legend(handles=lines, loc="outside upper center", ncols=2 if len(methods) > 1 else 1)
-        outcome = data["outcome"].iloc[0]
-        figure.supxlabel(f"mean {outcome} score minus the score of one layer for all facts", fontsize=8.5)
+        styles = series(data["label"])
+        step = max(0.07, 0.2 / len(styles))  # inches from method to method
+        height = (len(names) + len(OTHERS)) * (len(styles) + 0.5) * step
+        width = SINGLE if len(problems) == 1 else DOUBLE
+        figure, axes = panels(
+            len(problems), columns=5, width=width, height=height, around=1.1, sharex=True, sharey=True
+        )
+        for ax, problem in zip(axes, problems, strict=True):
+            _draw_choices(ax, data[data["problem"] == problem], names, styles)
+            ax.set_title(problem_label(problem).replace(" ", "\n" if len(problems) > 3 else " ", 1))
+        handles = axes[0].get_legend_handles_labels()[0]
+        legend(figure, axes, handles)
+        outcome, gap = score_label(data["outcome"].iloc[0], with_range=False), "\n" if width == SINGLE else " "
+        figure.supxlabel(f"{outcome} minus that of one layer for all facts{gap}(percentage points)")
     return figure
 
 
@@ -97,31 +110,33 @@ def localizer_label(name: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _draw_choices(ax: Axes, rows: pd.DataFrame, names: list[str]) -> None:
-    """One problem and method: the peaks' differences, and the other choices as lines."""
-    peaks = rows[rows["choice"] == "peak"]
-    places = [names.index(name) for name in peaks["localizer"]]
-    for choice, color, style in (("oracle", BLACK, "--"), ("any layer", GRAY, ":"), ("one layer", BLUE, "-")):
-        for difference in rows.loc[rows["choice"] == choice, "difference"].head(1):
-            ax.axvline(difference, color=color, linestyle=style, linewidth=1.0, zorder=1)
-    ax.hlines(places, peaks["difference_low"], peaks["difference_high"], color=ORANGE, linewidth=1.4, alpha=0.7)
-    ax.scatter(peaks["difference"], places, color=ORANGE, s=14, zorder=3)
-    ax.set_yticks(range(len(names)), [localizer_label(name) for name in names])
-    ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.tick_params(axis="y", length=0, labelsize=6.5)
-    ax.tick_params(axis="x", labelsize=6.5)
-    ax.grid(axis="y", color=GRAY, alpha=0.25, linewidth=0.6)
+def _draw_choices(ax: Axes, rows: pd.DataFrame, names: list[str], styles: dict[str, dict[str, Any]]) -> None:
+    """One problem: the differences of each method at the localizers' peaks, and below a line those of other choices."""
+    places = {name: place for place, name in enumerate([*names, *OTHERS])}
+    others = rows[rows["choice"].isin(list(OTHERS))].drop_duplicates(["label", "choice"])
+    shown = pd.concat([rows[rows["choice"] == "peak"], others.assign(localizer=others["choice"])])
+    ax.axvline(0, color=BLACK, linewidth=0.6, zorder=1)
+    for number, (label, style) in enumerate(styles.items()):
+        dots = shown[shown["label"] == label]
+        at = dots["localizer"].map(places) + (number - (len(styles) - 1) / 2) / (len(styles) + 0.5)
+        low, high = 100 * dots["difference_low"], 100 * dots["difference_high"]
+        ax.hlines(at, low, high, color=style["color"], linewidth=1.0, alpha=0.7)
+        ax.scatter(100 * dots["difference"], at, s=8, linewidths=0, label=label, zorder=3, **style)
+    ax.set_yticks(range(len(places)), [localizer_label(name) for name in names] + list(OTHERS.values()))
+    ax.set_ylim(len(places) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    for place in range(1, len(places)):
+        ax.axhline(place - 0.5, color=GRAY, linewidth=0.8 if place == len(names) else 0.3, alpha=0.6)
 
 
-def _write(ax: Axes, row: int, column: int, added: float, p: float, scale: Normalize) -> None:
-    """Writes the number of a cell, dark on light or light on dark."""
+def _cell(added: float, p: float, wide: bool) -> str:
+    """The number of a cell in percent, starred where it is certain; only the star where the cell is narrow."""
+    star = "*" if p < CERTAIN else ""
     if np.isnan(added):
-        ax.text(column, row, "?", ha="center", va="center", fontsize=6.5, color=GRAY)
-        return
-    r, g, b, _ = colormaps[COLORS](scale(added))
-    dark = 0.299 * r + 0.587 * g + 0.114 * b < 0.55
-    text = ("0" if added == 0 else f"{100 * added:.1f}") + ("*" if p < CERTAIN else "")
-    ax.text(column, row, text, ha="center", va="center", fontsize=6.5, color="white" if dark else "black")
+        return "?"
+    if not wide:
+        return star
+    return ("0" if added == 0 else f"{added:.1f}" if added < 9.95 else f"{added:.0f}") + star
 
 
 def _cells(data: pd.DataFrame, column: str, names: list[str], places: list[tuple[str, str, int]]) -> np.ndarray:

@@ -8,11 +8,23 @@ from loc_edit.analysis.figures.localizers import localizer_label
 from loc_edit.analysis.tables.localized import localizers_in
 from loc_edit.analysis.tables.rows import methods_in, require
 from loc_edit.names import method_label, problem_label
-from loc_edit.views.style import BLACK, BLUE, GRAY, ORANGE, Figure, panels, styled
+from loc_edit.views.style import (
+    AMOUNT,
+    DOUBLE,
+    GRAY,
+    ORANGE,
+    SINGLE,
+    Figure,
+    legend,
+    panels,
+    round_step,
+    series,
+    styled,
+    write_cell,
+)
 
-COLORS = (BLUE, ORANGE, BLACK, GRAY)
-DARK = 0.6
-"""The mean from which a cell is too dark for black numbers."""
+CELL = 0.19
+"""The width in inches of a cell over which its number fits."""
 
 
 def plot_planted_accuracy(data: pd.DataFrame) -> Figure:
@@ -25,21 +37,22 @@ def plot_planted_accuracy(data: pd.DataFrame) -> Figure:
     whole = data[data["group"] == "all"]
     names, windows = localizers_in(whole), sorted(whole["window"].unique())
     with styled():
-        figure = Figure(figsize=(4.2, 0.3 * len(names) + 1.0), layout="constrained")
-        ax = figure.subplots()
-        for i, window in enumerate(windows):
+        height = max(0.17, 0.08 * len(windows)) * len(names)
+        figure, (ax,) = panels(1, width=SINGLE, height=height, around=0.8)
+        styles = series(f"Window {window}" for window in windows)
+        for i, (window, (label, style)) in enumerate(zip(windows, styles.items(), strict=True)):
             rows = whole[whole["window"] == window]
-            shift = 0.16 * (i - (len(windows) - 1) / 2)
+            shift = 0.7 / len(windows) * (i - (len(windows) - 1) / 2)
             places = [names.index(name) + shift for name in rows["localizer"]]
-            color = COLORS[i % len(COLORS)]
-            ax.hlines(places, rows["low"], rows["high"], color=color, linewidth=1.4, alpha=0.6)
-            ax.scatter(rows["found"], places, color=color, s=16, zorder=3, label=f"window {window}")
-        ax.axvline(float(whole["chance"].mean()), color=GRAY, linestyle=":", label="chance")
+            ax.hlines(places, rows["low"], rows["high"], color=style["color"], linewidth=1.2, alpha=0.6)
+            ax.scatter(rows["found"], places, s=10, zorder=3, label=label, **style)
+        ax.axvline(float(whole["chance"].mean()), color=GRAY, linestyle=":", label="Chance")
         ax.set_yticks(range(len(names)), [localizer_label(name) for name in names])
         ax.set_ylim(len(names) - 0.5, -0.5)
         ax.set_xlim(-0.02, 1.02)
-        ax.set_xlabel("share of planted facts with the peak at their layer")
-        figure.legend(loc="outside upper center", ncols=len(windows) + 1)
+        ax.tick_params(axis="y", length=0)
+        figure.supxlabel("Share of planted facts with the peak at their layer")
+        legend(figure, [ax], ax.get_legend_handles_labels()[0])
     return figure
 
 
@@ -55,27 +68,34 @@ def plot_planted_edits(data: pd.DataFrame) -> Figure:
     groups = sorted(data["group"].unique(), key=lambda group: [int(layer) for layer in str(group).split("+")])
     layers = sorted(data["layer"].unique())
     with styled():
-        figure, axes = panels(len(places), size=(2.2, 0.24 * len(groups) + 0.9), sharex=True, sharey=True)
+        width, columns = SINGLE if len(places) == 1 else DOUBLE, 2 if len(places) in (2, 4) else 3
+        height = 0.17 * len(groups) + 0.25
+        figure, axes = panels(
+            len(places), columns=columns, width=width, height=height, around=0.4, sharex=True, sharey=True
+        )
+        wide_cells = (width - 1) / min(columns, len(places)) / len(layers) > CELL
         for ax, (problem, method, window) in zip(axes, places, strict=True):
             rows = data.query("problem == @problem and method == @method and window == @window")
             wide = rows.pivot(index="group", columns="layer", values="mean").reindex(index=groups, columns=layers)
-            means = wide.to_numpy(dtype=float)
-            image = ax.imshow(means, aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+            means = 100 * wide.to_numpy(dtype=float)
+            image = ax.imshow(means, aspect="auto", cmap=AMOUNT, vmin=0, vmax=100, interpolation="nearest")
             for row, column in np.ndindex(means.shape):
                 value = float(means[row, column])
-                text = "" if np.isnan(value) else f"{100 * value:.0f}"
-                color = "white" if value > DARK else "black"
-                ax.text(column, row, text, ha="center", va="center", fontsize=6, color=color)
+                text = f"{value:.0f}" if wide_cells and not np.isnan(value) else ""
+                write_cell(ax, column, row, text, AMOUNT(value / 100))
             for group, layer in rows.loc[rows["planted"], ["group", "layer"]].to_numpy():
                 corner = layers.index(layer) - 0.5, groups.index(group) - 0.5
-                ax.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=ORANGE, linewidth=1.5))
-            ax.set_title(f"{method_label(str(method), int(window))}, {problem_label(str(problem)).lower()}", loc="left")
-            ax.title.set_fontsize(7)
-            ax.set_xticks(range(len(layers)), layers)
+                frame = Rectangle(corner, 1, 1, fill=False, edgecolor=ORANGE, linewidth=1.5, clip_on=False, zorder=3)
+                ax.add_patch(frame)
+            ax.set_title(f"{method_label(str(method), int(window))}, {problem_label(str(problem)).lower()}")
+            every = round_step(len(layers) / 8)
+            ax.set_xticks(range(0, len(layers), every), layers[::every])
             ax.set_yticks(range(len(groups)), groups)
             ax.tick_params(length=0)
-        outcome = data["outcome"].iloc[0]
-        figure.supxlabel("edited layer", fontsize=8.5)
-        figure.supylabel("layer that learned the fact", fontsize=8.5)
-        figure.colorbar(image, ax=axes, shrink=0.8, label=f"mean {outcome} score (cells: in percent)")
+            ax.spines[:].set_visible(False)
+        figure.supxlabel("Edited layer")
+        figure.supylabel("Layer that learned the fact")
+        bar = figure.colorbar(image, ax=axes, fraction=0.3 / width, pad=0.02)
+        bar.set_label(f"Mean {data['outcome'].iloc[0]} score (%)")
+        bar.outline.set_visible(False)
     return figure
