@@ -71,9 +71,9 @@ def _correlation(x: pd.Series, y: pd.Series, level: float) -> dict[str, Any]:
 
 
 def is_constant(values: pd.Series | np.ndarray) -> bool:
-    """Whether numbers are all the same, up to rounding."""
+    """Whether numbers are all the same, up to the rounding of probabilities in float32."""
     values = np.asarray(values, dtype=float)
-    return bool(np.ptp(values) <= 1e-12 * max(1e-3, float(np.abs(values).max()))) if values.size else True
+    return bool(np.ptp(values) <= 1e-7 * max(1.0, float(np.abs(values).max()))) if values.size else True
 
 
 def mean_scores(frame: pd.DataFrame, outcomes: Iterable[str] = SCORES) -> pd.DataFrame:
