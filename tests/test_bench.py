@@ -128,22 +128,28 @@ def different_inputs(model, runs, start=0):
     for each.  One whose output a patch overwrites is not needed: a place is a layer and a position.  Nor are positions
     of the last layer that are not answers, but for their keys.
     """
-    n_layers, seen = model.cfg.n_layers, {"k": set(), "up": set(), "unembed": set()}
+    n_layers, seen = model.cfg.n_layers, {name: Different() for name in ("k", "up", "unembed")}
     for tokens, hooks, unneeded, answers in runs:
         with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
             _, cache = model.run_with_cache(tokens[None])
         for layer in range(start, n_layers):
             keys, inner = (cache[f"blocks.{layer}.{name}"][0].flatten(1) for name in ("attn.hook_k", "mlp.hook_pre"))
-            seen["k"] |= {(layer, numbers(key)) for key in keys}
             used = range(len(tokens)) if layer < n_layers - 1 else answers
-            seen["up"] |= {(layer, numbers(inner[pos])) for pos in used if (layer, pos) not in unneeded}
+            seen["k"].add(layer, keys)
+            seen["up"].add(layer, [inner[pos] for pos in used if (layer, pos) not in unneeded])
         final = cache[f"blocks.{n_layers - 1}.hook_resid_post"][0]
-        seen["unembed"] |= {numbers(final[pos]) for pos in answers}
-    return {name: len(inputs) for name, inputs in seen.items()}
+        seen["unembed"].add(n_layers, [final[pos] for pos in answers])
+    return {name: sum(map(len, inputs.values())) for name, inputs in seen.items()}
 
 
-def numbers(vector):
-    return tuple(vector.mul(1e4).round().tolist())
+class Different(dict):
+    """By layer, the vectors that differ by more than rounding."""
+
+    def add(self, layer, vectors):
+        known = self.setdefault(layer, [])
+        for vector in vectors:
+            if not known or (torch.stack(known) - vector).abs().amax(1).min() > 2e-5:
+                known.append(vector)
 
 
 def some_of(count):

@@ -114,9 +114,12 @@ def write(browser, **texts):
 def pick(browser, name, label):
     field = browser.find_element("css selector", f"#{name} input")
     field.click()
-    wait_for(browser, lambda b: b.find_elements("css selector", "[role=option]"))
-    options = browser.find_elements("css selector", "[role=option]")
-    next(option for option in options if option.text.strip().endswith(label)).click()
+
+    def option(b):
+        options = b.find_elements("css selector", "[role=option]")
+        return next((option for option in options if option.text.strip().endswith(label)), None)
+
+    wait_for(browser, option).click()
 
 
 def test_it_is_only_for_this_machine_and_loads_nothing_from_elsewhere(page, served):

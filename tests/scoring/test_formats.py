@@ -43,7 +43,9 @@ def test_each_probability_is_that_of_a_plain_forward_pass(model):
     assert len(options) == len(set(options)) == 4
     assert {FACT.target_true, FACT.target_new} < set(options)
     for target in (FACT.target_true, FACT.target_new):
-        assert measured["formats_question"][target] == pytest.approx(p(model, f"Q: {words.question}\nA:", target))
+        assert measured["formats_question"][target] == pytest.approx(
+            p(model, f"Q: {words.question}\nA:", target), rel=1e-4
+        )
         assert measured["formats_answer"][target] == pytest.approx(
             p(model, f"{words.question} {words.answer}", target), rel=1e-4
         )
