@@ -268,7 +268,7 @@ def test_effect_fraction_and_regressors_by_hand(tiny):
     assert made_up(0.5, 0.5 - 9e-7, [[0.5, 0.5, 0.5]], prompt).degenerate
     assert not made_up(0.5, 0.5 - 3e-6, [[0.5, 0.5, 0.5]], prompt).degenerate
     for call in (lambda: trace.by_layer("mean"), lambda: trace.fractions("mean")):
-        with pytest.raises((ValueError, TypeCheckError), match="'mean'"):  # the checker of the tests sees it first
+        with pytest.raises((ValueError, TypeCheckError), match="'mean'"):  # a checker of types sees it first
             call()
 
 
