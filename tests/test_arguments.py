@@ -58,7 +58,7 @@ def test_every_number_has_a_lower_and_an_upper_limit_or_counts(record, name, kin
 
 
 def made_with(record, name, value):
-    """A record with one value; in tests, jaxtyping refuses wrong types before the record itself can."""
+    """A record with one value; where types are checked, wrong ones are refused before the record itself can."""
     if record is ExperimentConfig:
         return record(**{name: value})
     made = record()
