@@ -269,6 +269,7 @@ def test_products_of_edits_by_hand(counts, deep, facts):
     assert twice == counts.value_count(deep, requests, contexts, [1], steps=0)  # equal rows are computed once
 
 
+@pytest.mark.slow
 def test_nothing_computes_fewer_products_than_its_floor(counts, deep, facts, contexts, stats_of):
     from benching.products import matrices
     from benching.real_cases import flops

@@ -45,6 +45,7 @@ def drawn(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_runs_of_parts_are_analyzed_as_one(make, tmp_path):
     whole, first, second = make("whole", range(8)), make("first", range(5), chunk=5), make("second", range(3, 8))
     pd.testing.assert_frame_equal(gather([first, second])[0], whole.traces)
@@ -56,6 +57,7 @@ def test_runs_of_parts_are_analyzed_as_one(make, tmp_path):
         analyze([first, second], window=1)
 
 
+@pytest.mark.slow
 def test_runs_of_other_problems_add_up(make, tmp_path):
     other = {"rome-1": {"fact_forcing": {"lr": 0.1}}}
     forcing = make("forcing", range(8), problems=["fact_forcing"], settings=other)
@@ -99,6 +101,7 @@ def test_traces_alone_are_drawn_and_the_rest_says_why(make, rows, tmp_path):
     assert "table_3" in analysis.missing
 
 
+@pytest.mark.slow
 def test_another_site_and_other_windows_have_their_tables(make, rows, tmp_path):
     traces, edits = rows
     chosen = StudyRows.of(traces.assign(site="attn_out"), edits)
@@ -115,6 +118,7 @@ def test_another_site_and_other_windows_have_their_tables(make, rows, tmp_path):
     assert set(pd.read_csv(path)["site"]) == {"mlp_out", "attn_out"}
 
 
+@pytest.mark.slow
 def test_a_second_model_gives_figure_13_and_the_same_model_does_not(make, tmp_path):
     run = make("run", range(8))
     assert "figure_13" in analyze(run, tmp_path / "out", window=1, draws=0).missing
@@ -124,6 +128,7 @@ def test_a_second_model_gives_figure_13_and_the_same_model_does_not(make, tmp_pa
         analyze(run, tmp_path / "out", window=1, draws=0, second=make("other again", range(8)))
 
 
+@pytest.mark.slow
 def test_the_studys_numbers_stand_beside_ours_when_asked_for(make, tmp_path):
     run = make("run", range(8))
     assert "compare_paper" not in analyze(run, tmp_path / "out", window=1, draws=0).written

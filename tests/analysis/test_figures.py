@@ -164,6 +164,7 @@ def test_the_users_matplotlib_settings_neither_matter_nor_change(tmp_path, trace
     assert plain[1].read_bytes() == mine[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_every_figure_but_the_second_models_comes_from_a_full_run(tmp_path, quick_files):
     traces = trace_rows(n_facts=8, n_layers=3, windows=(1, 5, 10))
     written, missing = draw_all(StudyRows.of(traces, edit_rows(traces)), tmp_path)

@@ -142,6 +142,7 @@ def test_choices_of_each_localizer_on_rows_by_hand():
     assert means.loc["direct", "one layer"] == pytest.approx(np.mean([0.9, 0.1, 0.7, 0.8]))
 
 
+@pytest.mark.slow
 def test_a_run_gives_the_matrix_of_its_own_frames(run):
     found = loc_edit.localizer_matrix(run, draws=20)
     assert list(dict.fromkeys(found["localizer"])) == ["causal_tracing", "attribution", "random"]
@@ -154,6 +155,7 @@ def test_a_run_gives_the_matrix_of_its_own_frames(run):
     assert set(loc_edit.localizer_choices(run, draws=0)["choice"]) == {"peak", "one layer", "any layer", "oracle"}
 
 
+@pytest.mark.slow
 def test_tables_and_figures_of_causal_tracing_do_not_see_the_others(run):
     alone = of_localizer(run.traces)
     rows, plain = StudyRows.of(run.traces, run.edits), StudyRows.of(alone, run.edits)
@@ -164,6 +166,7 @@ def test_tables_and_figures_of_causal_tracing_do_not_see_the_others(run):
         pd.testing.assert_frame_equal(FIGURES[name].build(rows), FIGURES[name].build(plain))
 
 
+@pytest.mark.slow
 def test_analyze_compares_localizers_or_says_why_not(run, tmp_path, monkeypatch):
     monkeypatch.setattr("loc_edit.analysis.analyze.draw_all", lambda *_, **__: ({}, {}))
     monkeypatch.setattr("loc_edit.analysis.analyze.write_tables", lambda *_, **__: ({}, {}))

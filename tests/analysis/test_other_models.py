@@ -22,6 +22,7 @@ def lines(frame, *models):
     return other_models(frame, models=models or None, draws=99).set_index("model")
 
 
+@pytest.mark.slow
 def test_each_model_is_a_line_with_a_number_or_a_reason():
     frame = dependent_rows(200, slope=0.1, shared=0.6, rng=5).assign(relation=lambda f: f["fact_id"] % 20)
     frame = frame.assign(prompt_length=5 + frame["fact_id"] % 3, rewrite=lambda f: f["rewrite"] / 10 + 0.4)

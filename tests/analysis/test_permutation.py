@@ -62,6 +62,7 @@ def test_profiles_are_dealt_over_and_within_relations():
     np.testing.assert_allclose(within[:, relation == 1, 0].mean(1), 20.0)
 
 
+@pytest.mark.slow
 def test_under_no_effect_the_permutation_p_is_uniform_and_the_naive_one_is_not():
     rng = np.random.default_rng(0)
     frames = [dependent_rows(shared=0.95, rng=rng) for _ in range(120)]

@@ -36,6 +36,7 @@ def test_holm_by_hand():
     np.testing.assert_allclose(holm(pd.Series(p)), holm_by_hand(p))
 
 
+@pytest.mark.slow
 def test_every_p_that_a_table_prints_is_corrected_over_its_rows():
     frame = family(5)
     table = statistics(frame, draws=30)
@@ -50,6 +51,7 @@ def test_every_p_that_a_table_prints_is_corrected_over_its_rows():
     np.testing.assert_allclose(correlations["p_holm"], holm_by_hand(correlations["p"]))
 
 
+@pytest.mark.slow
 def test_statistics_hold_the_papers_numbers_and_the_rest():
     frame = pd.concat([regression_rows(r2_added=0.1), regression_rows(r2_added=0.0, method="memit", window=5)])
     table = statistics(frame, draws=100)
@@ -62,6 +64,7 @@ def test_statistics_hold_the_papers_numbers_and_the_rest():
     ).any(axis=None)
 
 
+@pytest.mark.slow
 def test_a_large_family_has_as_many_permutations_as_holm_needs():
     frame = pd.concat([regression_rows(r2_added=0.3, n_facts=20), *(family(12, rewrite=np.nan),)])
     frame = frame.assign(
@@ -72,6 +75,7 @@ def test_a_large_family_has_as_many_permutations_as_holm_needs():
     assert table["p_permutation_holm"].min() < 0.05
 
 
+@pytest.mark.slow
 def test_the_unit_and_what_is_missing_are_named():
     frame = dependent_rows(24, 3, rng=0)
     (row,) = statistics(frame.assign(relation=frame["fact_id"] % 12), draws=20).to_dict("records")
@@ -84,6 +88,7 @@ def test_the_unit_and_what_is_missing_are_named():
     assert np.isnan(row["p_clustered"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relations", [False, True])
 @pytest.mark.parametrize(
     "change",
@@ -110,6 +115,7 @@ def test_poor_rows_never_crash(change, relations):
     assert isinstance(table["verdict"][0], str)
 
 
+@pytest.mark.slow
 def test_an_infinite_score_counts_as_dropped_and_changes_nothing_else():
     frame = dependent_rows(30, 4, slope=0.1, rng=0)
     rows = frame.assign(rewrite=frame["rewrite"].where(frame.index != 5, np.inf))
@@ -173,6 +179,7 @@ def few_rows():
     return StudyRows.of(traces, edit_rows(traces, problems=("error_injection",), methods=(("rome", 1),)))
 
 
+@pytest.mark.slow
 def test_statistics_and_verdict_are_of_every_score(few_rows):
     tables = resampled_tables(10)
     scores = ["rewrite", "paraphrase", "neighborhood", "overall", "essence"]
@@ -180,6 +187,7 @@ def test_statistics_and_verdict_are_of_every_score(few_rows):
         assert tables[name].build(few_rows)["outcome"].tolist() == scores
 
 
+@pytest.mark.slow
 def test_resampled_tables_heed_draws_and_seed(few_rows):
     other_scores = ["paraphrase", "neighborhood", "overall", "essence"]
     rows = StudyRows(few_rows.traces, few_rows.edits.drop(columns=other_scores), 5)

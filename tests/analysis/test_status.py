@@ -399,6 +399,7 @@ def test_a_plan_predicts_the_disk_space_of_the_run(lab, tiny):
     assert plan.memory == plan.processes * plan.model
 
 
+@pytest.mark.slow
 def test_a_plan_counts_key_statistics_where_they_are_needed(lab):
     plan = lab(methods=("rome",), problems=("error_injection",), settings={"rome": {"steps": 1}}, workers=3).plan()
     assert plan.stats_disk == 2 * 24 * 24 * 4

@@ -73,6 +73,7 @@ def test_margins_can_be_set_and_unknown_ones_are_refused():
         assert len(question.reason) > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_facts", [FEWEST - 1, FEWEST])
 def test_too_few_facts_have_numbers_and_no_verdict(n_facts):
     frame = regression_rows(r2_layer=0.5, r2_added=0.3, n_facts=n_facts)
@@ -84,6 +85,7 @@ def test_too_few_facts_have_numbers_and_no_verdict(n_facts):
     assert np.isfinite(found["partial_high"])
 
 
+@pytest.mark.slow
 def test_the_verdict_follows_the_rows():
     none = dependent_rows(300, 4, rng=0)
     none = none.assign(rewrite=none["rewrite"] / 100 + none["layer"], method="memit", window=5)
@@ -99,6 +101,7 @@ def test_the_verdict_follows_the_rows():
     assert table["verdict"][2] == "ROME, fact erasure: cannot say (too few rows for the layers)."
 
 
+@pytest.mark.slow
 def test_where_the_layer_explains_nearly_all_no_is_not_arithmetic():
     """Tracing explains most of what the layer leaves, and its peak is worth points: the added R^2 is small."""
     rng = np.random.default_rng(0)

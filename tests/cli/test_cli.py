@@ -358,6 +358,7 @@ def test_a_full_disk_is_named_and_loses_nothing(small, here, monkeypatch, no_ana
     assert len(without_controls(loc_edit.load_run("full").edits)) == 14
 
 
+@pytest.mark.slow
 def test_a_run_in_which_every_edit_of_a_cell_failed_says_so_in_its_exit_status(here, monkeypatch, no_analysis):
     def fails(model, requests, layers, **more):
         raise EditFailed("it does not converge")

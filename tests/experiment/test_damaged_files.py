@@ -51,6 +51,7 @@ def test_an_edit_that_lacks_something_is_refused_with_its_file(tmp_path, tensors
     assert loc_edit.Edit.load(path).about == {"a": 1}
 
 
+@pytest.mark.slow
 def test_a_run_without_a_tracing_fraction_is_analyzed_and_reported(tmp_path):
     config = loc_edit.ExperimentConfig(
         facts=3,

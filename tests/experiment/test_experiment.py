@@ -124,6 +124,7 @@ def test_frame_joins_edits_and_traces(lab, facts):
         assert row.trace == pytest.approx(max(0, best))
 
 
+@pytest.mark.slow
 def test_plan_counts_and_writes_nothing(lab, tmp_path):
     config = {"methods": METHODS[:3], "problems": PROBLEMS[:2], "windows": (1, 2)}
     plan = lab(**config).plan()
@@ -338,6 +339,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_killed_parent(tmp_path):
     (tmp_path / "parent.py").write_text(PARENT)
     parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")], stdout=subprocess.PIPE, text=True)

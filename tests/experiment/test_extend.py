@@ -247,6 +247,7 @@ def test_a_damaged_selection_is_named_and_made_anew(lab, tmp_path):
     assert len(edited(lab().run())) == 8
 
 
+@pytest.mark.slow
 def test_a_plan_knows_what_is_there_and_computes_no_statistics(lab, many, monkeypatch, tmp_path):
 
     lab(**many, facts=4, layers=(1,)).run()

@@ -119,6 +119,7 @@ def test_a_run_grows_by_localizers_and_resumes(lab, tmp_path, computed):
         assert set(opened.traces["localizer"]) == {*SOME, "random"}
 
 
+@pytest.mark.slow
 def test_plan_counts_localizers(lab):
     one, all_of_them = lab().plan(), lab(localizers="all").plan()
     assert all_of_them.traces == one.traces * len(NAMES)

@@ -208,6 +208,7 @@ def test_what_is_defined_in_a_notebook_stays_in_its_process(lab, monkeypatch):
         plugins.check_defined({"localizers": ["here", "nowhere"]})
 
 
+@pytest.mark.slow
 def test_a_run_folder_is_read_without_its_plug_ins_and_never_executes_one(lab, plugin, tmp_path):
     marker = tmp_path / "executed"
     run = lab(plugins=(plugin(FILE + f"\nopen({str(marker)!r}, 'a').write('!')\n"),), **ALL).run()

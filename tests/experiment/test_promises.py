@@ -414,6 +414,7 @@ def test_the_record_of_an_old_run_has_checksums_only(lab, finished, monkeypatch,
     assert good.checksum(1) in path.read_text()
 
 
+@pytest.mark.slow
 def test_a_fact_that_has_changed_since_is_not_shown_beside_old_numbers(lab, finished, facts, tmp_path):
     run = loc_edit.load_run(finished)
     with few_pictures():

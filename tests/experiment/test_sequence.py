@@ -204,6 +204,7 @@ def test_a_run_has_the_rows_of_each_cell_and_computes_none_twice(grid, tmp_path,
     assert len(grid(methods=FEW).run().sequences) == 8
 
 
+@pytest.mark.slow
 def test_a_stopped_run_loses_at_most_the_sequence_it_was_at(grid, tmp_path, monkeypatch):
     computed, rows = [], SequenceCell.rows
     monkeypatch.setattr(SequenceCell, "rows", lambda cell, batch: computed.append(str(cell)) or rows(cell, batch))
@@ -222,6 +223,7 @@ def test_a_stopped_run_loses_at_most_the_sequence_it_was_at(grid, tmp_path, monk
     assert len(computed) == 1
 
 
+@pytest.mark.slow
 def test_an_earlier_run_gets_sequences_and_loses_nothing(grid):
     before = grid(sequence=0).run()
     edits = before.edits
@@ -234,6 +236,7 @@ def test_an_earlier_run_gets_sequences_and_loses_nothing(grid):
     assert len(again.read("sequences", cells="all")) == 28
 
 
+@pytest.mark.slow
 def test_workers_and_the_command_line_know_sequences(grid, tmp_path, capsys):
     from loc_edit.cli.main import main
 

@@ -214,6 +214,7 @@ def test_the_same_run_gives_the_same_bytes(run, tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
+@pytest.mark.slow
 def test_no_text_from_data_is_markup(rows, tmp_path, page, no_pictures):
     run = hostile_run(tmp_path / "run", rows)
     path = loc_edit.write_report(run, draws=20, texts=hostile_facts(run))
@@ -341,6 +342,7 @@ def test_half_a_run_is_shown_with_a_word_on_the_rest(rows, tmp_path, kept):
     assert all(bool(fact["edits"]) == (kept == "edits") for fact in found["facts"])
 
 
+@pytest.mark.slow
 def test_a_single_fact_and_a_single_layer_say_what_cannot_be_said(rows, tmp_path):
     traces, edits = rows
     one = traces["fact_id"] == 0
@@ -362,6 +364,7 @@ def test_windows_and_sites_are_chosen_sensibly(rows, tmp_path):
         loc_edit.write_report(run, window=9)
 
 
+@pytest.mark.slow
 def test_numbers_that_are_none_are_null(rows, tmp_path, no_pictures):
     traces, edits = rows
     traces, edits = traces.copy(), edits.copy()

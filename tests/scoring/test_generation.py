@@ -63,6 +63,7 @@ def test_what_is_written_is_the_likeliest_token_each_time(deep, facts):
         assert 0 < len(line.tokens) <= LENGTH
 
 
+@pytest.mark.slow
 def test_an_edit_is_judged_by_what_the_model_then_writes():
     builtin = loc_edit.load_model("builtin")
     facts = loc_edit.load_facts("builtin")

@@ -51,6 +51,7 @@ def test_a_scaled_edit_is_that_share_of_it(deep, facts):
             torch.testing.assert_close(parameter, own)
 
 
+@pytest.mark.slow
 def test_survival_is_the_rewrite_score_of_what_is_left():
     model = loc_edit.load_model("builtin")
     fact = loc_edit.load_facts("builtin")[1]
