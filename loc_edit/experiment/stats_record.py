@@ -40,10 +40,14 @@ def refuse_other_key_stats(folder: Path, setup: Setup) -> Record:
     by_layer = dict(earlier)
     for layer in setup.layers_of_stats:
         checksum, known = setup.stats.checksum(layer), earlier.get(str(layer), {})
-        if checksum in known:
+        if known.get(checksum):
             continue
         sketch = setup.stats.sketch(layer)
-        if known and not any(np.allclose(sketch, other, rtol=ROUNDING, atol=0) for other in known.values() if other):
+        if (
+            known
+            and checksum not in known
+            and not any(np.allclose(sketch, other, rtol=ROUNDING, atol=0) for other in known.values() if other)
+        ):
             others.append((layer, next(iter(known)), checksum))
         by_layer[str(layer)] = {**known, checksum: sketch}
     if others:
