@@ -118,7 +118,7 @@ def _draw_choices(ax: Axes, rows: pd.DataFrame, names: list[str], styles: dict[s
     ax.axvline(0, color=BLACK, linewidth=0.6, zorder=1)
     for number, (label, style) in enumerate(styles.items()):
         dots = shown[shown["label"] == label]
-        at = dots["localizer"].map(places) + (number - (len(styles) - 1) / 2) / (len(styles) + 0.5)
+        at = dots["localizer"].map(places).astype(float) + (number - (len(styles) - 1) / 2) / (len(styles) + 0.5)
         low, high = 100 * dots["difference_low"], 100 * dots["difference_high"]
         ax.hlines(at, low, high, color=style["color"], linewidth=1.0, alpha=0.7)
         ax.scatter(100 * dots["difference"], at, s=8, linewidths=0, label=label, zorder=3, **style)
