@@ -276,7 +276,8 @@ class _Page:
             said = str(error)
         else:
             n = len(session.made)
-            said = f"done in {duration(time.monotonic() - start)}; {n} edit{'s' * (n != 1)} in the model"
+            took = duration(time.monotonic() - start)
+            said = f"done {title} in {took}; {n} edit{'s' * (n != 1)} in the model"
         finally:
             visit.job = None
         yield {self.status: said, self.stop: gr.Button(interactive=False), **self._results(session, int(layer))}

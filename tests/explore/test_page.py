@@ -112,12 +112,13 @@ def write(browser, **texts):
 
 
 def pick(browser, name, label):
-    field = browser.find_element("css selector", f"#{name} input")
-    field.click()
+    """Choose from a list, which opens when its field is clicked, and may close again while the page is drawn."""
 
     def option(b):
-        options = b.find_elements("css selector", "[role=option]")
-        return next((option for option in options if option.text.strip().endswith(label)), None)
+        options = [o for o in b.find_elements("css selector", "[role=option]") if o.text.strip().endswith(label)]
+        if not options:
+            b.find_element("css selector", f"#{name} input").click()
+        return options and options[0]
 
     wait_for(browser, option).click()
 

@@ -24,6 +24,12 @@ from loc_edit.models.past import new_past
 from loc_edit.models.weights import arrange, attention_weights, side_by_side
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    """The same inputs in every run: a bound that one draw in a thousand misses says nothing."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module", params=EDITABLE)
 def model(request, tokenizer):
     return random_model(tokenizer, 3, **SHAPES[request.param])
