@@ -170,6 +170,7 @@ def overwriting(names, values, pos):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "template"),
     [("gpt2_deep", "In the north, {} belongs to"), ("llama", "{} belongs to"), ("gptj", "In the north, {}")],

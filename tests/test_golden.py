@@ -25,6 +25,7 @@ ONE, WINDOW = (loc_edit.FinetuneSettings(steps=25, lr=5e-4, eps=eps) for eps in 
 LAST = 5
 
 
+@pytest.mark.slow
 def test_every_trace_agrees(golden):
     worst = 0.0
     for expected in golden.traces:
@@ -101,6 +102,7 @@ def arbitrary(expected):
     return expected["center"] == LAST and expected["method"] in ("rome", "memit")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rome", "memit", "finetune"])
 def test_every_edit_agrees(golden, method):
     counted = compared = 0

@@ -100,6 +100,7 @@ def test_the_version_is_the_package_s():
     assert loc_edit.__version__.count(".") >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lines",
     [
@@ -170,6 +171,7 @@ def edits(model, request, stats, contexts):
     yield loc_edit.finetune(model, request, layers=[2], settings=FinetuneSettings(eps=1e-4, steps=3))
 
 
+@pytest.mark.slow
 def test_edits(model, fact, stats, contexts, tmp_path):
     request = loc_edit.pose(fact, "error_injection", model)
     before = model.state_dict()["blocks.2.mlp.W_out"].clone()

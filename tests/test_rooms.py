@@ -145,6 +145,7 @@ def python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_paper_wing_and_the_configuration_need_no_torch():
     modules = [dotted(path) for path in MODULES if room(dotted(path)) in WITHOUT_TORCH]
     modules += ["loc_edit", "loc_edit.experiment.config", "loc_edit.editing.settings", "loc_edit.cli.main"]

@@ -153,6 +153,7 @@ def width_and_height(content):
     return [float(size) / 72 for size in re.search(rb"/MediaBox \[ 0 0 (\S+) (\S+) \]", content).groups()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_figure_can_be_printed_as_it_is(name):
     figure = CASES[name]()

@@ -127,6 +127,7 @@ def quick_files(monkeypatch):
     monkeypatch.setattr("loc_edit.analysis.figures.paper.save", quick)
 
 
+@pytest.mark.slow
 def test_a_figure_that_cannot_be_drawn_says_why(tmp_path, traces, edits, quick_files):
     written, missing = draw_all(StudyRows.of(traces, edits[edits["method"] == "memit"]), tmp_path)
     assert {"figure_1", "figure_2", "figure_6"} <= set(written)

@@ -80,6 +80,7 @@ def test_under_no_effect_p_is_uniform_and_holm_holds_the_family():
     assert (found["p_permutation_holm"] < 0.05).sum() <= 1
 
 
+@pytest.mark.slow
 def test_holm_is_over_the_whole_matrix():
     frames = {name: regression_rows(n_facts=20, seed=i, r2_added=0.05) for i, name in enumerate("abcd")}
     found = localizer_matrix(frames, draws=200)
@@ -89,6 +90,7 @@ def test_holm_is_over_the_whole_matrix():
     assert (found["p_permutation_holm"] > found["p_permutation"]).any()
 
 
+@pytest.mark.slow
 def test_what_a_localizer_owes_to_prompt_length_or_the_control_is_taken_off():
     frame = dependent_rows(80, 4, slope=0.3, rng=0)
     length = np.random.default_rng(1).integers(4, 12, 80)[frame["fact_id"]]
@@ -184,6 +186,7 @@ def test_analyze_compares_localizers_or_says_why_not(run, tmp_path, monkeypatch)
             compared[name].compute()
 
 
+@pytest.mark.slow
 def test_a_run_without_causal_tracing_is_analyzed_as_far_as_it_goes(run, tmp_path, monkeypatch):
     traces = run.traces[run.traces["localizer"] == "attribution"]
     with Run.create(tmp_path / "run", run.config, {"model_fingerprint": "a"}) as writer:
@@ -199,6 +202,7 @@ def test_a_run_without_causal_tracing_is_analyzed_as_far_as_it_goes(run, tmp_pat
     assert {"table_3", "figure_1"} <= set(found.missing)
 
 
+@pytest.mark.slow
 def test_figures_of_the_study_name_every_localizer_and_method(run):
     matrix = loc_edit.localizer_matrix(run, draws=20)
     drawn = plot_localizer_matrix(matrix)

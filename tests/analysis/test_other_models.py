@@ -41,6 +41,7 @@ def test_each_model_is_a_line_with_a_number_or_a_reason():
     assert found.loc["random intercepts", "slope"] == pytest.approx(fitted.params["trace"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_small_scores_do_not_hide_the_variance_between_facts():
     frame = dependent_rows(60, slope=0.1, shared=0.6, rng=5)
     found = lines(frame.assign(rewrite=frame["rewrite"] / 1000), "random intercepts").loc["random intercepts"]
@@ -60,6 +61,7 @@ def test_a_by_product_of_the_prompts_length_is_taken_off():
     assert found.loc["prompt length", "partial_low"] < 0.01
 
 
+@pytest.mark.slow
 def test_what_relations_share_is_taken_off():
     rng = np.random.default_rng(2)
     frame = dependent_rows(120, rng=0).assign(relation=lambda f: f["fact_id"] % 12)
@@ -103,6 +105,7 @@ def test_scores_at_the_ceiling_have_a_fractional_model():
     assert outside["reason"] == "a score lies outside 0 to 1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [lambda f: f[f["layer"] == 0], lambda f: f.assign(rewrite=1.0), lambda f: f.assign(trace=np.nan)]

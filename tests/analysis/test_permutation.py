@@ -101,6 +101,7 @@ def test_an_effect_is_found_by_each_test():
     assert wild_cluster_p(profiles, Resampling(199)) <= 2 / 200
 
 
+@pytest.mark.slow
 def test_the_wild_bootstrap_refits_scores_with_dealt_signs():
     frame = dependent_rows(10, 3, slope=0.3, rng=1)
     profiles = Profiles.of(frame)

@@ -144,6 +144,7 @@ def r2_by_hand(x, y, layer):
     return shares
 
 
+@pytest.mark.slow
 def test_every_line_of_sensitivity_by_hand():
     traces = trace_rows(n_facts=8, n_layers=4, windows=(1, 5), sites=("mlp_out", "attn_out"))
     edits = edit_rows(traces, problems=("error_injection",), methods=(("rome", 1),), controls=False)

@@ -138,6 +138,7 @@ def test_options_beside_a_configuration_win(small, here, no_analysis):
     assert len(edits) == 2
 
 
+@pytest.mark.slow
 def test_plan_counts_and_writes_nothing(small, here):
     result = call("plan", "--config", small.config, "--methods", "rome", "finetune-1", "--out", "planned")
     assert result.status == 0
@@ -149,6 +150,7 @@ def test_plan_counts_and_writes_nothing(small, here):
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_trace_prints_and_saves_one_trace(here):
     fact = loc_edit.load_facts()[0]
     result = call("trace", "--fact", 0, "--window", 3, "--samples", 2, "--folder", "traces")
@@ -172,6 +174,7 @@ def test_trace_by_another_localizer(here, localizer):
     assert "localizer 'guess'" in message(call("trace", "--fact", 1, "--localizer", "guess", *few))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "problem"), [("rome", "error_injection"), ("finetune-1", "fact_erasure"), ("finetune-5", "fact_forcing")]
 )
@@ -187,6 +190,7 @@ def test_edit_shows_before_and_after_and_saves(here, method, problem):
     assert edit.norm > 0
 
 
+@pytest.mark.slow
 def test_stats_says_how_sound_the_statistics_are(here):
     result = call("stats", "--tokens", 2000, "--save", "stats.safetensors")
     assert result.status == 0, result.err
@@ -218,6 +222,7 @@ def test_analyze_writes_the_tables_again(small):
     assert list((small.run / "tables").iterdir())
 
 
+@pytest.mark.slow
 def test_the_program_runs_by_itself(tmp_path):
     command = [sys.executable, "-m", "loc_edit", "facts", "--n", "2"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)

@@ -54,6 +54,7 @@ def test_status_says_what_its_table_says(run):
     assert f"{found['controls']['done']} of {found['controls']['expected']} rows" in call("status", run).out
 
 
+@pytest.mark.slow
 def test_plan_is_its_record(here):
     found, result = document(
         "plan", "--facts", 2, "--layers", 2, "--methods", "finetune-1", "--out", "planned", "--no-essence"

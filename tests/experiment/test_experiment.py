@@ -175,6 +175,7 @@ def test_the_unedited_model_is_a_row_for_each_fact_and_problem(lab, facts):
     assert [list(p) for p in both["rewrite_before_x"]] == [list(p) for p in both["rewrite_before_y"]]
 
 
+@pytest.mark.slow
 def test_a_random_layer_is_drawn_for_each_fact_and_its_row_is_a_copy(lab, facts):
     run = lab(methods=METHODS, problems=("error_injection", "fact_forcing")).run()
     drawn = run.edits[run.edits["method"].str.startswith("random_layer")]
@@ -212,6 +213,7 @@ def test_the_chunk_size_does_not_change_the_numbers(lab, tmp_path):
     assert_same_rows(one, other, rtol=1e-6, atol=5e-6)  # docs/promises.md says so
 
 
+@pytest.mark.slow
 def test_runs_of_one_configuration_are_equal(lab, tmp_path):
     config = {"methods": METHODS, "problems": ("fact_forcing",), "layers": (0,)}
     one, other = (lab(out=str(tmp_path / name), **config).run() for name in "ab")
@@ -509,6 +511,7 @@ def test_a_fact_that_a_problem_makes_no_sense_for_is_skipped_with_a_reason(lab, 
     assert run.counts() == {"skipped": 4, "done": 2}
 
 
+@pytest.mark.slow
 def test_a_problem_for_no_fact_is_all_skipped(lab, tmp_path, facts):
     save_facts([replace(fact, target_new=None) for fact in facts], tmp_path / "none.jsonl")
     run = lab(data=str(tmp_path / "none.jsonl")).run()

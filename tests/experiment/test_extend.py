@@ -119,6 +119,7 @@ def test_another_chunk_size_computes_nothing_again(lab, computed):
         pd.testing.assert_frame_equal(left, right)
 
 
+@pytest.mark.slow
 def test_a_compacted_run_goes_on_and_grows(lab, many, tmp_path, computed, capsys):
     from loc_edit.cli.main import main
 

@@ -97,6 +97,7 @@ def test_twenty_kills_at_random_moments_lose_no_row_and_double_none(lab, tmp_pat
     assert not list(folder.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done_gives_the_lock_back_and_is_logged(lab, tmp_path, in_child):
     whole = lab(**SOME, out=str(tmp_path / "whole")).run()
     folder = tmp_path / "run"
@@ -179,6 +180,7 @@ def test_a_localizer_that_breaks_on_one_fact_leaves_its_trace_empty(lab, tmp_pat
     assert_frame_equal(retried.traces[columns], whole.traces[columns], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_with_all_rows_and_more_room_ends_it(lab, small_disk, tmp_path):
     whole = lab(**SOME, out=str(tmp_path / "whole")).run()
     with pytest.raises(StoreError, match="No space left on device"):
@@ -352,6 +354,7 @@ def test_an_edit_of_nan_is_a_failed_row_with_a_reason(lab, tmp_path, monkeypatch
     assert edits.drop(index=1)["rewrite"].tolist() == sound.tolist()
 
 
+@pytest.mark.slow
 def test_a_second_process_on_the_folder_is_refused_until_the_first_is_gone(lab, tmp_path, in_child):
     whole = lab(**SOME, out=str(tmp_path / "whole")).run()
     folder = tmp_path / "run"
@@ -382,6 +385,7 @@ def test_a_clock_that_jumps_changes_no_row_and_no_duration(lab, tmp_path, monkey
     assert min(elapsed) >= 0
 
 
+@pytest.mark.slow
 def test_a_folder_copied_elsewhere_goes_on_there(lab, tmp_path, computed):
     whole = lab(**SOME, out=str(tmp_path / "whole")).run()
     at_work = lab(**SOME).rows()

@@ -93,6 +93,7 @@ def test_rows_do_not_depend_on_the_company(lab, many, tmp_path):
         pd.testing.assert_frame_equal(of(few, name), kept, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_grows_by_localizers_and_resumes(lab, tmp_path, computed):
     first = lab().run()
     kept, names = first.traces, {path.name for path in (tmp_path / "run/traces").iterdir()}
@@ -205,6 +206,7 @@ def test_frames_never_mix_localizers(lab):
 # Corruption by other rules
 
 
+@pytest.mark.slow
 def test_other_noise_in_the_grid(lab, many, tmp_path):
     _, data = many
     for noise in ("u0.2", "us3", "m1"):
@@ -216,6 +218,7 @@ def test_other_noise_in_the_grid(lab, many, tmp_path):
         assert run.config["corruption"]["noise"] in ("uniform", "covariance")
 
 
+@pytest.mark.slow
 def test_facts_without_a_subject_to_swap_are_counted_and_not_dropped(lab, tiny, many, caplog):
     facts, data = many
     fits = replace(facts[1], fact_id=50, subject="Anna Norway")

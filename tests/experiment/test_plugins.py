@@ -105,6 +105,7 @@ def traces_of(run, localizer):
     return run.traces[run.traces["localizer"] == localizer]
 
 
+@pytest.mark.slow
 def test_all_four_kinds_are_in_rows_and_tables(lab, plugin):
     run = lab(plugins=(plugin(),), **ALL).run()
     assert names.LOCALIZERS["depth"].meaning == "The deeper the more"
@@ -141,6 +142,7 @@ def test_an_edit_of_a_plug_in_says_what_it_is_about(lab, plugin, tiny, facts):
     assert edit.about["model"] == loc_edit.fingerprint(tiny)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_computes_nothing_and_a_changed_file_all_of_its_own(lab, plugin, computed):
     lab(plugins=(plugin(),), **ALL).run()
     computed.clear()
@@ -513,6 +515,7 @@ def test_a_score_where_less_is_better_is_read_that_way(monkeypatch):
     pd.testing.assert_series_equal(costs["mean"], -gains["mean"])
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_plug_ins(plugin, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = plugin()

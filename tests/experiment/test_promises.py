@@ -461,6 +461,7 @@ def test_a_damaged_conversion_is_set_aside_and_made_again(tokenizer, tmp_path, m
 # Verify
 
 
+@pytest.mark.slow
 def test_verify_finds_everything_and_names_what_is_damaged(lab, finished, saved, cached, tiny, facts, tmp_path):
     answers(tiny, facts, cache=tmp_path)
     with few_pictures():

@@ -188,6 +188,7 @@ def test_neighbors_that_are_edited_themselves_are_not_counted(grid, facts, tmp_p
 # Runs
 
 
+@pytest.mark.slow
 def test_a_run_has_the_rows_of_each_cell_and_computes_none_twice(grid, tmp_path, monkeypatch):
     experiment = grid(methods=FEW)
     run = experiment.run()

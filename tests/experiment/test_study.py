@@ -36,6 +36,7 @@ def read_back(lab, experiment, tmp_path):
         return rows(run)
 
 
+@pytest.mark.slow
 def test_the_rows_on_disk_are_those_of_the_plain_loop(lab, experiment, tmp_path):
     run = experiment.run()
     controls = {cell.name(experiment.setup) for cell in random_layer_cells(experiment.cells)}

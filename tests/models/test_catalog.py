@@ -145,6 +145,7 @@ def test_nothing_is_built_or_run(tiny, index, tmp_path):
         loc_edit.load_model("tiny")
 
 
+@pytest.mark.slow
 def test_an_interrupted_conversion_starts_again_cleanly(tiny, tmp_path, monkeypatch):
     def interrupted(path, folder):
         (folder / "model.safetensors").write_bytes(b"half a file")
@@ -201,6 +202,7 @@ def test_terms_must_be_accepted_once(with_terms, tmp_path):
     loc_edit.load_model("tiny")
 
 
+@pytest.mark.slow
 def test_the_command_line_shows_terms_before_it_refuses(with_terms):
     refused = call("trace", "--fact", "1", "--model", "tiny")
     assert "--accept-terms" in message(refused)

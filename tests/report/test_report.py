@@ -352,6 +352,7 @@ def test_a_single_fact_and_a_single_layer_say_what_cannot_be_said(rows, tmp_path
     assert "Not made, and why" in text
 
 
+@pytest.mark.slow
 def test_windows_and_sites_are_chosen_sensibly(rows, tmp_path):
     traces, edits = rows
     elsewhere = traces.assign(site="attn_out", window=traces["window"].replace({5: 3}))

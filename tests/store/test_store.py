@@ -572,6 +572,7 @@ def kill(process: Any) -> None:
     process.join()
 
 
+@pytest.mark.slow
 def test_kills_lose_no_row_and_double_none(folder: Path, tmp_path: Path) -> None:
     pause = random.Random(0)
     done = [0]
