@@ -184,6 +184,7 @@ def test_a_figure_can_be_printed_as_it_is(name):
     assert is_heatmap or b"/Subtype /Image" not in content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["smollm2/figure_2", "smollm2/figure_6", "smollm2/figure_8", "leaderboard_builtin"])
 def test_the_same_numbers_give_the_same_bytes(name):
     assert pdf(CASES[name]()) == pdf(CASES[name]())

@@ -148,6 +148,7 @@ def test_the_p_values_of_a_figure_are_corrected_over_its_bars(traces, edits, nam
     assert (drawn["p_holm"] >= drawn["p"]).all()
 
 
+@pytest.mark.slow
 def test_one_fact_at_one_layer_is_drawn(tmp_path, quick_files):
     traces = trace_rows(n_facts=1, n_layers=1)
     edits = edit_rows(traces, problems=("error_injection",), methods=(("rome", 1),))

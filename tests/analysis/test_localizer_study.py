@@ -56,6 +56,7 @@ def run(tmp_path_factory):
     return load_run(folder)
 
 
+@pytest.mark.slow
 def test_a_planted_added_r2_is_recovered():
     planted = regression_rows(n_facts=300, r2_added=0.2)
     nothing = planted.assign(trace=regression_rows(n_facts=300, seed=1)["trace"])

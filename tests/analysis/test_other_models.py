@@ -51,6 +51,7 @@ def test_small_scores_do_not_hide_the_variance_between_facts():
     assert alike["fact_share"] < 0.05
 
 
+@pytest.mark.slow
 def test_a_by_product_of_the_prompts_length_is_taken_off():
     frame = dependent_rows(120, rng=0)
     length = np.random.default_rng(1).integers(4, 12, 120)[frame["fact_id"]]
@@ -75,6 +76,7 @@ def test_what_relations_share_is_taken_off():
     assert found.loc["relation", "p"] > 0.01
 
 
+@pytest.mark.slow
 def test_curves_find_what_no_line_finds():
     rng = np.random.default_rng(0)
     frame = dependent_rows(200, 4, shared=0.3, rng=rng)
@@ -88,6 +90,7 @@ def test_curves_find_what_no_line_finds():
     )
 
 
+@pytest.mark.slow
 def test_without_an_effect_the_p_of_curves_is_uniform():
     frames = [dependent_rows(60, 3, rng=seed).assign(problem=f"problem {seed}") for seed in range(30)]
     p = lines(pd.concat(frames), "curves")["p"]

@@ -30,6 +30,7 @@ def family(n, **more):
     return pd.concat([dependent_rows(20, 3, rng=i).assign(problem=name, **more) for i, name in enumerate(names)])
 
 
+@pytest.mark.slow
 def test_holm_by_hand():
     np.testing.assert_allclose(holm(pd.Series([0.01, np.nan, 0.04, 0.03])), [0.03, np.nan, 0.06, 0.06])
     p = np.random.default_rng(0).uniform(0, 0.2, 12)

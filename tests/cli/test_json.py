@@ -128,6 +128,7 @@ def test_an_error_leaves_no_document(here):
     assert "no run at nowhere" in result.err
 
 
+@pytest.mark.slow
 def test_whatever_else_is_printed_goes_to_standard_error(here, monkeypatch):
     (here / "talks.py").write_text(
         "import loc_edit\n"

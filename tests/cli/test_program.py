@@ -164,6 +164,7 @@ complete -p loc-edit
 """
 
 
+@pytest.mark.slow
 def test_bash_completes_commands_options_choices_and_leaves_files_to_itself(here):
     (here / "script").write_text(call("completion", "bash").out)
     (here / "runs").mkdir()
@@ -270,6 +271,7 @@ def shown(monkeypatch, *, terminal, **environment):
 COLOR = re.compile(r"\x1b\[[0-9;]*\b(?:3[0-7]|9[0-7])")
 
 
+@pytest.mark.slow
 def test_colors_are_for_terminals_and_for_those_who_want_them(monkeypatch):
     colored = shown(monkeypatch, terminal=True)
     [error] = [line for line in colored.splitlines() if "expected at least 1 fact" in line]

@@ -44,6 +44,7 @@ def test_the_loss_of_a_fact_reaches_its_own_layers_only(deep, facts):
     torch.testing.assert_close(split.delta(1), alone.delta)
 
 
+@pytest.mark.slow
 def test_the_brake_keeps_other_facts(deep, facts):
     taught, kept = [replace(facts[0], target_new="Rome")], facts[1:3]
     prompts = [loc_edit.encode(deep, fact) for fact in kept]

@@ -160,6 +160,7 @@ def test_rows_come_when_they_are_on_disk(lab):
 # What it is compared with
 
 
+@pytest.mark.slow
 def test_the_unedited_model_is_a_row_for_each_fact_and_problem(lab, facts):
     run = lab(methods=METHODS[:2], problems=("error_injection", "fact_forcing"), essence=True).run()
     none = run.read("edits", lists=True).query("method == 'none'")
@@ -230,6 +231,7 @@ def test_the_seed_changes_the_numbers(lab, tmp_path):
 # Stopped, and taken up again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "stop"), [(1, KeyboardInterrupt), (3, KeyboardInterrupt), (4, MemoryError), (6, OSError)]
 )

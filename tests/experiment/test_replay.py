@@ -20,6 +20,7 @@ def test_next_tokens_are_the_likeliest_of_the_model(tiny, facts):
     assert found[0][0] == tiny.tokenizer.decode([int(p.argmax())])
 
 
+@pytest.mark.slow
 def test_each_fact_s_best_edit_is_made_again(lab, tiny, facts, stats_of):
     run = lab(methods=("rome", "finetune-1"), problems=("error_injection", "fact_forcing")).run()
     before, after = replay(run, [0, 1, 3])

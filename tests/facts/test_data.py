@@ -121,6 +121,7 @@ def test_the_corpus_has_the_documents_that_its_identity_names():
     assert corpus_identity() == IDENTITY == "d8f9ebcbc9a7b0dce3197752a687b0fe867ec6ee122336c882218a8de06cccd2"
 
 
+@pytest.mark.slow
 def test_the_corpus_never_uses_a_held_out_template():
     text = "\n".join(builtin_corpus(seed=1, exposures=15))
     uses = Counter()

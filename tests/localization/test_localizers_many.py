@@ -119,6 +119,7 @@ def test_hooks_of_the_user_see_whole_rows_of_one_fact(deep, localized, name):
             assert abs(together[i][0].p_clean - plain[i][0].p_clean) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "memory"),
     [

@@ -127,6 +127,7 @@ def test_many_prompts_in_one_batch_equal_the_slow_version(shapes, make_model, ca
         assert_equals_the_oracle(model, mine, prompts[i], targets[i], noises[i], site, windows[-1])
 
 
+@pytest.mark.slow
 def test_each_trace_is_what_it_is_alone(deep, cases):
     prompts, targets, noises = cases(deep)
     for site in ("mlp_out", "attn.hook_v"):
@@ -148,6 +149,7 @@ def test_a_local_site_may_enter_above_its_first_layer(deep, cases, monkeypatch, 
     assert_equal(fast, whole, atol=5e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 7, 60, 10**6])
 def test_batch_size_does_not_matter(deep, cases, batch_size):
     prompts, targets, noises = cases(deep)

@@ -217,6 +217,7 @@ def row_of(name, text):
     return line.split()
 
 
+@pytest.mark.slow
 def test_models_are_listed_with_what_is_in_the_cache(tiny, tmp_path):
     before = call("models").out
     assert all(row_of(name, before)[-1] == "no" for name in NAMED)

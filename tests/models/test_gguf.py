@@ -39,6 +39,7 @@ def llama_file(tokenizer, tmp_path_factory):
     return write_gguf(tmp_path_factory.mktemp("llama") / "tiny.gguf", random_hf_model("llama"), tokenizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_file_gives_the_logits_of_the_model_that_was_written(name, tokenizer, tmp_path):
     hf_model, tokens = random_hf_model(name), some_tokens()

@@ -326,6 +326,7 @@ def test_a_heavy_explorer_holds_fewer_facts(run, tmp_path, monkeypatch, no_pictu
     assert less["total"] == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["traces", "edits"])
 def test_half_a_run_is_shown_with_a_word_on_the_rest(rows, tmp_path, kept):
     traces, edits = rows
@@ -403,6 +404,7 @@ def test_the_command_writes_the_file_and_says_where(run, tmp_path, capsys, no_pi
     assert "no such folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_wheel_carries_the_page_s_files(tmp_path):
     root = Path(__file__).parents[2]
     command = [

@@ -286,6 +286,7 @@ def test_neither_batch_size_nor_company_matters(deep, rich, facts, stats_of, con
         assert flat(one) == pytest.approx(flat(other), rel=1e-4, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_measuring_starts_at_the_edited_layer_and_changes_no_number(
     deep, rich, facts, stats_of, contexts, monkeypatch, request
 ):

@@ -19,6 +19,7 @@ def address(request, tmp_path):
     fsspec.filesystem("memory").store.clear()
 
 
+@pytest.mark.slow
 def test_a_run_whose_disk_is_lost_goes_on_from_its_mirror(lab, tmp_path, address, computed):
     whole = lab(out=str(tmp_path / "whole")).run()
     at_work = lab(mirror=address).rows()
