@@ -43,26 +43,31 @@ def refuse_other_key_stats(folder: Path, setup: Setup) -> Record:
         if known.get(checksum):
             continue
         sketch = setup.stats.sketch(layer)
-        if (
-            known
-            and checksum not in known
-            and not any(np.allclose(sketch, other, rtol=ROUNDING, atol=0) for other in known.values() if other)
-        ):
-            others.append((layer, next(iter(known)), checksum))
+        if known and checksum not in known and not _agrees(sketch, known):
+            others.append((layer, known, checksum))
         by_layer[str(layer)] = {**known, checksum: sketch}
     if others:
-        layer, there, here = others[0]
+        layer, known, here = others[0]
+        why = "they differ by more than rounding"
+        if not any(known.values()):
+            why = "its record is too old to say whether they differ by rounding only"
+        layers = ", ".join(str(layer) for layer, *_ in others)
         raise RunMismatch(
-            f"{folder} holds rows of other key statistics: at layer {layer} their checksum is {there} there and {here} "
-            f"here, and they differ by more than rounding (layers that differ: {', '.join(str(n) for n, *_ in others)})"
-            ".  Copy the file of statistics from the cache of the machine that began the run, or choose another "
-            f"folder; to go on with both, remove {KEY_STATS}: the column key_stats of the rows then tells them apart"
+            f"{folder} holds rows of other key statistics: at layer {layer} their checksum is {next(iter(known))} "
+            f"there and {here} here, and {why} (layers that differ: {layers}).  Copy the file of statistics from the "
+            "cache of the machine that began the run, or choose another folder; to go on with both, remove "
+            f"{KEY_STATS}: the column key_stats of the rows then tells them apart"
         )
     return {**record, setup.stats_name: by_layer}
 
 
+def _agrees(sketch: list[float], known: dict[str, list[float]]) -> bool:
+    """Whether a sketch is one of the known ones, up to the rounding of another machine."""
+    return any(np.allclose(sketch, other, rtol=ROUNDING, atol=0) for other in known.values() if other)
+
+
 def recorded_key_stats(folder: Path) -> Record:
-    """The record in a run's folder; those of old runs have no sketches.
+    """Reads the record in a run's folder; in that of an old run the sketches are empty.
 
     Raises:
         Damaged: the file is damaged, or was edited.

@@ -24,7 +24,8 @@ from loc_edit.models.identity import fingerprint
 from loc_edit.models.model import Model
 
 FORMAT = "loc_edit.key_stats/1"
-SKETCHES = 8
+PROJECTIONS = 8
+"""How many numbers a sketch has."""
 CONVERGENCE = ("layer", "tokens", "rank", "condition", "change", "cosine")
 
 
@@ -114,6 +115,7 @@ class KeyStats:
     _eigenvectors: Factors = field(default_factory=Factors, repr=False, compare=False)
     _eigenvalues: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
     _checksums: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
+    _sketches: dict[int, list[float]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not fits(self.ridge, Ridge):
@@ -191,12 +193,15 @@ class KeyStats:
         """Returns `r^T C r / d_mlp` of a layer for eight fixed vectors r of random signs, in float64.
 
         Statistics that another machine computes from the same texts differ by rounding, so that their checksum is
-        another one, while these numbers agree to about six digits.
+        another one, while these numbers differ only as much as the rounding.
         """
-        moment = self.second_moment(layer).double().cpu()
-        draws = torch.Generator().manual_seed(0)
-        signs = 2.0 * torch.randint(2, (SKETCHES, len(moment)), generator=draws) - 1
-        return [float(f"{value:.9g}") for value in ((signs.double() @ moment) * signs).mean(1).tolist()]
+        if layer not in self._sketches:
+            moment = self.second_moment(layer).double().cpu()
+            draws = torch.Generator().manual_seed(0)
+            signs = 2.0 * torch.randint(2, (PROJECTIONS, len(moment)), generator=draws) - 1
+            values = ((signs.double() @ moment) * signs).mean(1).tolist()
+            self._sketches[layer] = [float(f"{value:.9g}") for value in values]
+        return self._sketches[layer]
 
     def _check_width(self, layer: int, keys: Float[Tensor, "*batch d_mlp"], width: int) -> None:
         if keys.shape[-1] != width:

@@ -409,6 +409,10 @@ def test_the_record_of_an_old_run_has_checksums_only(lab, finished, monkeypatch,
     path, good = finished / "key_stats.json", stats_of(tiny)
     record = {name: value for name, value in json.loads(path.read_text()).items() if isinstance(value, dict)}
     write_json(path, {name: {layer: next(iter(known)) for layer, known in v.items()} for name, v in record.items()})
+    other = KeyStats.from_moments({layer: 2 * good.second_moment(layer) for layer in (0, 1)}, n_tokens=10_000)
+    monkeypatch.setattr(Setup, "stats", other)
+    with pytest.raises(RunMismatch, match="too old to say whether they differ by rounding only"):
+        lab(settings={"rome": {"steps": 2}}).run()
     monkeypatch.setattr(Setup, "stats", good)
     lab(settings={"rome": {"steps": 2}}).run()
     [layers] = [value for value in json.loads(path.read_text()).values() if isinstance(value, dict)]

@@ -79,9 +79,8 @@ def scores_by_layer(data: pd.DataFrame) -> Figure:
             ax.set_title(problem_label(problem) + (f": {outcome}" if len(outcomes) > 1 else ""))
             layer_ticks(ax, without_controls(data)["layer"])
         lowest = float(np.nanmin(data[["mean", "low"]].to_numpy(dtype=float)))
-        bottom = (
-            math.floor(10 * lowest) / 10 if lowest > 0.5 else 0.0
-        )  # where all scores are high, they fill the panels
+        # Where all scores are high, they fill the panels.
+        bottom = math.floor(10 * lowest) / 10 if lowest > 0.5 else 0.0
         axes[0].set_ylim(bottom - 0.03 * (1 - bottom), 1 + 0.03 * (1 - bottom))
         figure.supxlabel("Edited layer")
         figure.supylabel(f"Mean {'score (0 to 1)' if len(outcomes) > 1 else score_label(outcomes[0]).lower()}")

@@ -111,7 +111,7 @@ def localizer_label(name: str) -> str:
 
 
 def _draw_choices(ax: Axes, rows: pd.DataFrame, names: list[str], styles: dict[str, dict[str, Any]]) -> None:
-    """One problem: the differences of each method at the localizers' peaks, and below a line those of other choices."""
+    """Draws one problem: each method's differences at the localizers' peaks, and under a line at other choices."""
     places = {name: place for place, name in enumerate([*names, *OTHERS])}
     others = rows[rows["choice"].isin(list(OTHERS))].drop_duplicates(["label", "choice"])
     shown = pd.concat([rows[rows["choice"] == "peak"], others.assign(localizer=others["choice"])])
