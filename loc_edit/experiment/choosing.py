@@ -160,5 +160,5 @@ def _worth(scores: np.ndarray, seed: int) -> dict[str, float]:
     """See `LayerChoice`; with fewer than three facts nothing can be said."""
     if len(scores) < 3:
         return {}
-    means, _ = chosen_by_others(scores, splits(len(scores), seed), np.ones((1, len(scores))))
+    means, _ = chosen_by_others(scores, splits(np.arange(len(scores)), seed), np.ones((1, len(scores))))
     return {"chosen": float(means[0]), "any": float(scores.mean()), "oracle": float(scores.max(1).mean())}

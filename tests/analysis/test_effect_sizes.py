@@ -140,7 +140,7 @@ def test_cross_validation_is_the_loop_over_folds(holey, monkeypatch):
     rows = finite(holey)
     facts = np.sort(rows["fact_id"].unique())
     saved = 0.0
-    for fold in splits(len(facts), seed=5):
+    for fold in splits(np.arange(len(facts)), seed=5):
         places = rows["fact_id"].map(dict(zip(facts, fold, strict=True)))
         for held_out in range(10):
             train, test = rows[places != held_out], rows[places == held_out]
@@ -156,7 +156,7 @@ def test_cross_validation_is_the_loop_over_folds(holey, monkeypatch):
 def test_the_layer_that_others_choose_is_the_loop_over_folds():
     rng = np.random.default_rng(0)
     score = np.round(rng.uniform(size=(14, 3)), 1)
-    folds = splits(14, seed=1)
+    folds = splits(np.arange(14) // 2, seed=1)
     weights = np.stack([np.ones(14), rng.multinomial(14, np.full(14, 1 / 14))]).astype(float)
     means, choice = chosen_by_others(score, folds, weights)
     for w, found in zip(weights, means, strict=True):
@@ -174,17 +174,27 @@ def test_the_layer_that_others_choose_is_the_loop_over_folds():
 def test_a_good_localizer_gains_and_one_unit_is_a_relation():
     rng = np.random.default_rng(0)
     frame = dependent_rows(60, 4, rng=rng)
-    score = np.where(frame["trace"] == frame.groupby("fact_id")["trace"].transform("max"), 0.9, 0.8)
-    frame = frame.assign(rewrite=score + rng.normal(0, 0.02, len(frame)))
+    peak = frame["trace"] == frame.groupby("fact_id")["trace"].transform("max")
+    frame = frame.assign(rewrite=np.where(peak, 0.9, 0.8) + rng.normal(0, 0.02, len(frame)))
     gain = gain_at_peak(Profiles.of(frame), Resampling(300))
     assert gain.low < 0.075 < gain.high
     assert gain.low > 0.05
     related = frame.assign(relation=frame["fact_id"] % 12)
-    related["rewrite"] += 0.2 * rng.normal(size=12)[related["relation"]] * (related["trace"] > 0)
+    related["rewrite"] += 0.1 * (frame["layer"] == 0)  # so that the choice of the one layer is clear
+    related["rewrite"] += 0.3 * rng.normal(size=12)[related["relation"]] * peak
     assert Profiles.of(related).units().max() == 11
     wide, narrow = (gain_at_peak(Profiles.of(f), Resampling(300)) for f in (related, related.drop(columns="relation")))
-    assert wide.middle == narrow.middle
-    assert wide.high - wide.low > 1.15 * (narrow.high - narrow.low)
+    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+
+
+def test_facts_of_one_relation_do_not_tell_about_each_other():
+    frame = dependent_rows(20, 4, rng=0)
+    frame = frame.assign(rewrite=np.random.default_rng(0).normal(size=80), relation=frame["fact_id"])
+    copies = pd.concat([frame.assign(fact_id=frame["fact_id"] + 100 * copy) for copy in range(3)])
+    one, three = (Profiles.of(f) for f in (frame, copies))
+    assert three.units().max() == 19
+    assert gain_at_peak(three, Resampling(50)).columns("") == pytest.approx(gain_at_peak(one, Resampling(50)).columns(""))
+    assert out_of_sample(three) == pytest.approx(out_of_sample(one))
 
 
 def test_the_folds_of_the_one_layer_follow_the_seed():

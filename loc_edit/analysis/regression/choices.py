@@ -68,7 +68,7 @@ def gain_at_peak(profiles: Profiles, resampling: Resampling = DEFAULTS) -> Inter
     if len(profiles.trace) < 3 or profiles.trace.shape[1] < 2:
         return Interval()
     own, weights = _own_scores(profiles)[PEAK], _weights(profiles, resampling)
-    one, _ = chosen_by_others(profiles.sign * profiles.score, splits(len(own), resampling.seed), weights)
+    one, _ = chosen_by_others(profiles.sign * profiles.score, splits(profiles.units(), resampling.seed), weights)
     return _interval(weights @ own / weights.sum(1) - one, profiles, resampling)
 
 
@@ -78,7 +78,7 @@ def _choices(profiles: Profiles, resampling: Resampling) -> list[dict[str, Any]]
     best = score >= score.max(1, keepdims=True) - TIE
     own = _own_scores(profiles)
     means = {choice: weights @ scores / weights.sum(1) for choice, scores in own.items()}
-    means[ONE], chosen = chosen_by_others(score, splits(len(score), resampling.seed), weights)
+    means[ONE], chosen = chosen_by_others(score, splits(profiles.units(), resampling.seed), weights)
     shares = {PEAK: peak_shares(profiles.trace), ONE: chosen, ORACLE: best / best.sum(1, keepdims=True)}
     rows = []
     for choice in (PEAK, ONE, ANY, ORACLE):

@@ -1,4 +1,4 @@
-"""Cross-validation over facts: what lines that other facts gave are worth, and which layer other facts would choose."""
+"""Cross-validation: what lines that other facts gave are worth, and which layer other facts would choose."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,20 +7,27 @@ from loc_edit.analysis.regression.profiles import DEFAULTS, NAN, Profiles, Resam
 
 FOLDS = 10
 REPEATS = 10
-"""How often the facts are split into folds anew."""
+"""How often the units are split into folds anew."""
 TIE = 1e-9
 """Scores that differ by no more than this are equal."""
 
 
-def splits(n_facts: int, seed: int) -> NDArray[np.intp]:
-    """The fold of each fact in each repeat, [repeat, fact]; with few facts each is a fold."""
+def splits(units: NDArray[np.intp], seed: int) -> NDArray[np.intp]:
+    """The fold of each fact in each repeat, [repeat, fact]; with few units each is a fold.
+
+    Args:
+        units: the number of each fact's unit, from 0, see `Profiles.units`: the facts of a relation are in one fold, as
+            they would tell about each other.
+        seed: of the folds.
+    """
     rng = np.random.default_rng(seed)
-    folds = np.arange(n_facts) % min(FOLDS, n_facts)
-    return np.stack([rng.permutation(folds) for _ in range(REPEATS)])
+    n_units = int(units.max()) + 1
+    folds = np.arange(n_units) % min(FOLDS, n_units)
+    return np.stack([rng.permutation(folds)[units] for _ in range(REPEATS)])
 
 
 def out_of_sample(profiles: Profiles, resampling: Resampling = DEFAULTS) -> float:
-    """The added R^2 on facts that the lines have not seen: repeated K-fold cross-validation over facts.
+    """The added R^2 on facts that the lines have not seen: repeated K-fold cross-validation over units.
 
     It is the squared error of the layers' means minus that of a line per layer, both from the other folds, over the
     sum of squares around the mean of all.  Below 0 the lines do harm.
@@ -34,7 +41,7 @@ def out_of_sample(profiles: Profiles, resampling: Resampling = DEFAULTS) -> floa
     present, sums = profiles.present, profiles.sums()
     x, y = (np.where(present, a - a[present].mean(), 0.0) for a in (profiles.trace, profiles.score))
     better = 0.0
-    for fold in splits(len(x), resampling.seed):
+    for fold in splits(profiles.units(), resampling.seed):
         held_out = np.zeros((fold.max() + 1, *sums.shape[1:]))
         np.add.at(held_out, fold, sums)
         others = sums.sum(0) - held_out
