@@ -1,6 +1,6 @@
 """Measure the statistics on data whose truth is known: coverage of every interval, false positives, power, verdicts.
 
-python scripts/simulate_statistics.py               # continues where it stopped; an hour or two, one process
+python scripts/simulate_statistics.py               # continues where it stopped; a quarter of an hour
 python scripts/simulate_statistics.py --data-sets 50 --out /tmp/quick
 
 Each condition is a number of facts, relations or none, and an effect.  Its rows are appended to `rows.csv` in the

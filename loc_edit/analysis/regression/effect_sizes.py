@@ -1,6 +1,7 @@
 """How large the effect is: five sizes with intervals, each of which answers another question."""
 
 import numpy as np
+from scipy import stats
 
 from loc_edit.analysis.regression.choices import gain_at_peak
 from loc_edit.analysis.regression.folds import out_of_sample
@@ -108,8 +109,12 @@ def _out_of_sample(profiles: Profiles, added: Interval, resampling: Resampling) 
     """The cross-validated added R^2, with the interval of the added R^2 minus the cost of estimating the lines.
 
     In the sample the lines gain by chance what they lose on other facts, so the cost is half of the difference.  It is
-    uncertain itself, so the lower end allows for twice as much.
+    uncertain itself, so the lower end allows for twice as much, or with few units for the upper limit of a variance.
     """
     found = out_of_sample(profiles, resampling)
-    cost = (explained(profiles.sums().sum(0))[1] - found) / 2 if np.isfinite(found) else found
-    return Interval(found, float(min(found, added.low - 2 * cost)), float(max(found, added.high - cost)))
+    if not np.isfinite(found):
+        return Interval()
+    cost = (explained(profiles.sums().sum(0))[1] - found) / 2
+    df = int(profiles.units().max())
+    most = max(2.0, df / stats.chi2.ppf((1 - resampling.level) / 2, df)) * cost
+    return Interval(found, float(min(found, added.low - most)), float(max(found, added.high - cost)))
