@@ -297,6 +297,11 @@ def score_label(score: str, with_range: bool = True) -> str:
     return f"{label} ({known.low:g} to {known.high:g})" if with_range and known and known.high < inf else label
 
 
+def capitalized(text: str) -> str:
+    """The text with a capital first letter, and all others as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def windows_of(localizer: str, windows: Sequence[int], others: Sequence[int] | None = None) -> Sequence[int]:
     """The windows of a localizer in a grid: `windows` for Causal Tracing, `others`, if given, for the rest."""
     return windows if localizer == TRACING or not others else others

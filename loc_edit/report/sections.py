@@ -18,7 +18,7 @@ from loc_edit.analysis.regression.statistics import statistics
 from loc_edit.analysis.status import grouped_reasons, reason_lines
 from loc_edit.analysis.tables.paper import rounded
 from loc_edit.analysis.tables.rows import RowsMissing, StudyRows, without_controls
-from loc_edit.names import method_label, problem_label
+from loc_edit.names import capitalized, method_label, problem_label
 from loc_edit.views.style import SINGLE, styled
 
 HEAVY = 150_000
@@ -73,7 +73,7 @@ def _table(name: str, title: str, built: pd.DataFrame) -> Section:
     return {
         "name": name,
         "label": label(name),
-        "title": _sentence(title),
+        "title": _title(title),
         "columns": [(str(column), _is_number(values)) for column, values in built.items()],
         "cells": shown.to_numpy().tolist(),
     }
@@ -117,7 +117,7 @@ def comparison_sections(
 
 def _figure(name: str, title: str, figure: Figure) -> Section:
     wide = figure.get_figwidth() > SINGLE  # then it takes the whole width of the page
-    return {"name": name, "label": label(name), "title": _sentence(title), "source": inline(figure), "wide": wide}
+    return {"name": name, "label": label(name), "title": _title(title), "source": inline(figure), "wide": wide}
 
 
 def inline(figure: Figure) -> str:
@@ -159,9 +159,8 @@ def label(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
-def _sentence(title: str) -> str:
-    title = title.replace("R^2", "R\u00b2")
-    return title[:1].upper() + title[1:]
+def _title(title: str) -> str:
+    return capitalized(title.replace("R^2", "R\u00b2"))
 
 
 def _shown(value: Any) -> str:
