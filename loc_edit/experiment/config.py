@@ -10,7 +10,7 @@ import tyro
 from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from loc_edit.arguments import Count, Id, Index, NonNegative, Probability, Ridge, Window, fitted
+from loc_edit.arguments import Count, Id, Index, NonNegative, Probability, Ridge, Window, fits, fitted
 from loc_edit.editing.settings import Settings, preset_of, presets, resolve_settings
 from loc_edit.experiment.plugins import check_loaded, load_installed, load_plugins
 from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS, SCORES, TRACING, nearest, parse_method, scores_of
@@ -130,7 +130,7 @@ class ExperimentConfig(BaseModel):
     @field_validator("noise", mode="before")
     @classmethod
     def _noise_as_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+        return str(value) if fits(value, float) else value
 
     @field_validator("localizers", mode="before")
     @classmethod
