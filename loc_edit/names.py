@@ -313,6 +313,12 @@ def in_order(present: Iterable[str], order: Iterable[str]) -> list[str]:
     return [name for name in known if name in names] + sorted(names - set(known))
 
 
+def first_few(items: Iterable[object], most: int = 3, between: str = ", ") -> str:
+    """The first items in words, with `...` in the place of all others: `a, b, c, ...`."""
+    texts = [str(item) for item in items]
+    return between.join([*texts[:most], *["..."] * (len(texts) > most)])
+
+
 def nearest(given: str, known: Iterable[str]) -> str:
     """What to tell somebody whose name is not known: the nearest known name, or all of them."""
     names = list(known)
