@@ -297,6 +297,11 @@ def score_label(score: str, with_range: bool = True) -> str:
     return f"{label} ({known.low:g} to {known.high:g})" if with_range and known and known.high < inf else label
 
 
+def capitalized(text: str) -> str:
+    """The text with a capital first letter, and all others as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def windows_of(localizer: str, windows: Sequence[int], others: Sequence[int] | None = None) -> Sequence[int]:
     """The windows of a localizer in a grid: `windows` for Causal Tracing, `others`, if given, for the rest."""
     return windows if localizer == TRACING or not others else others
@@ -306,6 +311,12 @@ def in_order(present: Iterable[str], order: Iterable[str]) -> list[str]:
     """The names that are present: first the known ones in their order, then the others by the alphabet."""
     names, known = set(present), list(order)
     return [name for name in known if name in names] + sorted(names - set(known))
+
+
+def first_few(items: Iterable[object], most: int = 3, between: str = ", ") -> str:
+    """The first items in words, with `...` in the place of all others: `a, b, c, ...`."""
+    texts = [str(item) for item in items]
+    return between.join([*texts[:most], *["..."] * (len(texts) > most)])
 
 
 def nearest(given: str, known: Iterable[str]) -> str:

@@ -180,36 +180,30 @@ def tests_of(mutant: Mutant, source: str, runs: dict[str, dict[str, list[str]]])
 def run_tests(tree: Path, tests: list[str], longest: float = LONGEST) -> tuple[int, str]:
     """The exit status of pytest in a forked process (-1 if it hung), and the line that names what failed."""
     log = tree.parent / "log"
-    pid = os.fork()
-    if pid == 0:
-        os.setsid()
-        os.chdir(tree)
-        sys.path.insert(0, str(tree))
-        os.environ["PYTHONPATH"] = str(tree)
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for stream in (1, 2):
-            os.dup2(descriptor, stream)
-        import pytest
-
-        code = 3
-        try:
-            code = int(pytest.main([*tests, "-x", "-p", "no:cacheprovider", "--durations=0", "--tb=no"]))
-        finally:
-            os._exit(code)
-    deadline = time.monotonic() + longest
-    while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            break
-        if time.monotonic() > deadline:
-            os.killpg(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return -1, "hangs"
-        time.sleep(0.05)
+    process = get_context("fork").Process(target=_pytest, args=(tree, tests, log))
+    process.start()
+    process.join(longest)
+    if process.exitcode is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+        return -1, "hangs"
     lines = log.read_text(errors="replace").splitlines()
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    code = os.waitstatus_to_exitcode(status)
-    return code, failed[0].partition(" - ")[0] if failed else f"exit status {code}"
+    return process.exitcode, failed[0].partition(" - ")[0] if failed else f"exit status {process.exitcode}"
+
+
+def _pytest(tree: Path, tests: list[str], log: Path) -> None:
+    """Runs tests of a tree in this process, and ends it with their exit status."""
+    os.setsid()
+    os.chdir(tree)
+    sys.path.insert(0, str(tree))
+    os.environ["PYTHONPATH"] = str(tree)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    import pytest
+
+    sys.exit(int(pytest.main([*tests, "-x", "-p", "no:cacheprovider", "--durations=0", "--tb=no"])))
 
 
 def judge(tree: Path, mutant: Mutant, runs: dict[str, dict[str, list[str]]]) -> Outcome:

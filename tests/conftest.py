@@ -23,9 +23,8 @@ from loc_edit.experiment.setup import Setup
 from loc_edit.experiment.study import EditCell, TraceCell
 from loc_edit.facts.loading import save_facts
 from loc_edit.localization.contract import EFFECTS
-from loc_edit.models.adapter import VERSION
+from loc_edit.models.adapter import VERSION, lens
 from loc_edit.models.loading import quiet
-from loc_edit.models.passes import watched
 from loc_edit.scoring.contract import SCORERS
 
 torch.set_num_threads(1)
@@ -163,7 +162,7 @@ def _models_are_left_as_they_were(request):
     yield
     if "shapes" in request.fixturenames:
         for name, model in request.getfixturevalue("shapes").items():
-            assert not watched(model), f"hooks are left on {name}"
+            assert not lens.watched(model), f"hooks are left on {name}"
 
 
 @pytest.fixture(scope="session")

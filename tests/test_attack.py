@@ -34,6 +34,17 @@ def test_a_short_attack_does_no_harm_and_harm_is_seen(tmp_path, monkeypatch):
     assert "silent" in {attempt.outcome for attempt in others}, "one number that differs is seen"
 
 
+def test_accepting_what_is_good_nowhere_is_harm(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from attacking.feeds import ILLEGAL, VALUES, _accepted
+    from attacking.world import Attempt
+
+    outcomes = {_accepted(value) for value in VALUES if value in ILLEGAL or value is ILLEGAL[0]}
+    assert outcomes == {"illegal"}
+    assert Attempt(0, "feed", "", "illegal").is_bad
+    assert _accepted(1) == "accepted"
+
+
 def test_bad_input_is_refused_by_name(tmp_path):
     """In a process of its own, as users have it: in the tests, every call is held to its annotations."""
     options = ["--kinds", "feed", "--most", "15", "--out", str(tmp_path / "found.csv")]

@@ -11,7 +11,6 @@ from loc_edit.analysis.comparisons import comparisons, write_comparisons
 from loc_edit.analysis.figures.paper import draw_all
 from loc_edit.analysis.regression.ols import fits
 from loc_edit.analysis.regression.paper import write_tables
-from loc_edit.analysis.regression.planted import planted_in
 from loc_edit.analysis.run import Run
 from loc_edit.analysis.tables.rows import RowsMissing, StudyRows
 from loc_edit.analysis.tables.summaries import mean_scores
@@ -85,10 +84,8 @@ def analyze(
     written, missing = write_tables(rows, folder / "tables", draws=draws, seed=seed, compare_paper=compare_paper)
     drawn, not_drawn = draw_all(rows, folder / "figures", second=other)
     sequences = _together([run.sequences for run in runs], "sequences")
-    planted = planted_in(runs[0]) if runs[0].config.get("planted") else None
-    compared, not_compared = write_comparisons(
-        comparisons(rows, draws, seed, planted, sequences), folder / "tables", folder / "figures"
-    )
+    parts = comparisons(rows, draws, seed, runs[0], sequences)
+    compared, not_compared = write_comparisons(parts, folder / "tables", folder / "figures")
     missing |= not_drawn | not_compared
     try:
         fitted = fits(rows.joined())

@@ -14,8 +14,9 @@ from loc_edit.analysis.figures.planted import plot_planted_accuracy, plot_plante
 from loc_edit.analysis.figures.sequences import plot_sequences
 from loc_edit.analysis.regression.choices import layer_choices
 from loc_edit.analysis.regression.localizers import localizer_choices, localizer_matrix
-from loc_edit.analysis.regression.planted import Planted, planted_accuracy, planted_edits, planted_gain
-from loc_edit.analysis.tables.paper import write_table
+from loc_edit.analysis.regression.planted import Planted, planted_accuracy, planted_edits, planted_gain, planted_in
+from loc_edit.analysis.run import Run
+from loc_edit.analysis.tables.paper import make_each, write_table
 from loc_edit.analysis.tables.rows import RowsMissing, StudyRows
 from loc_edit.analysis.tables.sequences import sequences
 from loc_edit.views.style import save
@@ -37,6 +38,11 @@ class Comparison:
     compute: Callable[[], pd.DataFrame]
     figure: str = ""
 
+    @property
+    def name(self) -> str:
+        """The figure's name, or without one the table's."""
+        return self.figure or self.table
+
 
 DRAWINGS: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "layer_choice": plot_layer_choices,
@@ -53,7 +59,7 @@ def comparisons(
     rows: StudyRows,
     draws: int = 2000,
     seed: int = 0,
-    planted: Planted | None = None,
+    run: Run | None = None,
     in_sequence: pd.DataFrame | None = None,
 ) -> list[Comparison]:
     """What each way to choose the layer is worth; and of each localizer, what it adds to the layer, and its peak.
@@ -62,8 +68,8 @@ def comparisons(
         rows: of a run.
         draws: resamples and permutations.
         seed: of the resampling.
-        planted: of a model with planted facts, which layers learned them: whether localizers find these, and whether
-            edits work there.
+        run: if its model has planted facts: whether localizers find the layers that learned them, and whether edits
+            work there.
         in_sequence: rows of edits in sequence, if there are any: what many edits leave of one model.
     """
 
@@ -85,7 +91,11 @@ def comparisons(
         Comparison("where to edit", "layer_choices", choices, "layer_choice"),
         Comparison(added, "localizer_matrix", matrix, "localizer_matrix"),
         Comparison(where, "localizer_choices", peaks, "localizer_choice"),
-        *(planted_comparisons(rows.localized, rows.edits, planted) if planted is not None else ()),
+        *(
+            planted_comparisons(rows.localized, rows.edits, planted_in(run))
+            if run and run.config.get("planted")
+            else ()
+        ),
         *(sequence_comparisons(in_sequence) if in_sequence is not None and len(in_sequence) else ()),
     ]
 
@@ -125,15 +135,13 @@ def write_comparisons(
         The files by table or figure; and why one could not be made.
     """
     written: dict[str, list[Path]] = {}
-    missing: dict[str, str] = {}
-    for comparison in wanted:
-        try:
-            data = comparison.compute()
-        except RowsMissing as error:
-            missing[comparison.figure or comparison.table] = str(error)
-            continue
+
+    def write(name: str, comparison: Comparison) -> None:
+        data = comparison.compute()
         written[comparison.table] = write_table(data, tables, comparison.table)
         if comparison.figure:
             drawn = save(DRAWINGS[comparison.figure](data), data, figures, comparison.figure)
             written[comparison.figure] = [*written.get(comparison.figure, []), *drawn]
+
+    _, missing = make_each({part.name: part for part in wanted}, write)
     return written, missing

@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"{PROGRAM}: command {args[0]!r}: {nearest(args[0], COMMANDS)}", file=sys.stderr)
         return Exit.USAGE
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.addFilter(_NewOnly())
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[handler])
     warnings.filterwarnings("ignore", message=".*Model.*", category=DeprecationWarning)
     try:
         return _run(*args)
@@ -63,6 +65,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:  # without rich, which may be missing
         print(f"{PROGRAM}: {error}; `{PROGRAM} doctor` says what is not installed", file=sys.stderr)
         return Exit.ERROR
+
+
+class _NewOnly(logging.Filter):
+    """Lets each message through once: several tables and figures of a run warn of the same facts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the message is new."""
+        message = record.getMessage()
+        is_new = message not in self.said
+        self.said.add(message)
+        return is_new
 
 
 def _run(name: str, *args: str) -> int:

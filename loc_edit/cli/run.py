@@ -9,6 +9,7 @@ from loc_edit.cli.options import AcceptTerms, Assignments
 from loc_edit.cli.show import Json, out, plain, print_analysis, print_json, progress, size
 from loc_edit.events import duration
 from loc_edit.experiment.config import ExperimentConfig
+from loc_edit.names import first_few
 
 
 class CellsFailed(RuntimeError):
@@ -57,7 +58,7 @@ def run(
     folder = escape(str(finished.path))
     out.print(f"rows, tables and figures: [bold]{folder}[/]; `loc-edit report` makes one page of them")
     if failed := failed_cells(without_controls(finished.edits)):
-        names = "; ".join(failed[:3]) + "; ..." * (len(failed) > 3)
+        names = first_few(failed, between="; ")
         cells = "cell" if len(failed) == 1 else "cells"
         raise CellsFailed(f"every edit has failed in {len(failed)} {cells}: {names} (again: --retry-failed)")
 

@@ -74,7 +74,7 @@ def stats(
 
 def _print_stats(stats: "loc_edit.KeyStats", d_mlp: int) -> None:
     """Prints how well the statistics determine C^-1 k at each layer, and warns of those that do not determine it."""
-    if stats.provenance.get("source") == "identity":
+    if stats.is_identity:
         title = f"C = I by choice, d_mlp {d_mlp}"
     else:
         title = f"{stats.n_tokens:,} tokens, d_mlp {d_mlp}" + (f", ridge {stats.ridge:g}" if stats.ridge else "")

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from loc_edit.models.adapter import lens
 from loc_edit.models.model import Model
-from loc_edit.models.passes import run_layers, takes_past
+from loc_edit.models.passes import run_layers
 from loc_edit.models.past import PastEntry, new_past
 
 
@@ -63,7 +64,7 @@ def make_tails(
         lengths: the rows' lengths.
         earlier: longer tails of the same rows, whose past is known from `layer` on.
     """
-    if not takes_past(model):
+    if not lens.takes_past(model):
         return Tails(torch.zeros_like(start), start, residual, layer)
     n_before, n_tail = int(start.max()), int((lengths - start).max())
     origin, n_known, past = torch.zeros_like(start), 0, new_past(model)

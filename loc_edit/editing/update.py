@@ -24,6 +24,7 @@ from loc_edit.models.identity import fingerprint
 from loc_edit.models.loading import both_weights
 from loc_edit.models.model import Hook, Model, W_out, b_out
 from loc_edit.models.norms import output_change
+from loc_edit.names import first_few
 from loc_edit.views.table import html_table
 
 FORMAT = "loc_edit.edit/1"
@@ -156,7 +157,7 @@ class Edit:
             EditMismatch: it does.
         """
         if self.others:
-            names = ", ".join(update.name for update in self.others[:3]) + ", ..." * (len(self.others) > 3)
+            names = first_few(update.name for update in self.others)
             raise EditMismatch(f"{what} knows changes of W_out and b_out only, and the edit changes {names}")
 
     @classmethod

@@ -85,6 +85,11 @@ def _guarded(name: str, look: Callable[[], Iterator[Check]]) -> Iterator[Check]:
         yield Check(name, "problem", f"{type(error).__name__}: {error}", advice, traceback.format_exc())
 
 
+def _advised(name: str, found: str, advice: str) -> Check:
+    """A check that is a warning if there is advice."""
+    return Check(name, "warning" if advice else "ok", found, advice)
+
+
 def _python() -> Iterator[Check]:
     from packaging.specifiers import SpecifierSet
 
@@ -141,11 +146,8 @@ def _processor() -> Iterator[Check]:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = torch.get_num_threads()
-    found = f"{cores} cores, {threads} threads of torch"
-    if threads > cores:
-        yield Check("processor", "warning", found, f"set OMP_NUM_THREADS={cores}: more threads than cores are slow")
-    else:
-        yield Check("processor", "ok", found)
+    advice = f"set OMP_NUM_THREADS={cores}: more threads than cores are slow" if threads > cores else ""
+    yield _advised("processor", f"{cores} cores, {threads} threads of torch", advice)
 
 
 def _graphics() -> Iterator[Check]:
@@ -161,12 +163,9 @@ def _graphics() -> Iterator[Check]:
         yield Check(f"cuda:{n}", "ok", f"{name}, {free / GB:.1f} of {total / GB:.1f} GB free")
     if not torch.cuda.is_available():
         built = f"torch {torch.__version__} is built for CUDA {torch.version.cuda or '(none)'}"
-        if shutil.which("nvidia-smi"):
-            yield Check(
-                "cuda", "warning", f"no device, but nvidia-smi is there; {built}", "install torch for its driver"
-            )
-        else:
-            yield Check("cuda", "ok", f"no device; {built}")
+        driver = shutil.which("nvidia-smi")
+        found = f"no device{', but nvidia-smi is there' if driver else ''}; {built}"
+        yield _advised("cuda", found, "install torch for its driver" if driver else "")
     if torch.backends.mps.is_available():
         yield Check("mps", "ok", 'there; commands take the CPU, load_model(device="mps") takes it')
 
@@ -209,11 +208,8 @@ def _disk() -> Iterator[Check]:
         there = next(path for path in (folder, *folder.parents) if path.exists())
         free = shutil.disk_usage(there).free
         found = f"{free / GB:.1f} GB free at {there}"
-        advice = "free some space, or choose another disk (LOC_EDIT_CACHE, --out)"
-        if free < LITTLE_DISK:
-            yield Check(name, "problem" if free < NO_DISK else "warning", found, advice)
-        else:
-            yield Check(name, "ok", found)
+        advice = "free some space, or choose another disk (LOC_EDIT_CACHE, --out)" if free < LITTLE_DISK else ""
+        yield Check(name, "problem", found, advice) if free < NO_DISK else _advised(name, found, advice)
 
 
 def _memory() -> Iterator[Check]:
@@ -221,10 +217,8 @@ def _memory() -> Iterator[Check]:
 
     memory = psutil.virtual_memory()
     found = f"{memory.available / GB:.1f} of {memory.total / GB:.1f} GB free"
-    if memory.available < LITTLE_MEMORY:
-        yield Check("memory", "warning", found, "close other programs, or give fewer --workers")
-    else:
-        yield Check("memory", "ok", found)
+    little = memory.available < LITTLE_MEMORY
+    yield _advised("memory", found, "close other programs, or give fewer --workers" if little else "")
 
 
 def _self_test() -> Iterator[Check]:
@@ -270,7 +264,7 @@ def _self_test() -> Iterator[Check]:
         yield Check("weights", "ok", "changed by the edit, and bit for bit as before after it")
     seconds = time.perf_counter() - start
     slow = "the machine is busy, or OMP_NUM_THREADS is too high" if seconds > SLOW else ""
-    yield Check("self-test", "warning" if slow else "ok", f"{seconds:.0f} s in all", slow)
+    yield _advised("self-test", f"{seconds:.0f} s in all", slow)
 
 
 def _compared(name: str, numbers: Mapping[str, float], seconds: float) -> Check:

@@ -10,7 +10,7 @@ import tyro
 from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from loc_edit.arguments import Count, Id, Index, NonNegative, Probability, Ridge, Window, fitted
+from loc_edit.arguments import Count, Id, Index, NonNegative, Probability, Ridge, Window, fits, fitted
 from loc_edit.editing.settings import Settings, preset_of, presets, resolve_settings
 from loc_edit.experiment.plugins import check_loaded, load_installed, load_plugins
 from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS, SCORES, TRACING, nearest, parse_method, scores_of
@@ -130,7 +130,7 @@ class ExperimentConfig(BaseModel):
     @field_validator("noise", mode="before")
     @classmethod
     def _noise_as_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+        return str(value) if fits(value, float) else value
 
     @field_validator("localizers", mode="before")
     @classmethod
@@ -167,11 +167,22 @@ class ExperimentConfig(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _known_names(self) -> "ExperimentConfig":
+    def _go_together(self) -> "ExperimentConfig":
         if not self.localizers and not self.problems:
             raise ValueError("no localizers and no problems: expected something to compute")
         if self.sequence > (self.sequence if self.facts is None else self.facts):
             raise ValueError(f"sequence {self.sequence}: expected at most as many as facts, {self.facts}")
+        if self.site == "resid_post" and {*self.windows, *(self.localizer_windows or ())} != {1}:
+            raise ValueError("site resid_post is restored in one layer at a time: expected windows = [1]")
+        if "fact_forcing" in self.problems and (self.noise == "swap" or self.noise[:1] in ("u", "m")):
+            raise ValueError(
+                f"noise {self.noise!r}: fact_forcing draws fresh Gaussian noise while it edits; "
+                "expected a standard deviation, or a factor such as s3"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _known_names(self) -> "ExperimentConfig":
         methods = {name.partition("-")[0] for name in {*self.methods, *self.settings}}
         pairs = (
             (methods, METHODS),
@@ -181,33 +192,24 @@ class ExperimentConfig(BaseModel):
         )
         if any(not {*named} <= {*known} for named, known in pairs):
             load_installed()
-        if self.site == "resid_post" and {*self.windows, *(self.localizer_windows or ())} != {1}:
-            raise ValueError("site resid_post is restored in one layer at a time: expected windows = [1]")
+        if own := [score for score in self.scores if score in SCORES and score not in _scorers()]:
+            raise ValueError(f"score {own[0]!r}: every edit has it, or it comes with {', '.join(_scorers())}")
+        _refuse_unknown("localizer", self.localizers, [*LOCALIZERS, "all"])
+        _refuse_unknown("problem", self.problems, PROBLEMS)
+        _refuse_unknown("score", self.scores, _scorers())
+        _refuse_unknown("preset", [self.preset], [*presets(), "none", "auto"], hint="")
+        for method, table in self.settings.items():
+            problems = [key for key, value in table.items() if isinstance(value, dict)]
+            _refuse_unknown(f"settings.{method}: problem", problems, PROBLEMS, hint="")
         for localizer in self.localizers:
-            if localizer not in LOCALIZERS:
-                raise ValueError(f"localizer {localizer!r}: {nearest(localizer, [*LOCALIZERS, 'all'])}{HINT}")
             sites = LOCALIZERS[localizer].sites
             if sites and self.site not in sites:
                 raise ValueError(f"localizer {localizer!r} looks at site {' or '.join(sites)}, not at {self.site!r}")
-        for problem in self.problems:
-            if problem not in PROBLEMS:
-                raise ValueError(f"problem {problem!r}: {nearest(problem, PROBLEMS)}{HINT}")
-        if unknown := [score for score in self.scores if score not in _scorers()]:
-            if unknown[0] in SCORES:
-                raise ValueError(f"score {unknown[0]!r}: every edit has it, or it comes with {', '.join(_scorers())}")
-            raise ValueError(f"score {unknown[0]!r}: {nearest(unknown[0], _scorers())}{HINT}")
-        if "fact_forcing" in self.problems and (self.noise == "swap" or self.noise[:1] in ("u", "m")):
-            raise ValueError(
-                f"noise {self.noise!r}: fact_forcing draws fresh Gaussian noise while it edits; "
-                "expected a standard deviation, or a factor such as s3"
-            )
-        if self.preset not in (*presets(), "none", "auto"):
-            raise ValueError(f"preset {self.preset!r}: {nearest(self.preset, [*presets(), 'none', 'auto'])}")
-        for method, table in self.settings.items():
-            for key, value in table.items():
-                if isinstance(value, dict) and key not in PROBLEMS:
-                    raise ValueError(f"settings.{method}: problem {key!r}: {nearest(key, PROBLEMS)}")
         check_loaded(self.used)
+        return self
+
+    @model_validator(mode="after")
+    def _fitting_settings(self) -> "ExperimentConfig":
         if len({parse_method(method) for method in self.methods}) < len(self.methods):
             raise ValueError(f"methods {', '.join(self.methods)}: a method stands twice")
         for method in {*self.methods, *self.settings}:
@@ -301,6 +303,12 @@ NAMED: dict[str, dict[str, Any]] = {
 def _scorers() -> list[str]:
     """What `scores` may name."""
     return list(dict.fromkeys(known.scorer for known in SCORES.values() if known.scorer))
+
+
+def _refuse_unknown(kind: str, names: Iterable[str], known: Iterable[str], hint: str = HINT) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{kind} {name!r}: {nearest(name, known)}{hint}")
 
 
 def first_error(error: ValidationError) -> str:

@@ -45,17 +45,11 @@ class Plugin:
     """A plug-in that another process can load.
 
     Attributes:
-        name: for readers.
-        module: the name of the Python module.
-        content: see `Origin`.
-        path: of a single file.
-        text: of that file.
+        origin: its file or package.
+        text: of the file, if it is a single one.
     """
 
-    name: str
-    module: str
-    content: str
-    path: str = ""
+    origin: Origin
     text: bytes = b""
 
     def load(self) -> None:
@@ -64,15 +58,16 @@ class Plugin:
         Raises:
             BadPlugin: it cannot be loaded, or has another content here.
         """
+        own = self.origin
         if self.text:
-            _load_text(self.module, self.path, self.text)
+            _load_text(own.module, own.path, self.text)
             return
-        _import(self.module)
+        _import(own.module)
         for known, _ in RECORDS.values():
             for description in known.values():
-                origin = description.origin
-                if origin and origin.module == self.module and origin.content != self.content:
-                    raise BadPlugin(f"plug-in {self.name}: the package is another here than where the run was started")
+                here = description.origin
+                if here and here.module == own.module and here.content != own.content:
+                    raise BadPlugin(f"plug-in {own.name}: the package is another here than where the run was started")
 
 
 def load_plugins(names: Iterable[str]) -> None:
@@ -183,7 +178,7 @@ def to_send(used: Used) -> tuple[Plugin, ...]:
                 "expected workers = 1, or its code in a file that `plugins` names"
             )
         text = _text_of(origin) if origin.path else b""
-        plugins[origin.module] = Plugin(origin.name, origin.module, origin.content, origin.path, text)
+        plugins[origin.module] = Plugin(origin, text)
     return tuple(plugins.values())
 
 

@@ -40,13 +40,10 @@ def read_records(
         false_target: see `load_facts`.
 
     Raises:
-        ValueError: `format`, `limit` or `false_target` is unknown, or they do not go together.
+        ValueError: `format` is unknown, or does not go with `false_target`.
     """
     if format not in FORMATS:
         raise ValueError(f"expected a format among auto, {', '.join(FORMATS)}, got {format!r}")
-    check_limit(limit)
-    if false_target not in ("drawn", "alt"):
-        raise ValueError(f"expected false_target to be 'drawn' or 'alt', got {false_target!r}")
     if false_target == "alt" and format != "zsre":
         raise ValueError(f"false_target 'alt': only zsre records have a field alt, and this file's format is {format}")
     _, read = FORMATS[format]
@@ -69,12 +66,6 @@ def read_records(
         except ValueError as error:
             errors.append(BadRecord(index, str(error)))
     return facts, errors
-
-
-def check_limit(limit: int | None) -> None:
-    """Refuse a limit below 1."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"expected a limit of at least 1 record, got limit {limit}")
 
 
 def detect_format(record: Any, source: object = "") -> str:

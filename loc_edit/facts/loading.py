@@ -10,11 +10,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from loc_edit.arguments import checked
+from loc_edit.arguments import Count, checked
 from loc_edit.facts.builtin import FACTS_PATH, builtin_facts
 from loc_edit.facts.download import PUBLIC, fetch
 from loc_edit.facts.fact import BadFact, Fact
-from loc_edit.facts.formats import BadRecord, FalseTarget, check_limit, detect_format, read_records
+from loc_edit.facts.formats import BadRecord, FalseTarget, detect_format, read_records
 from loc_edit.files import write_atomic
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def load_facts(
     source: str | Path = "builtin",
     *,
     format: str = "auto",
-    limit: int | None = None,
+    limit: Count | None = None,
     seed: int = 0,
     skip_invalid: bool = False,
     skipped: str | Path | None = None,
@@ -118,7 +118,6 @@ def read_file(
 ) -> FactFile:
     """The facts of a source and an error for each malformed record; see `load_facts` for the arguments."""
     if str(source) == "builtin":
-        check_limit(limit)
         return FactFile(FACTS_PATH, "builtin", builtin_facts()[:limit], [])
     public = PUBLIC.get(str(source))
     path = fetch(str(source)) if public else Path(source)

@@ -4,12 +4,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import zip_longest
 
-from loc_edit.arguments import checked
+from loc_edit.arguments import Index, checked
 from loc_edit.facts.fact import Fact
 
 
 @checked
-def sample_by_relation(facts: Sequence[Fact], n: int | None = None) -> list[Fact]:
+def sample_by_relation(facts: Sequence[Fact], n: Index | None = None) -> list[Fact]:
     """The first `n` facts when the relations take turns: in each turn, every relation gives its next fact.
 
     The result is in the order of the turns, not of the file.  Within a turn, the relations stand in the order in which
@@ -18,12 +18,7 @@ def sample_by_relation(facts: Sequence[Fact], n: int | None = None) -> list[Fact
     Args:
         facts: any number; facts without a relation count as one relation.
         n: the number of facts to choose; `None`, or a number above that of the facts, chooses all of them.
-
-    Raises:
-        ValueError: `n` is negative.
     """
-    if n is not None and n < 0:
-        raise ValueError(f"expected a number of facts of at least 0, got {n}")
     by_relation: dict[str, list[Fact]] = defaultdict(list)
     for fact in facts:
         by_relation[fact.relation].append(fact)

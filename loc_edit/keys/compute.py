@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from loc_edit.arguments import checked
+from loc_edit.arguments import Count, checked
 from loc_edit.files import Damaged, StoreError, cache_folder, set_aside, short_hash
 from loc_edit.keys.corpora import IDENTITY, open_corpus
 from loc_edit.keys.disk import remove_stale
@@ -32,11 +32,11 @@ def key_stats(
     layers: Sequence[int],
     corpus: str | Path | Iterable[str] = "builtin",
     *,
-    tokens: int = 200_000,
+    tokens: Count = 200_000,
     ridge: float = 0.0,
     dtype: torch.dtype = torch.float32,
     cache: str | Path | None = None,
-    batch: int | None = None,
+    batch: Count | None = None,
     every: float = 120.0,
 ) -> KeyStats:
     """Computes the second moments of the keys of `layers`, all in one pass over a corpus.
@@ -64,7 +64,7 @@ def key_stats(
         BadKeyStats: the corpus is empty, or a key is not finite.
     """
     layers = sorted(set(layers))
-    _check(model, layers, tokens, dtype, batch)
+    _check(model, layers, dtype)
     if isinstance(corpus, str) and corpus == IDENTITY:
         return KeyStats.identity(model, layers).with_ridge(ridge)
     source, rows = open_corpus(corpus), None
@@ -98,13 +98,9 @@ def are_cached(model: Model, layers: Sequence[int], corpus: str | Path, *, token
     return _cached(cache_folder("key_stats", None) / name, model, sorted(layers), check=False) is not None
 
 
-def _check(model: Model, layers: list[int], tokens: int, dtype: torch.dtype, batch: int | None) -> None:
+def _check(model: Model, layers: list[int], dtype: torch.dtype) -> None:
     """Refuses arguments of `key_stats` that cannot be meant."""
     check_layers(model, layers)
-    if tokens < 1 or (batch is not None and batch < 1):
-        raise BadKeyStats(
-            f"expected at least one token and batches of at least one, got tokens {tokens}, batch {batch}"
-        )
     if dtype not in (torch.float32, torch.float64):
         raise BadKeyStats(f"expected dtype float32 or float64, got {dtype}")
     if not model.cfg.d_mlp or model.cfg.attn_only:

@@ -53,8 +53,6 @@ def resample_ablation(questions: Questions, samples: Count = 10, seed: int = 0) 
 
     Cost: `samples` times that of `zero_ablation`, and one run per reference prompt.  Source: Chan et al. 2022.
     """
-    if samples < 1:
-        raise ValueError(f"resample ablation with {samples} samples: expected at least 1")
     pairs: list[tuple[Prompt, int, int]] = []
     sources = []
     for i, fact in enumerate(questions.facts):

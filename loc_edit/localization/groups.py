@@ -13,9 +13,9 @@ from loc_edit.localization.hooks import window_layers
 from loc_edit.localization.metrics import Scorer
 from loc_edit.localization.sweep import LOCAL, Layers, Step, Units, enter, plan, sweep
 from loc_edit.localization.targets import TargetedPrompt
+from loc_edit.models.adapter import lens
 from loc_edit.models.memory import Budget
 from loc_edit.models.model import Model
-from loc_edit.models.passes import watched
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ def in_groups(
         results.update(zip(order[part], work(order[part]), strict=True))
 
     kept = 4 * model.cfg.n_layers * model.cfg.d_model * model.W_E.element_size()
-    budget.spend(len(order), positions, measure, 1 if watched(model) else max(1, CACHED // (kept * positions)))
+    budget.spend(len(order), positions, measure, 1 if lens.watched(model) else max(1, CACHED // (kept * positions)))
     return [results[i] for i in range(len(order))]
 
 

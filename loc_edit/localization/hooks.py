@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import ActivationCache
 
-from loc_edit.arguments import checked
+from loc_edit.arguments import Count, checked
 from loc_edit.models.model import Hook, Model, hook_points
 from loc_edit.prompts.encoding import Prompt
 from loc_edit.prompts.noise import check_noise
@@ -103,9 +103,7 @@ def site_window(site: str, window: int) -> int:
 
 
 @checked
-def window_layers(center: int, window: int, n_layers: int) -> range:
+def window_layers(center: int, window: Count, n_layers: int) -> range:
     """The layers of the window around `center`, clipped at the model's edges and not shifted (spec 1.3)."""
-    if window < 1:
-        raise ValueError(f"window {window}: expected at least 1 layer")
     first = center - window // 2
     return range(max(0, first), min(n_layers, first + window))

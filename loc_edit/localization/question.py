@@ -16,10 +16,10 @@ from loc_edit.localization.metrics import Scorer
 from loc_edit.localization.sweep import Base, Units, run_base
 from loc_edit.localization.targets import TargetedPrompt, targeted_prompt
 from loc_edit.localization.trace import Trace
+from loc_edit.models.adapter import lens
 from loc_edit.models.checks import warn_of_hooks
 from loc_edit.models.memory import Budget
 from loc_edit.models.model import Hook, Model, token_texts
-from loc_edit.models.passes import takes_past, watched
 from loc_edit.names import Metric
 from loc_edit.prompts.batches import make_batch, run
 from loc_edit.prompts.encoding import Prompt
@@ -84,7 +84,7 @@ class Questions:
         self.runs = [window_runs(window, model.cfg.n_layers) for window in self.windows]
         self.scorer, self.budget = Scorer(model, facts, metric), budget or Budget(model)
         self._backward = Budget(model, backward=True)
-        self._whole = watched(model) or not takes_past(model)
+        self._whole = lens.watched(model) or not lens.takes_past(model)
         self._clean_base: Base | None = None
         self._corrupted: list[Observed] = []
         self.failed: dict[int, str] = {}

@@ -30,7 +30,7 @@ runs are the clean run with an output replaced; read "clean" for "corrupted" and
 
 Hooks that a user put on the model fire in every call.  They may count positions or rows; so while there are any, facts
 go one by one and every tail is the whole row.  Tails are whole rows as well if the model cannot take the keys and
-values of earlier positions (`takes_past`).
+values of earlier positions (`lens.takes_past`).
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence

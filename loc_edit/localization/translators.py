@@ -11,10 +11,10 @@ from torch import Tensor
 from loc_edit.facts.fact import Fact
 from loc_edit.files import short_hash
 from loc_edit.localization.hooks import site_name
+from loc_edit.models.adapter import lens
 from loc_edit.models.identity import fingerprint
 from loc_edit.models.memory import Budget
 from loc_edit.models.model import Hook, Model
-from loc_edit.models.passes import watched
 from loc_edit.prompts.batches import make_batch, run
 from loc_edit.prompts.encoding import Prompt, encode_all
 
@@ -93,7 +93,7 @@ def fitted_translators(model: Model, halves: Sequence[Sequence[Fact]]) -> list[T
     Raises:
         ValueError: none of the prompts of a half can be used.
     """
-    if watched(model):  # what the user's hooks do is not in the fingerprint
+    if lens.watched(model):  # what the user's hooks do is not in the fingerprint
         return [_fitted(model, half) for half in halves]
     key = short_hash(repr([fingerprint(model), [[fact.prompt for fact in half] for half in halves]]))
     if model not in _FITTED or _FITTED[model][0] != key:

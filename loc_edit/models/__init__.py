@@ -9,7 +9,7 @@ with `HookedTransformer`, and on 4, with `TransformerBridge`, which has the same
   tensor is a view of the parameter, and an edit and its undo write through it.
 - Layers: every room runs layers by `run_layers` in `passes`.
 - Cached keys and values: a bridge takes none of single rows.  The fast paths of tracing, editing and sampling need
-  them; they ask `takes_past`, and without it compute whole rows: the same results, several times slower.
+  them; they ask `lens.takes_past`, and without it compute whole rows: the same results, several times slower.
 - Fingerprints: `fields` makes the configuration of version 3 for version 4, so that a model has the same in both.
 """
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from loc_edit.models.adapter import lens
 from loc_edit.models.identity import checksums
 from loc_edit.models.memory import out_of_memory
-from loc_edit.models.model import Model, hook_points, watched
+from loc_edit.models.model import Model, hook_points, hooked
 from loc_edit.models.norms import output_norm
+from loc_edit.names import first_few
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -42,8 +43,9 @@ def left_alone(model: Model, who: str) -> Iterator[None]:
     finally:
         changed = [name for name, value in _state(model).items() if value != weights[name]]
         if changed:
-            names = ", ".join(changed[:3]) + ", ..." * (len(changed) > 3)
-            raise ModelChanged(f"{who} changed {names} and did not put back the old values; the model is spoiled")
+            raise ModelChanged(
+                f"{who} changed {first_few(changed)} and did not put back the old values; the model is spoiled"
+            )
         if (left := _n_hooks(model) - hooks) != 0:
             raise ModelChanged(f"{who} left {left} hooks on the model; `with model.hooks(...)` takes them away again")
 
@@ -73,10 +75,10 @@ def warn_of_hooks(model: Model) -> bool:
         return False
     points: dict[int, list[str]] = {}
     for name, point in hook_points(model).items():
-        if watched(point):
+        if hooked(point):
             points.setdefault(id(point), []).append(name)
     names = sorted(min(of_one, key=lambda name: (name.count("."), -len(name))) for of_one in points.values())
-    places = f"at {', '.join(names[:3])}{', ...' * (len(names) > 3)}" if names else "outside its hook points"
+    places = f"at {first_few(names)}" if names else "outside its hook points"
     warnings.warn(
         f"the model has hooks of yours {places}: they are part of all that is computed, and nothing of it is cached; "
         "model.reset_hooks() takes hooks away",

@@ -8,8 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from loc_edit.models.adapter import lens
 from loc_edit.models.model import Model, logits_at
-from loc_edit.models.passes import run_layers, takes_past, watched
+from loc_edit.models.passes import run_layers
 from loc_edit.models.past import PastEntry, new_past
 
 TOP_K = 5
@@ -40,7 +41,7 @@ def sample_tokens(
         of_batch = [prompts[i] for i in batch]
         lengths = torch.tensor([len(prompt) for prompt in of_batch], device=model.cfg.device)
         tokens, past = pad_sequence(of_batch, batch_first=True), None
-        if takes_past(model):
+        if lens.takes_past(model):
             past = new_past(model, tokens.shape[1] + max(len(draws[i]) for i in batch))
         final = run_layers(model, tokens, stop=model.cfg.n_layers, past=past)
         last = final[torch.arange(len(batch), device=final.device), lengths - 1]
@@ -56,7 +57,7 @@ def share_batches(model: Model, lengths: Sequence[int], batch_size: int) -> list
     A hook that a user put on the model may count positions, so while there are any, rows of one length share a batch.
     """
     groups: dict[int, list[int]] = defaultdict(list)
-    by_length = watched(model)
+    by_length = lens.watched(model)
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         groups[lengths[i] if by_length else 0].append(i)
     return [group[k : k + batch_size] for group in groups.values() for k in range(0, len(group), batch_size)]

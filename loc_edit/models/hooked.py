@@ -17,7 +17,7 @@ from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
 from loc_edit.models import attention
 from loc_edit.models.kernels import one_kernel_each
-from loc_edit.models.model import Model, watched as watched
+from loc_edit.models.model import Model, hooked_within
 from loc_edit.models.past import Past
 from loc_edit.models.weights import arrange
 
@@ -136,6 +136,11 @@ def _embed(
     n_before = past[0].length if past is not None else 0
     embedded = model.hook_embed(model.embed(tokens))
     return cast(Tensor, model.get_residual(embedded, n_before, None, mask, tokens, return_shortformer_pos_embed=False))
+
+
+def watched(model: Any) -> bool:
+    """Whether a hook is on the model, or on this part of one."""
+    return hooked_within(model)
 
 
 def plain_attention(model: Model, layer: int) -> bool:

@@ -12,7 +12,7 @@ from transformer_lens.components import GatedMLP, LayerNorm, RMSNorm
 from transformer_lens.utilities.activation_functions import gelu_fast, gelu_new
 
 from loc_edit.models.attention import Positions, attend, plain
-from loc_edit.models.model import hooked, replaced, watched
+from loc_edit.models.model import hooked, hooked_within, replaced
 from loc_edit.models.weights import side_by_side
 
 ONE_PASS = (torch.float32, torch.float64)
@@ -43,7 +43,7 @@ def one_kernel_each(blocks: Iterable[nn.Module]) -> Iterator[None]:
                 stack.enter_context(replaced(mlp, "forward", partial(_gated, mlp)))
             if plain(attn):
                 ln1: Any = block.ln1
-                untouched = not (hooked(attn) or watched(ln1))
+                untouched = not (hooked(attn) or hooked_within(ln1))
                 stack.enter_context(replaced(attn, "forward", partial(attend, attn, positions, untouched)))
             norms = [getattr(block, name, None) for name in ("ln1", "ln1_post", "ln2", "ln2_post")]
             for norm in (*norms, getattr(attn, "q_norm", None), getattr(attn, "k_norm", None)):

@@ -106,7 +106,7 @@ def hooked(module: Any) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
-def watched(module: Any) -> bool:
+def hooked_within(module: Any) -> bool:
     """Whether a hook is on this module or on any of its parts."""
     return any(hooked(part) for part in module.modules())
 

@@ -9,19 +9,6 @@ from loc_edit.models.model import Model
 from loc_edit.models.past import Past, PastEntry
 
 
-def takes_past(model: Model) -> bool:
-    """Whether `run_layers` can take a `past`.
-
-    With a `TransformerBridge` it cannot; then callers compute whole rows again, which is exact but slower.
-    """
-    return lens.takes_past(model)
-
-
-def watched(model: Model) -> bool:
-    """Whether a user's hook is on the model."""
-    return lens.watched(model)
-
-
 def run_layers(
     model: Model,
     given: Int[Tensor, "row pos"] | Float[Tensor, "row pos d_model"],
@@ -38,8 +25,8 @@ def run_layers(
         given: tokens; or, with `start`, the residual stream before layer `start`.
         start: the first layer to run.
         stop: the first layer not to run; the number of layers, to run through the last one.
-        past: keys and values of positions before the given ones; only if `takes_past`.  A row's positions are counted
-            by `mask`, so padding may stand anywhere.
+        past: keys and values of positions before the given ones; only if `lens.takes_past`.  A row's positions
+            are counted by `mask`, so padding may stand anywhere.
         mask: 1 at real positions, 0 at padding, for past and given positions together; without it, all are real.
     """
     if start == stop:
@@ -54,7 +41,7 @@ def answers_alone(model: Model) -> bool:
     layer, because they may depend on positions.  Ask before adding hooks that do not depend on positions.
     """
     last = model.cfg.n_layers - 1
-    return takes_past(model) and lens.plain_attention(model, last) and not lens.watched(model.blocks[last])
+    return lens.takes_past(model) and lens.plain_attention(model, last) and not lens.watched(model.blocks[last])
 
 
 def run_answers(

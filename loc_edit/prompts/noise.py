@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loc_edit.arguments import checked
+from loc_edit.arguments import Count, checked
 from loc_edit.facts.fact import Fact
 from loc_edit.files import short_hash
 from loc_edit.models.adapter import lens
@@ -44,7 +44,7 @@ def subject_noise(
     *,
     scale: str | float = "s3",
     facts: Sequence[Fact] | None = None,
-    samples: int = 10,
+    samples: Count = 10,
     seed: int = 0,
 ) -> Float[Tensor, "sample subject d_model"]:
     """Noise for the embeddings of the prompt's subject, drawn once per (seed, fact).
@@ -69,8 +69,6 @@ def subject_noise(
     Source: Meng et al. 2022a, appendix B.1 (Gaussian, uniform, covariance); Wang et al. 2023, Zhang and Nanda 2024
     (another subject in place of noise).
     """
-    if samples < 1:
-        raise ValueError(f"expected at least 1 noise sample, got samples {samples}")
     return corruption(model, scale, facts).draw(model, prompt, samples=samples, seed=seed)
 
 

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 
 from loc_edit import events
-from loc_edit.arguments import checked
+from loc_edit.arguments import Count, Probability, checked
 from loc_edit.facts.fact import Fact
 from loc_edit.files import cache_folder, set_aside, short_hash, signed, unsigned, write_atomic
+from loc_edit.models.adapter import lens
 from loc_edit.models.checks import warn_of_hooks
 from loc_edit.models.decoding import continue_rows, share_batches
 from loc_edit.models.identity import fingerprint
 from loc_edit.models.memory import halving
 from loc_edit.models.model import Model, logits_at, token_texts, tokenizer
-from loc_edit.models.passes import takes_past
 from loc_edit.models.past import new_past
 from loc_edit.prompts.batches import make_batch, run, target_log_probs
 from loc_edit.prompts.encoding import Encoded, Prompt, encode_all
@@ -60,7 +60,7 @@ def known_facts(
     facts: Sequence[Fact],
     *,
     known: bool = True,
-    min_probability: float = 0.0,
+    min_probability: Probability = 0.0,
     cache: str | Path | None = None,
 ) -> list[Fact]:
     """The facts that the model knows, in the given order.
@@ -73,11 +73,8 @@ def known_facts(
         cache: see `answers`.
 
     Raises:
-        ValueError: `min_probability` is not a probability.
         BadPrompt: a fact cannot be encoded; the message names it.
     """
-    if not 0 <= min_probability <= 1:
-        raise ValueError(f"expected a probability between 0 and 1, got min_probability {min_probability}")
     return [
         fact
         for fact, answer in zip(facts, answers(model, facts, cache=cache), strict=True)
@@ -90,7 +87,7 @@ def answers(
     model: Model,
     facts: Sequence[Fact],
     *,
-    n_tokens: int = ANSWER_LENGTH,
+    n_tokens: Count = ANSWER_LENGTH,
     cache: str | Path | None = None,
     batch_size: int = 64,
 ) -> list[Answer]:
@@ -112,8 +109,6 @@ def answers(
     Raises:
         SubjectNotFound, BadPrompt: a fact cannot be encoded; the message names it.
     """
-    if n_tokens < 1:
-        raise ValueError(f"expected at least 1 token in an answer, got n_tokens {n_tokens}")
     with TemporaryDirectory() if warn_of_hooks(model) else nullcontext(cache) as folder:
         return _answers(model, facts, n_tokens, _AnswerFile.of(model, facts, n_tokens, folder), batch_size)
 
@@ -157,7 +152,7 @@ def _answer(model: Model, facts: Sequence[Fact], encoded: Sequence[Encoded], n_t
     """The answers to some prompts; p(target_true) and the first token come from the same forward pass."""
     prompts = [fact.prompt for fact in encoded]
     batch = make_batch(model, prompts, [fact.target_true for fact in encoded])
-    past = new_past(model, batch.tokens.shape[1] + n_tokens) if takes_past(model) else None
+    past = new_past(model, batch.tokens.shape[1] + n_tokens) if lens.takes_past(model) else None
     answers_at = batch.answers(run(model, batch, past=past))
     p_true = target_log_probs(model, batch, answers_at).double().sum(1).exp()
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.cfg.device)

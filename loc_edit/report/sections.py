@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -10,15 +11,15 @@ import tomli_w
 from matplotlib.figure import Figure
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from loc_edit.analysis.comparisons import DRAWINGS, comparisons
-from loc_edit.analysis.figures.paper import FIGURES
+from loc_edit.analysis.comparisons import DRAWINGS, Comparison, comparisons
+from loc_edit.analysis.figures.paper import FIGURES, PaperFigure
 from loc_edit.analysis.regression.paper import TABLES
-from loc_edit.analysis.regression.planted import Planted
 from loc_edit.analysis.regression.statistics import statistics
+from loc_edit.analysis.run import Run
 from loc_edit.analysis.status import grouped_reasons, reason_lines
-from loc_edit.analysis.tables.paper import rounded
+from loc_edit.analysis.tables.paper import PaperTable, make_each, rounded
 from loc_edit.analysis.tables.rows import RowsMissing, StudyRows, without_controls
-from loc_edit.names import method_label, problem_label
+from loc_edit.names import capitalized, method_label, problem_label
 from loc_edit.views.style import SINGLE, styled
 
 HEAVY = 150_000
@@ -45,19 +46,10 @@ def table_sections(rows: StudyRows, draws: int) -> tuple[list[Section], dict[str
     Returns:
         `name, label, title, columns, cells` of each table, and the reason for each missing table by label.
     """
-    builders = {name: (table.title, table.build) for name, table in TABLES.items()}
-    builders["statistics"] = (
-        "statistics of the rewrite score that allow for dependence",
-        lambda rows: _statistics(rows, draws),
-    )
-    tables: list[Section] = []
-    missing: dict[str, str] = {}
-    for name, (title, build) in builders.items():
-        try:
-            tables.append(_table(name, title, build(rows)))
-        except (RowsMissing, ValueError) as error:
-            missing[label(name)] = str(error)
-    return tables, missing
+    title = "statistics of the rewrite score that allow for dependence"
+    every = TABLES | {"statistics": PaperTable(title, partial(_statistics, draws=draws))}
+    made, missing = make_each(every, lambda name, table: _table(name, table.title, table.build(rows)), ValueError)
+    return list(made.values()), _labeled(missing)
 
 
 def _statistics(rows: StudyRows, draws: int) -> pd.DataFrame:
@@ -73,7 +65,7 @@ def _table(name: str, title: str, built: pd.DataFrame) -> Section:
     return {
         "name": name,
         "label": label(name),
-        "title": _sentence(title),
+        "title": _title(title),
         "columns": [(str(column), _is_number(values)) for column, values in built.items()],
         "cells": shown.to_numpy().tolist(),
     }
@@ -86,38 +78,37 @@ def figure_sections(rows: StudyRows) -> tuple[list[Section], dict[str, str]]:
         `name, label, title`, the `source` (a data address) and whether it is `wide`, for each figure; and the reason
         for each missing figure by label.
     """
-    figures: list[Section] = []
-    missing: dict[str, str] = {}
-    for name, figure in FIGURES.items():
-        try:
-            figures.append(_figure(name, figure.title, figure.draw(figure.build(rows))))
-        except (RowsMissing, ValueError) as error:
-            missing[label(name)] = str(error)
-    return figures, missing
+
+    def make(name: str, figure: PaperFigure) -> Section:
+        return _figure(name, figure.title, figure.draw(figure.build(rows)))
+
+    made, missing = make_each(FIGURES, make, ValueError)
+    return list(made.values()), _labeled(missing)
 
 
-def comparison_sections(
-    rows: StudyRows, draws: int, planted: Planted | None = None, in_sequence: pd.DataFrame | None = None
-) -> tuple[list[Section], list[Section], dict[str, str]]:
+def comparison_sections(rows: StudyRows, draws: int, run: Run) -> tuple[list[Section], list[Section], dict[str, str]]:
     """Compares layers, localizers and edits in sequence, in tables and figures; or says why it cannot."""
     tables: list[Section] = []
     figures: list[Section] = []
-    missing: dict[str, str] = {}
-    for part in comparisons(rows, draws, planted=planted, in_sequence=in_sequence):
-        try:
-            data = part.compute()
-        except (RowsMissing, ValueError) as error:
-            missing[label(part.figure or part.table)] = str(error)
-            continue
+
+    def make(name: str, part: Comparison) -> None:
+        data = part.compute()
         tables.append(_table(part.table, part.title, data))
         if part.figure:
             figures.append(_figure(part.figure, part.title, DRAWINGS[part.figure](data)))
-    return tables, figures, missing
+
+    parts = comparisons(rows, draws, run=run, in_sequence=run.sequences)
+    _, missing = make_each({part.name: part for part in parts}, make, ValueError)
+    return tables, figures, _labeled(missing)
+
+
+def _labeled(missing: Mapping[str, str]) -> dict[str, str]:
+    return {label(name): reason for name, reason in missing.items()}
 
 
 def _figure(name: str, title: str, figure: Figure) -> Section:
     wide = figure.get_figwidth() > SINGLE  # then it takes the whole width of the page
-    return {"name": name, "label": label(name), "title": _sentence(title), "source": inline(figure), "wide": wide}
+    return {"name": name, "label": label(name), "title": _title(title), "source": inline(figure), "wide": wide}
 
 
 def inline(figure: Figure) -> str:
@@ -159,9 +150,8 @@ def label(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
-def _sentence(title: str) -> str:
-    title = title.replace("R^2", "R\u00b2")
-    return title[:1].upper() + title[1:]
+def _title(title: str) -> str:
+    return capitalized(title.replace("R^2", "R\u00b2"))
 
 
 def _shown(value: Any) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 
-from loc_edit.analysis.regression.planted import planted_in
 from loc_edit.analysis.regression.verdict import QUESTIONS
 from loc_edit.analysis.run import Run, load_run
 from loc_edit.analysis.status import run_progress
@@ -18,6 +17,7 @@ from loc_edit.analysis.tables.rows import DEFAULT_WINDOW, RowsMissing, StudyRows
 from loc_edit.arguments import checked
 from loc_edit.facts.fact import Fact
 from loc_edit.files import signed_page, write_atomic
+from loc_edit.names import first_few
 from loc_edit.report import page, sections, summary
 from loc_edit.report.explorer import Continuations, changed_facts, explorer
 from loc_edit.report.packing import embedded
@@ -70,8 +70,8 @@ def write_report(
         if reason:
             notes.append(f"Prompts are spelled from tokens, and paraphrases and neighbors have no text: {reason}.")
     if changed := changed_facts(rows.localized, rows.edits, texts):
-        some = ", ".join(map(str, changed[:5])) + ", ..." * (len(changed) > 5)
-        notes.append(f"Facts that have changed since the run, whose texts are left out: {len(changed)} (ids {some}).")
+        ids = first_few(changed, 5)
+        notes.append(f"Facts that have changed since the run, whose texts are left out: {len(changed)} (ids {ids}).")
     path = _place(run, out)
     path.parent.mkdir(parents=True, exist_ok=True)  # an error is better known before the work
     explorer_data = _explorer(rows, texts, facts, next_tokens)
@@ -146,8 +146,7 @@ def _content(run: Run, rows: StudyRows, notes: list[str], draws: int, explorer_d
     word, sentence = summary.headline([row["answers"][0] for row in verdicts], reason)
     tables, missing_tables = sections.table_sections(rows, draws)
     figures, missing_figures = sections.figure_sections(rows)
-    planted = planted_in(run) if run.config.get("planted") else None
-    compared_tables, compared_figures, not_compared = sections.comparison_sections(rows, draws, planted, run.sequences)
+    compared_tables, compared_figures, not_compared = sections.comparison_sections(rows, draws, run)
     return {
         "question": summary.QUESTION,
         "name": run.path.resolve().name,

@@ -165,12 +165,6 @@ class RunFolder:
             remove_shard(earlier.path)
         return shard
 
-    def discard(self, kind: Kind, key: str) -> None:
-        """Removes the rows of a unit, so that it counts as not done; an unknown key is ignored."""
-        self._refuse_reader()
-        if key in self._shards(kind):
-            remove_shard(self._known[kind].pop(key).path)
-
     def forget_failed(self) -> None:
         """Removes the rows of edits and traces that failed, so that they count as not done."""
         self._refuse_reader()

@@ -14,6 +14,7 @@ from matplotlib import colormaps, font_manager
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
+from matplotlib.image import AxesImage
 
 SINGLE, DOUBLE = 3.25, 6.75
 """The widths of figures in inches: a column of ICML's pages and their two columns; figures are not scaled there."""
@@ -97,19 +98,26 @@ def sheet(width: float, height: float) -> Figure:
 
 
 def panels(
-    n: int, *, columns: int = 3, width: float = DOUBLE, height: float = 1.3, around: float = 0.6, **share: Any
+    n: int,
+    *,
+    columns: int | None = None,
+    width: float | None = None,
+    height: float = 1.3,
+    around: float = 0.6,
+    **share: Any,
 ) -> tuple[Figure, list[Axes]]:
     """A figure with `n` equal panels, at most `columns` side by side.
 
     Args:
         n: the number of panels.
-        columns: the most in a row.
-        width: of the figure, `SINGLE` or `DOUBLE`.
+        columns: the most in a row; by default 3, but 4 panels stand two by two.
+        width: of the figure, `SINGLE` or `DOUBLE`; by default `SINGLE` for one panel.
         height: of a panel with its title and ticks, in inches.
         around: inches above and below all panels, for legend, title and label.
         share: `sharex`, `sharey`, as in `Figure.subplots`.
     """
-    columns = min(n, columns)
+    columns = min(n, columns or (2 if n == 4 else 3))
+    width = width or (SINGLE if n == 1 else DOUBLE)
     rows = -(-n // columns)
     figure = sheet(width, height * rows + around)
     grid = figure.subplots(rows, columns, squeeze=False, **share)
@@ -152,12 +160,16 @@ def series(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     return {name: found[name] if name in found else next(left) for name in names}
 
 
-def write_cell(ax: Axes, column: int, row: int, text: str, background: Any) -> None:
-    """Writes into a cell of a heatmap, dark on light or light on dark."""
-    r, g, b, _ = background
-    dark = 0.299 * r + 0.587 * g + 0.114 * b < 0.5
-    color = "white" if dark else "black"
-    ax.text(column, row, text, ha="center", va="center", fontsize=SMALLEST, color=color)
+def matrix(ax: Axes, values: np.ndarray, texts: Sequence[Sequence[str]], top: float) -> AxesImage:
+    """A heatmap of amounts from 0 to `top`, with a text in each cell, dark on light or light on dark."""
+    image = ax.imshow(values, aspect="auto", cmap=AMOUNT, vmin=0, vmax=top, interpolation="nearest")
+    for row, column in np.ndindex(values.shape):
+        r, g, b, _ = AMOUNT(np.nan_to_num(values[row, column]) / top)  # a cell without a number is white
+        color = "white" if 0.299 * r + 0.587 * g + 0.114 * b < 0.5 else "black"
+        ax.text(column, row, texts[row][column], ha="center", va="center", fontsize=SMALLEST, color=color)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return image
 
 
 def layer_ticks(ax: Axes, layers: Any) -> None:

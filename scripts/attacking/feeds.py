@@ -20,13 +20,15 @@ from loc_edit.cli.contents import COMMANDS
 from loc_edit.cli.main import main
 from loc_edit.editing.settings import SETTINGS
 
+ILLEGAL: tuple[Any, ...] = (nan, b"x", {1}, object(), int, 1j)
+"""What no setting, key of a configuration or argument of a call may be."""
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 7, 2**31, 2**63, -(2**70), 0.0, -0.5, 0.3, 1e-320, 1e300, nan, inf, -inf,
+    None, True, False, 0, 1, -1, 2, 7, 2**31, 2**63, -(2**70), 0.0, -0.5, 0.3, 1e-320, 1e300, inf, -inf,
     "", " ", "0", "-1", "nan", "rome", "rome-", "memit-0", "memit-9999", "s", "s-1", "u", "m1", "swap", "\0", "\ud800",
     "../x", "/nowhere", "s3://nowhere", "{}", "{} {}", "x" * 5000, "\u202e", "<script>", "causal_tracing", "mlp_out",
     [], [None], [[]], [0], [0, 0], [-1], [99], ["x"], [True], [1.5],
     {}, {"a": 1}, {"rome": 1}, {"rome": {"steps": -1}},
-    b"x", (), (1,), (1, 2, 3), {1}, object(), int, 1j,
+    (), (1,), (1, 2, 3), *ILLEGAL,
 )  # fmt: skip
 """What somebody may give instead of what was expected."""
 LONG = ("run", "tune", "plant", "choose-layer", "benchmark")
@@ -46,9 +48,14 @@ def feed(world: World, number: int, draws: random.Random, folder: Path) -> Attem
     answer = in_child(work)
     if answer is None:
         return Attempt(number, "feed", what, "hung")
-    if answer in ("accepted", "named"):
+    if answer in ("accepted", "illegal", "named"):
         return Attempt(number, "feed", what, answer)
     return Attempt(number, "feed", what, *judged(answer, *names))
+
+
+def _accepted(value: Any) -> str:
+    """The outcome where a value was accepted."""
+    return "illegal" if any(value is one for one in ILLEGAL) else "accepted"
 
 
 def _shown(value: Any) -> str:
@@ -60,7 +67,7 @@ def _config(world: World, draws: random.Random, folder: Path) -> tuple[str, list
 
     def work() -> str:
         loc_edit.ExperimentConfig(**{name: value})
-        return "accepted"
+        return _accepted(value)
 
     return f"ExperimentConfig({name}={_shown(value)})", [name], work
 
@@ -89,7 +96,7 @@ def _settings(world: World, draws: random.Random, folder: Path) -> tuple[str, li
 
     def work() -> str:
         record(**{name: value})
-        return "accepted"
+        return _accepted(value)
 
     return f"{record.__name__}({name}={_shown(value)})", [name], work
 
@@ -155,7 +162,7 @@ def _call(world: World, draws: random.Random, folder: Path) -> tuple[str, list[s
         called = getattr(loc_edit, function)
         signature(called).bind(**arguments)
         called(**arguments)
-        return "accepted"
+        return _accepted(value)
 
     return f"{function}({name}={_shown(value)})", [*names, str(value)[:20]], work
 

@@ -1,6 +1,5 @@
 """What is attacked: a small finished run of the built-in model, its cache, an edit and a report; and what is right."""
 
-import json
 import logging
 import os
 import resource
@@ -8,6 +7,8 @@ import signal
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ class Attempt:
         kind: kill, damage or feed.
         what: was done.
         outcome: `right`: the numbers are those of the undisturbed run.  `named`: refused, in words that say what is
-            wrong and where.  `accepted`: bad input that is none.  The others must not be: `traceback`: an error that
-            does not name what was wrong.  `silent`: other numbers without a word.  `lost`, `doubled`: rows.  `hung`.
+            wrong and where.  `accepted`: input that may be good.  The others must not be: `illegal`: input that is
+            good nowhere was accepted.  `traceback`: an error that does not name what was wrong.  `silent`: other
+            numbers without a word.  `lost`, `doubled`: rows.  `hung`.
         text: the error, or what differs.
     """
 
@@ -110,33 +112,36 @@ def in_child(work: Callable[[], Any], at_start: Callable[[int], None] | None = N
     """Does some work in a forked process; returns what the work returned or how it failed, `None` if it was killed.
 
     Args:
-        work: returns what JSON can hold.
+        work: returns plain values.
         at_start: is called with the id of the process, which it may kill.
     """
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(reader)
-        try:
-            signal.alarm(PATIENCE)
-            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY,) * 2)
-            null = os.open(os.devnull, os.O_WRONLY)
-            for stream in (1, 2):
-                os.dup2(null, stream)
-            answer: Any = work()
-        except BaseException as error:
-            answer = described(error)
-        with os.fdopen(writer, "w") as file:
-            json.dump(answer, file)
-        os._exit(0)
-    os.close(writer)
+    reader, writer = get_context("fork").Pipe(duplex=False)
+    process = get_context("fork").Process(target=_answer, args=(work, writer))
+    process.start()
+    writer.close()
     if at_start:
-        at_start(pid)
-    with os.fdopen(reader) as file:
-        text = file.read()
-    os.waitpid(pid, 0)
-    return json.loads(text) if text else None
+        at_start(process.pid)
+    try:
+        answer = reader.recv()
+    except EOFError:
+        answer = None
+    process.join()
+    return answer
+
+
+def _answer(work: Callable[[], Any], writer: Connection) -> None:
+    """Does some work in this process, silently and with limits of time and memory, and sends the answer."""
+    try:
+        signal.alarm(PATIENCE)
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY,) * 2)
+        null = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(null, stream)
+        answer = work()
+    except BaseException as error:
+        answer = described(error)
+    writer.send(answer)
 
 
 def described(error: BaseException) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from commands import call, files, message
 import loc_edit
 from loc_edit.analysis.analyze import Analysis
 from loc_edit.analysis.tables.rows import without_controls
+from loc_edit.cli.main import _NewOnly
 from loc_edit.editing.registry import EDITORS
 from loc_edit.editing.value import EditFailed
 from loc_edit.facts.loading import save_facts
@@ -445,3 +447,9 @@ def test_facts_are_planted_and_the_planted_model_is_studied(here):
     assert (here / "study" / "tables" / "planted_gain.csv").exists()
     assert "layers '1-4'" in message(call("plant", "--layers", "1-4"))
     assert "expected a saved edit" in message(call("run", "--edit", "nothing.safetensors"))
+
+
+def test_a_warning_that_several_tables_give_is_printed_once():
+    record = logging.makeLogRecord({"msg": "%d facts have no tracing fraction", "args": (2,)})
+    only = _NewOnly()
+    assert [only.filter(record), only.filter(record)] == [True, False]

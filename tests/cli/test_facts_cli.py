@@ -78,7 +78,7 @@ def test_known_facts_are_chosen_with_the_builtin_model(here, some, cache):
     wanted = loc_edit.known_facts(model, load_facts("few.jsonl"), known=False, min_probability=0.9)
     assert load_facts("sure.jsonl") == wanted
     assert message(call("facts", "--data", "few.jsonl", "--min-probability", 2)).endswith(
-        "between 0 and 1, got min_probability 2.0"
+        "min_probability to be a number of at least 0 and at most 1, got 2.0"
     )
 
 

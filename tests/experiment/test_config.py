@@ -112,6 +112,7 @@ def test_a_configuration_is_frozen():
         ("facts = 0", ["facts", "at least 1"]),
         ("chunk = 0", ["chunk", "at least 1"]),
         ("noise_samples = -1", ["noise_samples", "at least 1"]),
+        ("noise = nan", ["noise", "got nan"]),
         ("windows = [5, 0]", ["windows", "at least 1"]),
         ("windows = []", ["windows"]),
         ("windows = [5, 5]", ["windows", "twice"]),

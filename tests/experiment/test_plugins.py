@@ -188,10 +188,10 @@ def test_a_worker_elsewhere_runs_the_text_that_was_read_here(plugin):
     [sent] = to_send(config.used)
     assert isinstance(sent, Plugin)
     assert "The deeper the more" in sent.text.decode()
-    del sys.modules[sent.module], EFFECTS["depth"], names.LOCALIZERS["depth"]
+    del sys.modules[sent.origin.module], EFFECTS["depth"], names.LOCALIZERS["depth"]
     sent.load()
     assert EFFECTS["depth"]
-    assert names.LOCALIZERS["depth"].origin.content == sent.content
+    assert names.LOCALIZERS["depth"].origin.content == sent.origin.content
 
 
 def test_what_is_defined_in_a_notebook_stays_in_its_process(lab, monkeypatch):
@@ -493,7 +493,7 @@ def test_installed_packages_offer_plug_ins(plugin, monkeypatch, tmp_path):
     plugins.load_installed.cache_clear()
     config = ExperimentConfig(scores=("length",), methods=("push",), localizers=("depth",))
     [sent] = to_send(config.used)
-    assert sent.module == "offered"
+    assert sent.origin.module == "offered"
     assert "depth" not in ExperimentConfig(localizers="all").localizers, "`all` does not depend on what is installed"
     plugins.load_installed.cache_clear()
     del sys.modules["offered"]

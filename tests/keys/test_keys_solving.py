@@ -335,7 +335,7 @@ def test_the_command_knows_the_identity_and_small_samples(here, monkeypatch, cap
     [
         (("--corpus", "absent.txt"), "corpus 'absent.txt': no such file"),
         (("--corpus", "a.txt", "--layers", "9"), "layers [9]"),
-        (("--corpus", "a.txt", "--tokens", "0"), "tokens 0"),
+        (("--corpus", "a.txt", "--tokens", "0"), "expected tokens to be an integer of at least 1, got 0"),
         (("--corpus", "a.txt", "--ridge", "-1"), "ridge -1"),
     ],
 )

@@ -331,5 +331,5 @@ def test_lists_of_different_lengths_and_bad_facts_are_named(deep, cases):
         trace_many(deep, prompts, targets, noises=[*noises[:2], noises[2][:, :1], noises[3]])
     with pytest.raises(ValueError, match="fact 1: metric 'logit_difference' needs a foil"):
         trace_many(deep, prompts, targets, noises=noises, metric="logit_difference", foils=["Rome", None, "a", "b"])
-    with pytest.raises(ValueError, match="window 0"):
+    with pytest.raises(ValueError, match=r"window to be .*got 0"):
         trace_many(deep, prompts, targets, noises=noises, windows=[3, 0])

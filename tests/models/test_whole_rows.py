@@ -6,9 +6,8 @@ from conftest import EDITABLE, SHAPES, random_model
 
 import loc_edit
 from loc_edit.localization.tracing import trace_many
-from loc_edit.models.adapter import VERSION
+from loc_edit.models.adapter import VERSION, lens
 from loc_edit.models.decoding import sample_tokens
-from loc_edit.models.passes import takes_past
 from loc_edit.prompts.sampling import sample_essences
 
 if VERSION >= 4:
@@ -29,8 +28,8 @@ def pair(request, tokenizer):
     """The same model twice: with and without a past."""
     fast, whole = (random_model(tokenizer, 3, **SHAPES[request.param]) for _ in range(2))
     whole.__class__ = Whole
-    assert takes_past(fast)
-    assert not takes_past(whole)
+    assert lens.takes_past(fast)
+    assert not lens.takes_past(whole)
     return fast, whole
 
 

@@ -4,7 +4,7 @@ import pandas as pd
 
 from loc_edit.analysis.tables.rows import methods_in
 from loc_edit.names import method_label, problem_label, score_label
-from loc_edit.views.style import BLACK, BLUE, DOUBLE, GRAY, ORANGE, SINGLE, Figure, legend, panels, styled
+from loc_edit.views.style import BLACK, BLUE, GRAY, ORANGE, Figure, legend, panels, styled
 
 MARKS = {
     "oracle": (BLACK, "D", "Best layer of each fact (oracle)"),
@@ -24,7 +24,6 @@ def plot_layer_choices(data: pd.DataFrame) -> Figure:
     with styled():
         figure, axes = panels(
             len(problems),
-            width=SINGLE if len(problems) == 1 else DOUBLE,
             height=0.35 + 0.34 * len(methods),
             around=0.3 if len(problems) > 4 else 0.8,
             sharex=True,

@@ -68,9 +68,9 @@ def scores_by_layer(data: pd.DataFrame) -> Figure:
     with styled():
         problems, outcomes = list(data["problem"].unique()), list(data["outcome"].unique())
         grid = [(problem, outcome) for problem in problems for outcome in outcomes]
-        columns = len(outcomes) if len(outcomes) > 1 else 3
-        width, height = (SINGLE, 1.7) if len(grid) == 1 else (DOUBLE, 1.4)
-        figure, axes = panels(len(grid), columns=columns, width=width, height=height, sharex=True, sharey=True)
+        columns = len(outcomes) if len(outcomes) > 1 else None
+        height = 1.7 if len(grid) == 1 else 1.4
+        figure, axes = panels(len(grid), columns=columns, height=height, sharex=True, sharey=True)
         styles = series(method_labels(without_controls(data)))
         for ax, (problem, outcome) in zip(axes, grid, strict=True):
             cell = data[(data["problem"] == problem) & (data["outcome"] == outcome)]

@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from loc_edit.analysis.tables.rows import TRACE_COLUMNS, require
 from loc_edit.views.heatmap import heatmap
-from loc_edit.views.style import BLUE, DOUBLE, ORDERED, SINGLE, Figure, layer_ticks, legend, panels, styled
+from loc_edit.views.style import BLUE, ORDERED, Figure, layer_ticks, legend, panels, styled
 
 
 def peak_layers(data: pd.DataFrame) -> Figure:
@@ -20,8 +20,7 @@ def peak_layers(data: pd.DataFrame) -> Figure:
     require(data, ["window", "layer", "facts"], "peak_layers")
     with styled():
         windows = sorted(data["window"].unique())
-        width, columns = SINGLE if len(windows) == 1 else DOUBLE, 2 if len(windows) in (2, 4) else 3
-        figure, axes = panels(len(windows), columns=columns, width=width, height=1.5, around=0.3, sharey=True)
+        figure, axes = panels(len(windows), height=1.5, around=0.3, sharey=True)
         for ax, window in zip(axes, windows, strict=True):
             bars = data[data["window"] == window]
             ax.bar(bars["layer"], bars["facts"], width=0.8, color=BLUE)
@@ -63,7 +62,7 @@ def mean_effect(data: pd.DataFrame) -> Figure:
     """
     require(data, ["window", "layer", "effect"], "mean_effect")
     with styled():
-        figure, (ax,) = panels(1, width=SINGLE, height=1.6)
+        figure, (ax,) = panels(1, height=1.6)
         windows = sorted(data["window"].unique())
         colors = ORDERED(np.linspace(0, 1, len(windows)))
         for color, marker, window in zip(colors, cycle("o^sDvPX*"), windows, strict=False):

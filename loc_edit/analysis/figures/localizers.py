@@ -5,24 +5,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
 
 from loc_edit.analysis.tables.localized import localizers_in
 from loc_edit.analysis.tables.rows import method_labels, methods_in, require
-from loc_edit.names import TRACING, method_label, problem_label, score_label
+from loc_edit.names import TRACING, capitalized, method_label, problem_label, score_label
 from loc_edit.views.style import (
-    AMOUNT,
     BLACK,
     DOUBLE,
     GRAY,
     SINGLE,
     Figure,
     legend,
+    matrix,
     panels,
     series,
-    sheet,
     styled,
-    write_cell,
 )
 
 COLUMNS = ["localizer", "problem", "method", "window", "outcome"]
@@ -44,30 +41,25 @@ def plot_localizer_matrix(data: pd.DataFrame) -> Figure:
     """
     require(data, [*COLUMNS, "added_corrected", "p_permutation_holm"], "plot_localizer_matrix")
     names, problems, methods = localizers_in(data), list(data["problem"].unique()), methods_in(data)
-    places = [(problem, *method) for problem in problems for method in methods]
-    added, p = 100 * _cells(data, "added_corrected", names, places), _cells(data, "p_permutation_holm", names, places)
+    top = max(LEAST_TOP, float(100 * data["added_corrected"].max()))
+    width = SINGLE if len(problems) == 1 and len(methods) <= 6 else DOUBLE
+    fitting = max(1, int((width - 2) / (CELL * len(methods))))  # problems side by side, as far as their numbers fit
+    columns, height = min(len(problems), fitting), 0.2 * len(names) + 0.4
     with styled():
-        width = SINGLE if len(places) <= 4 else DOUBLE
-        figure = sheet(width, 0.2 * len(names) + 1.2)
-        ax = figure.subplots()
-        scale = Normalize(0, max(LEAST_TOP, float(np.nanmax(added, initial=0.0))))
-        image = ax.imshow(added, aspect="auto", cmap=AMOUNT, norm=scale, interpolation="nearest")
-        wide = (width - 2) / len(places) > CELL
-        for row, column in np.ndindex(added.shape):
-            text = _cell(float(added[row, column]), float(p[row, column]), wide)
-            write_cell(ax, column, row, text, AMOUNT(scale(added[row, column])))
-        ax.set_yticks(range(len(names)), [localizer_label(name) for name in names])
-        ax.set_xticks(range(len(places)), [method_label(method, window) for _, method, window in places])
-        ax.tick_params(axis="x", labelrotation=90)
-        ax.tick_params(length=0)
-        ax.spines[:].set_visible(False)
-        for i, problem in enumerate(problems):
-            middle = (i + 0.5) * len(methods) - 0.5
-            title = problem_label(problem).replace(" ", "\n" if len(problems) > 1 else " ", 1)
-            ax.text(middle, -0.65, title, ha="center", va="bottom")
-            if i:
-                ax.axvline(i * len(methods) - 0.5, color="white", linewidth=3)
-        bar = figure.colorbar(image, ax=ax, pad=0.02, fraction=0.2 / width, aspect=3 * len(names))
+        figure, axes = panels(
+            len(problems), columns=columns, width=width, height=height, around=0.8, sharex=True, sharey=True
+        )
+        for ax, problem in zip(axes, problems, strict=True):
+            rows = data[data["problem"] == problem]
+            added = 100 * _cells(rows, "added_corrected", names, methods)
+            p = _cells(rows, "p_permutation_holm", names, methods)
+            texts = [[_cell(*cell) for cell in zip(*row, strict=True)] for row in zip(added, p, strict=True)]
+            image = matrix(ax, added, texts, top)
+            ax.set_yticks(range(len(names)), [localizer_label(name) for name in names])
+            ax.set_xticks(range(len(methods)), [method_label(method, window) for method, window in methods])
+            ax.tick_params(axis="x", labelrotation=90)
+            ax.set_title(problem_label(problem).replace(" ", "\n" if columns > 3 else " ", 1))
+        bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.2 / width, aspect=3 * len(names))
         bar.set_label(f"Added R\u00b2 (% of the variance)\n* p < {CERTAIN:g} (permutation, Holm)")
         bar.outline.set_visible(False)
     return figure
@@ -86,16 +78,13 @@ def plot_localizer_choices(data: pd.DataFrame) -> Figure:
         styles = series(data["label"])
         step = max(0.07, 0.2 / len(styles))  # inches from method to method
         height = (len(names) + len(OTHERS)) * (len(styles) + 0.5) * step
-        width = SINGLE if len(problems) == 1 else DOUBLE
-        figure, axes = panels(
-            len(problems), columns=5, width=width, height=height, around=1.1, sharex=True, sharey=True
-        )
+        figure, axes = panels(len(problems), columns=5, height=height, around=1.1, sharex=True, sharey=True)
         for ax, problem in zip(axes, problems, strict=True):
             _draw_choices(ax, data[data["problem"] == problem], names, styles)
             ax.set_title(problem_label(problem).replace(" ", "\n" if len(problems) > 3 else " ", 1))
         handles = axes[0].get_legend_handles_labels()[0]
         legend(figure, axes, handles)
-        outcome, gap = score_label(data["outcome"].iloc[0], with_range=False), "\n" if width == SINGLE else " "
+        outcome, gap = score_label(data["outcome"].iloc[0], with_range=False), "\n" if len(problems) == 1 else " "
         figure.supxlabel(f"{outcome} minus that of one layer for all facts{gap}(percentage points)")
     return figure
 
@@ -106,8 +95,7 @@ def localizer_label(name: str) -> str:
     words["relp"] = "RelP"
     if name == TRACING:
         return "Causal Tracing"
-    text = " ".join(words.get(word, word) for word in name.split("_"))
-    return text[:1].upper() + text[1:]
+    return capitalized(" ".join(words.get(word, word) for word in name.split("_")))
 
 
 def _draw_choices(ax: Axes, rows: pd.DataFrame, names: list[str], styles: dict[str, dict[str, Any]]) -> None:
@@ -129,17 +117,15 @@ def _draw_choices(ax: Axes, rows: pd.DataFrame, names: list[str], styles: dict[s
         ax.axhline(place - 0.5, color=GRAY, linewidth=0.8 if place == len(names) else 0.3, alpha=0.6)
 
 
-def _cell(added: float, p: float, wide: bool) -> str:
-    """The number of a cell in percent, starred where it is certain; only the star where the cell is narrow."""
+def _cell(added: float, p: float) -> str:
+    """The number of a cell in percent, starred where it is certain."""
     star = "*" if p < CERTAIN else ""
     if np.isnan(added):
         return "?"
-    if not wide:
-        return star
     return ("0" if added == 0 else f"{added:.1f}" if added < 9.95 else f"{added:.0f}") + star
 
 
-def _cells(data: pd.DataFrame, column: str, names: list[str], places: list[tuple[str, str, int]]) -> np.ndarray:
-    """A column of the matrix as localizer x place; NaN where there is no row."""
-    wide = data.pivot(index="localizer", columns=["problem", "method", "window"], values=column)
-    return wide.reindex(index=names, columns=pd.MultiIndex.from_tuples(places)).to_numpy(dtype=float)
+def _cells(rows: pd.DataFrame, column: str, names: list[str], methods: list[tuple[str, int]]) -> np.ndarray:
+    """A column of one problem's rows as localizer x method; NaN where there is no row."""
+    wide = rows.pivot(index="localizer", columns=["method", "window"], values=column)
+    return wide.reindex(index=names, columns=pd.MultiIndex.from_tuples(methods)).to_numpy(dtype=float)

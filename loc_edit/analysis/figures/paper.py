@@ -12,7 +12,7 @@ from loc_edit.analysis.figures.explained import r2_bars
 from loc_edit.analysis.figures.localization import fact_heatmap, mean_effect, peak_layers
 from loc_edit.analysis.regression.ols import fits
 from loc_edit.analysis.regression.statistics import with_holm
-from loc_edit.analysis.tables.paper import PaperTable, write_each
+from loc_edit.analysis.tables.paper import PaperTable, make_each
 from loc_edit.analysis.tables.rows import EffectDefinition, RowsMissing, StudyRows, cell_effects
 from loc_edit.analysis.tables.summaries import (
     argmax_histogram,
@@ -160,7 +160,7 @@ def draw_all(
     figures = dict(FIGURES)
     if second is not None:
         figures["figure_13"] = replace(FIGURES["figure_13"], build=lambda _: with_holm(fits(_wide_rows(*second))))
-    return write_each(figures, draw)
+    return make_each(figures, draw)
 
 
 def _wide_rows(traces: pd.DataFrame, edits: pd.DataFrame) -> pd.DataFrame:

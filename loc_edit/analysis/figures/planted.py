@@ -9,18 +9,15 @@ from loc_edit.analysis.tables.localized import localizers_in
 from loc_edit.analysis.tables.rows import methods_in, require
 from loc_edit.names import method_label, problem_label
 from loc_edit.views.style import (
-    AMOUNT,
-    DOUBLE,
     GRAY,
     ORANGE,
-    SINGLE,
     Figure,
     legend,
+    matrix,
     panels,
     round_step,
     series,
     styled,
-    write_cell,
 )
 
 CELL = 0.19
@@ -38,7 +35,7 @@ def plot_planted_accuracy(data: pd.DataFrame) -> Figure:
     names, windows = localizers_in(whole), sorted(whole["window"].unique())
     with styled():
         height = max(0.17, 0.08 * len(windows)) * len(names)
-        figure, (ax,) = panels(1, width=SINGLE, height=height, around=0.8)
+        figure, (ax,) = panels(1, height=height, around=0.8)
         styles = series(f"Window {window}" for window in windows)
         for i, (window, (label, style)) in enumerate(zip(windows, styles.items(), strict=True)):
             rows = whole[whole["window"] == window]
@@ -68,21 +65,16 @@ def plot_planted_edits(data: pd.DataFrame) -> Figure:
     groups = sorted(data["group"].unique(), key=lambda group: [int(layer) for layer in str(group).split("+")])
     layers = sorted(data["layer"].unique())
     with styled():
-        width, columns = SINGLE if len(places) == 1 else DOUBLE, 2 if len(places) in (2, 4) else 3
         height = 0.17 * len(groups) + 0.25
-        figure, axes = panels(
-            len(places), columns=columns, width=width, height=height, around=0.4, sharex=True, sharey=True
-        )
-        wide_cells = (width - 1) / min(columns, len(places)) / len(layers) > CELL
+        figure, axes = panels(len(places), height=height, around=0.4, sharex=True, sharey=True)
+        width, columns = figure.get_figwidth(), len({ax.get_position().x0 for ax in axes})
+        wide_cells = (width - 1) / columns / len(layers) > CELL
         for ax, (problem, method, window) in zip(axes, places, strict=True):
             rows = data.query("problem == @problem and method == @method and window == @window")
             wide = rows.pivot(index="group", columns="layer", values="mean").reindex(index=groups, columns=layers)
             means = 100 * wide.to_numpy(dtype=float)
-            image = ax.imshow(means, aspect="auto", cmap=AMOUNT, vmin=0, vmax=100, interpolation="nearest")
-            for row, column in np.ndindex(means.shape):
-                value = float(means[row, column])
-                text = f"{value:.0f}" if wide_cells and not np.isnan(value) else ""
-                write_cell(ax, column, row, text, AMOUNT(value / 100))
+            texts = [[f"{x:.0f}" if wide_cells and not np.isnan(x) else "" for x in row] for row in means]
+            image = matrix(ax, means, texts, 100)
             for group, layer in rows.loc[rows["planted"], ["group", "layer"]].to_numpy():
                 corner = layers.index(layer) - 0.5, groups.index(group) - 0.5
                 frame = Rectangle(corner, 1, 1, fill=False, edgecolor=ORANGE, linewidth=1.5, clip_on=False, zorder=3)
@@ -91,8 +83,6 @@ def plot_planted_edits(data: pd.DataFrame) -> Figure:
             every = round_step(len(layers) / 8)
             ax.set_xticks(range(0, len(layers), every), layers[::every])
             ax.set_yticks(range(len(groups)), groups)
-            ax.tick_params(length=0)
-            ax.spines[:].set_visible(False)
         figure.supxlabel("Edited layer")
         figure.supylabel("Layer that learned the fact")
         bar = figure.colorbar(image, ax=axes, fraction=0.3 / width, pad=0.02)

@@ -9,7 +9,7 @@ from matplotlib.ticker import LogFormatter
 
 from loc_edit.analysis.tables.rows import method_labels, require
 from loc_edit.analysis.tables.sequences import MEASURES
-from loc_edit.names import method_label, problem_label, way_label
+from loc_edit.names import capitalized, method_label, problem_label, way_label
 from loc_edit.views.style import SMALLEST, Figure, legend, panels, series, styled
 
 REWRITE, NEIGHBORHOOD, RATIO = "Rewrite (0 to 1)", "Neighborhood (0 to 1)", "Ratio (log scale)"
@@ -36,9 +36,8 @@ def plot_sequences(data: pd.DataFrame) -> Figure:
             _draw_lines(ax, rows, measure, styles)
             if number >= len(DRAWN):
                 ax.sharey(axes[number % len(DRAWN)])
-            name = MEASURES[measure][0].upper() + MEASURES[measure][1:]
             where = f"{problem_label(problem)}, layer {layer}: " if several_problems else f"Layer {layer}: "
-            ax.set_title((where if len(places) > 1 else "") + name)
+            ax.set_title((where if len(places) > 1 else "") + capitalized(MEASURES[measure]))
             ax.set_ylabel(DRAWN[measure])
         figure.supxlabel("Edits in the model (log scale)")
         legend(figure, axes, axes[0].get_legend_handles_labels()[0])

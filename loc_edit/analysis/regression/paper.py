@@ -13,10 +13,10 @@ from loc_edit.analysis.regression.verdict import verdicts
 from loc_edit.analysis.tables.paper import (
     PaperTable,
     beside_paper,
+    make_each,
     r2_table,
     table_1,
     with_paper_layers,
-    write_each,
     write_table,
 )
 from loc_edit.analysis.tables.rows import RowsMissing, StudyRows
@@ -95,7 +95,7 @@ def write_tables(
     tables = TABLES | (resampled_tables(draws, seed) if draws else {})
     if compare_paper:
         tables["compare_paper"] = PaperTable("R^2 of every score beside the study's", _beside_paper)
-    return write_each(tables, lambda name, table: write_table(table.build(rows), folder, name))
+    return make_each(tables, lambda name, table: write_table(table.build(rows), folder, name))
 
 
 def resampled_tables(draws: int = 2000, seed: int = 0) -> dict[str, PaperTable]:

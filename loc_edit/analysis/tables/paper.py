@@ -26,30 +26,32 @@ class PaperTable:
     build: Callable[[StudyRows], pd.DataFrame]
 
 
-Output = TypeVar("Output", bound=PaperTable)
+Output = TypeVar("Output")
+Made = TypeVar("Made")
 
 
-def write_each(
-    outputs: Mapping[str, Output], write: Callable[[str, Output], list[Path]]
-) -> tuple[dict[str, list[Path]], dict[str, str]]:
-    """Writes every table or figure that the rows allow.
+def make_each(
+    outputs: Mapping[str, Output], make: Callable[[str, Output], Made], errors: type[ValueError] = RowsMissing
+) -> tuple[dict[str, Made], dict[str, str]]:
+    """Makes every table or figure that the rows allow.
 
     Args:
         outputs: the tables or figures by name.
-        write: builds and writes one, given its name too, and returns the paths; or raises `RowsMissing`.
+        make: makes one, given its name too, such as the files of it; or raises one of `errors`.
+        errors: these leave out just that table or figure; others go on.
 
     Returns:
-        The paths written, by name, and for tables or figures that cannot be made, the reason.
+        What was made, by name, and for tables or figures that cannot be made, the reason.
     """
-    written: dict[str, list[Path]] = {}
+    made: dict[str, Made] = {}
     missing: dict[str, str] = {}
     for name, output in outputs.items():
         try:
-            written[name] = write(name, output)
-        except RowsMissing as error:
+            made[name] = make(name, output)
+        except errors as error:
             missing[name] = str(error)
-            log.info("%s (%s) cannot be made: %s", name, output.title, error)
-    return written, missing
+            log.info("%s cannot be made: %s", name, error)
+    return made, missing
 
 
 def r2_table(fits: pd.DataFrame) -> pd.DataFrame:
