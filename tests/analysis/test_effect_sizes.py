@@ -193,7 +193,9 @@ def test_facts_of_one_relation_do_not_tell_about_each_other():
     copies = pd.concat([frame.assign(fact_id=frame["fact_id"] + 100 * copy) for copy in range(3)])
     one, three = (Profiles.of(f) for f in (frame, copies))
     assert three.units().max() == 19
-    assert gain_at_peak(three, Resampling(50)).columns("") == pytest.approx(gain_at_peak(one, Resampling(50)).columns(""))
+    assert gain_at_peak(three, Resampling(50)).columns("") == pytest.approx(
+        gain_at_peak(one, Resampling(50)).columns("")
+    )
     assert out_of_sample(three) == pytest.approx(out_of_sample(one))
 
 
