@@ -1,5 +1,6 @@
 """A visit to the playground without its page: it shows what the package computes, and gives the model back."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -49,6 +50,15 @@ def test_before_is_the_unedited_model_and_after_has_all_edits(session, tiny, fac
     assert after.rewrite != pytest.approx(before.rewrite, rel=1e-3)
 
 
+def test_essence_is_measured_only_on_request(session, tiny, facts):
+    made = session.edit(method="finetune", layer=0)
+    assert math.isnan(session.compare("error_injection").score.essence)
+    expected = loc_edit.score(tiny, facts[0], made.request, made.edit)
+    compared = session.compare("error_injection", essence=True)
+    assert compared.score.after.essence == expected.after.essence
+    assert compared.score.after.essence != compared.score.before.essence
+
+
 def test_an_edit_taken_back_leaves_the_others(session, facts):
     made = [session.edit(method="finetune", layer=layer) for layer in (0, 1, 0)]
     session.undo(1)
@@ -85,7 +95,7 @@ def test_the_python_lines_do_the_same(
     session.locate(localizer, window=1)
     session.edit("fact_amplification", "finetune", 0)
     session.edit(problem, method, 1)
-    compared = session.compare(problem)
+    compared = session.compare(problem, essence=method == "finetune")
     lines = python_lines(session)
     monkeypatch.setattr(loc_edit, "load_model", lambda name: tiny)
     monkeypatch.setattr(loc_edit, "load_facts", lambda name, seed: facts)
