@@ -68,13 +68,14 @@ const show = () => {
 window.addEventListener('message', ({ source, data }) => {
   if (source !== frame()?.contentWindow) return;
   if (data.ready) { ready = true; show(); }
-  if (data.height && props.value) frame().style.height = `${Math.ceil(data.height)}px`;
+  if (data.height && props.value) frame().style.height = `${Math.ceil(data.height) + 2}px`;
   if (Number.isInteger(data.layer)) trigger('select', { index: data.layer, value: data.layer });
 });
 watch('value', show);
 frame().srcdoc = new TextDecoder().decode(Uint8Array.from(atob(props.shell), (c) => c.charCodeAt(0)));
 """
-"""Fills the frame once, hands it each new value, gives it the height that it asks for, and hears of clicked layers."""
+"""Fills the frame once, hands it each new value, gives it the height that it asks for (and 2 px for its border), and hears
+of clicked layers."""
 
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}

@@ -233,6 +233,7 @@ def test_it_fits_the_screen(page, width):
         frame = page.find_element("css selector", "#panel iframe").size
         needed = inside(page, "return document.documentElement.offsetHeight")
         assert abs(frame["height"] - needed) < 5
+        assert inside(page, "return document.documentElement.scrollHeight <= innerHeight")  # no bar to scroll it
         assert frame["width"] > 0.55 * min(width, 900)
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
