@@ -74,8 +74,8 @@ window.addEventListener('message', ({ source, data }) => {
 watch('value', show);
 frame().srcdoc = new TextDecoder().decode(Uint8Array.from(atob(props.shell), (c) => c.charCodeAt(0)));
 """
-"""Fills the frame once, hands it each new value, gives it the height that it asks for (and 2 px for its border), and hears
-of clicked layers."""
+"""Fills the frame once, hands it each new value, gives it the height that it asks for and 2 px for its border, and
+hears of clicked layers."""
 
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
