@@ -5,6 +5,8 @@ loc-edit run --plugin examples/head_localizer.py --localizers causal_tracing hea
 Source: attribution patching (Nanda 2023; Syed et al. 2023) of `hook_z`.
 """
 
+from functools import partial
+
 import torch
 from einops import einsum
 
@@ -28,11 +30,12 @@ def by_head(question):
     def start(residual, hook):
         return residual.detach().requires_grad_()  # no weight requires a gradient, so the stream has to
 
-    def keep(z, hook):
-        outputs[hook.name] = z
+    def keep(z, hook, name):  # in TransformerLens 4, z is a view that only counts when it is returned
+        outputs[name] = z
+        return z
 
     hooks = loc_edit.corruption_hooks(question.prompt, question.noise)
-    hooks += [("blocks.0.hook_resid_pre", start), *((name, keep) for name in names)]
+    hooks += [("blocks.0.hook_resid_pre", start), *((name, partial(keep, name=name)) for name in names)]
     rows = question.tokens.repeat(len(question.noise), 1)
     with torch.enable_grad(), model.hooks(fwd_hooks=hooks):
         log_p = model(rows)[:, n - 1 :].log_softmax(-1)  # one position for each token of the target

@@ -59,7 +59,7 @@ def progress(task: str, done: int, total: int, *, found: int = 0, detail: str = 
 
 
 def step(task: str = "", done: int = 0, total: int = 0) -> None:
-    """Reports one of the many small steps of a localizer or an editor.
+    """Reports one of the many small steps of a localizer, an editor or of decoding.
 
     Logs and lines of progress pass over these events.  A listener that raises an exception ends the computation here.
 

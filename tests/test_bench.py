@@ -12,12 +12,14 @@ import pytest
 import torch
 
 import loc_edit
+from loc_edit.models.adapter import VERSION
 from loc_edit.models.decoding import sample_tokens
 from loc_edit.prompts.encoding import encode_context, encode_template
 from loc_edit.scoring.measuring import Meter
 from loc_edit.scoring.probes import make_probes
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
+pytestmark = pytest.mark.skipif(VERSION >= 4, reason="the benchmark compares with HookedTransformer")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import loc_edit
 from loc_edit.cli.models import fetch
 from loc_edit.cli.options import AcceptTerms, like_config
 from loc_edit.cli.show import Json, err, numbers, out, print_json, progress
+from loc_edit.experiment.config import FactCount
 
 if TYPE_CHECKING:
     from loc_edit.facts.loading import FactFile
@@ -24,7 +25,7 @@ SHOWN = 10
 
 def facts(
     data: Annotated[str, like_config("data")] = "builtin",
-    n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None,
+    n: Annotated[FactCount, tyro.conf.arg(aliases=["-n"])] = None,
     relation: str | None = None,
     known: bool = False,
     min_probability: float = 0.0,
@@ -47,7 +48,7 @@ def facts(
         loc-edit facts --known --model smollm2 --save known.jsonl
 
     Args:
-        n: How many facts, spread evenly over the relations; all if None.
+        n: How many facts, spread evenly over the relations, or all.
         relation: Only facts of this relation.
         known: Only facts whose true object is in the model's greedy answer of 36 tokens.
         min_probability: Only facts whose true object has at least this probability.

@@ -13,7 +13,7 @@ from loc_edit.cli.models import fetch
 from loc_edit.cli.options import AcceptTerms, Assignments, Source, like_config
 from loc_edit.cli.show import out, progress
 from loc_edit.editing.settings import named_after
-from loc_edit.experiment.config import BadConfig, ExperimentConfig
+from loc_edit.experiment.config import BadConfig, ExperimentConfig, FactCount
 from loc_edit.names import method_label, parse_method, problem_label
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def tune(
     problems: Annotated[tuple[str, ...], like_config("problems")] = ("error_injection",),
     known: Annotated[bool, like_config("known")] = False,
     min_probability: Annotated[float, like_config("min_probability")] = 0.0,
-    facts: Annotated[int | None, like_config("facts")] = 20,
+    facts: Annotated[FactCount, like_config("facts")] = 20,
     skip_facts: Annotated[int, like_config("skip_facts")] = 0,
     layer: int | None = None,
     floor: float = 0.7,

@@ -23,6 +23,18 @@ class BadConfig(ValueError):
 
 HINT = "; a plug-in's file is named with --plugin"
 
+FactCount = Annotated[
+    Count | None,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT|all",
+        instance_from_str=lambda words: None if words[0] in ("all", "None") else int(words[0]),
+        is_instance=lambda value: value is None or isinstance(value, int),
+        str_from_instance=lambda value: ["all" if value is None else str(value)],
+    ),
+]
+"""How many facts; `None` is the word `all` on the command line, as it is in TOML."""
+
 
 class ExperimentConfig(BaseModel):
     """An experiment: which facts, layers, methods and problems, on which model.
@@ -49,8 +61,8 @@ class ExperimentConfig(BaseModel):
     """Whether to keep only the facts whose object the model says within 36 tokens after the prompt."""
     min_probability: Probability = 0.0
     """The lowest p(o_true) of the facts that are kept."""
-    facts: Count | None = 100
-    """How many facts, spread evenly over the relations; all if None (in TOML: "all")."""
+    facts: FactCount = 100
+    """How many facts, spread evenly over the relations, or all (in TOML "all", in Python also None)."""
     skip_facts: Index = 0
     """How many facts are left out at the beginning of this choice, such as those that settings were tuned on."""
     layers: tuple[Index, ...] | None = None

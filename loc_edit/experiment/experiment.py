@@ -43,8 +43,7 @@ from loc_edit.keys.moments import free_memory
 from loc_edit.localization.hooks import check_site
 from loc_edit.models.identity import fingerprint, versions
 from loc_edit.models.model import Model
-from loc_edit.prompts.batches import make_batch
-from loc_edit.prompts.encoding import encode, target_tokens
+from loc_edit.prompts.encoding import encode_all
 from loc_edit.prompts.recall import known_facts
 from loc_edit.store.layout import CONFIG, KEY_STATS
 from loc_edit.store.mirror import Mirror
@@ -82,7 +81,7 @@ class Experiment:
 
     @cached_property
     def facts(self) -> list[Fact]:
-        """The chosen facts in the order of computing; each fits the model's context together with its object.
+        """The chosen facts in the order of computing; each fits the model's context together with each of its objects.
 
         Raises:
             BadFact: the model knows none of the facts, all of them are skipped, or two facts share an id.
@@ -99,9 +98,9 @@ class Experiment:
         counts = Counter(fact.fact_id for fact in facts)
         if repeated := sorted(fact_id for fact_id, n in counts.items() if n > 1):
             raise BadFact(f"{config.data}: several facts have the ids {repeated}; expected one fact per id")
-        for fact in facts:
-            prompt = encode(self.model, fact)
-            make_batch(self.model, [prompt], [target_tokens(self.model, prompt.text, fact.target_true)])
+        for encoded in encode_all(self.model, facts):
+            if isinstance(encoded, Exception):
+                raise encoded
         return facts
 
     @property

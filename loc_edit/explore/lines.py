@@ -36,7 +36,8 @@ def python_lines(session: Session) -> str:
         lines += [f"together = {' + '.join(f'edit_{number}' for number in range(len(session.made)))}"]
         lines += ['together.save("edit.safetensors")']
     if session.comparison is not None and session.made[-1].fact == session.fact:
-        lines += ["score = loc_edit.score(model, fact, request, together, essence=False)"]
+        essence = bool(session.comparison.score.before.essence)
+        lines += [f"score = loc_edit.score(model, fact, request, together, essence={essence})"]
         lines += ["print(score.show(model))"]
     return "\n".join(lines) + "\n"
 

@@ -68,13 +68,14 @@ const show = () => {
 window.addEventListener('message', ({ source, data }) => {
   if (source !== frame()?.contentWindow) return;
   if (data.ready) { ready = true; show(); }
-  if (data.height && props.value) frame().style.height = `${Math.ceil(data.height)}px`;
+  if (data.height && props.value) frame().style.height = `${Math.ceil(data.height) + 2}px`;
   if (Number.isInteger(data.layer)) trigger('select', { index: data.layer, value: data.layer });
 });
 watch('value', show);
 frame().srcdoc = new TextDecoder().decode(Uint8Array.from(atob(props.shell), (c) => c.charCodeAt(0)));
 """
-"""Fills the frame once, hands it each new value, gives it the height that it asks for, and hears of clicked layers."""
+"""Fills the frame once, hands it each new value, gives it the height that it asks for and 2 px for its border, and
+hears of clicked layers."""
 
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -109,7 +110,10 @@ def serve(page: gr.Blocks, port: int | None = None, *, host: str = LOCAL, share:
         page: from `playground`.
         port: by default the first free one from 7860 on.
         host: the network interface; by default, only this machine can open the page.
-        share: whether Gradio makes a public address for it.
+        share: whether Gradio makes a public address for it, for which it downloads a program and asks its servers.
+
+    Raises:
+        OSError: no port is free, or there is no public address.
     """
     middleware = [Middleware(_Policy)]
     if host == LOCAL and not share:  # another site's name that leads here is not this page
@@ -119,6 +123,11 @@ def serve(page: gr.Blocks, port: int | None = None, *, host: str = LOCAL, share:
         server_name=host, server_port=port, share=share, prevent_thread_lock=True, quiet=True, theme=theme, css=CSS,
         allowed_paths=[], app_kwargs={"middleware": middleware}, max_file_size=1, footer_links=[], ssr_mode=False,
     )  # fmt: skip
+    if share and public is None:  # Gradio says why, and would go on without one
+        page.close(verbose=False)
+        raise ConnectionError(
+            "no public address: --share needs a network and Gradio's servers; the page opens without it"
+        )
     return public or address
 
 
@@ -211,6 +220,7 @@ class _Page:
                 0, n_layers - 1, n_layers // 3, step=1, label="Layer, or the window's center", elem_id="layer",
                 info="a click in the heatmap sets it",
             )  # fmt: skip
+            self.essence = gr.Checkbox(label="Measure essence too, which takes longer", elem_id="essence")
             self.edit = gr.Button("Edit", variant="primary", elem_id="edit")
         with gr.Group():
             self.made = gr.Dropdown([], label="Edits in the model", elem_id="made", interactive=True)
@@ -226,7 +236,8 @@ class _Page:
 
     def _connect(self) -> None:
         fields = list(self.texts.values())
-        fact, seen = [self.visit, *fields, self.problem, self.layer], [self.status, self.stop, *self._shown]
+        fact = [self.visit, *fields, self.essence, self.problem, self.layer]
+        seen = [self.status, self.stop, *self._shown]
         self.blocks.load(lambda: Visit(Session(self.setup)), None, self.visit, queue=False, **QUIET)
         self.chosen.input(self._texts_of, self.chosen, fields, queue=False, **QUIET)
         self.locate.click(_streamed(self._locate), [*fact, self.localizer, self.site, self.window], seen, **WORK)
@@ -257,13 +268,13 @@ class _Page:
 
     def _work(self, visit: Visit, title: str, fact: list[Any], act: Callable[[], object]) -> Iterator[dict[Any, Any]]:
         """Do something with the fact in the fields and compare before and after, saying how far it is; then show it."""
-        *values, problem, layer = fact
+        *values, essence, problem, layer = fact
         session = visit.session
 
         def work() -> None:
             session.choose(fact_of_texts(self.setup, self.facts.values(), dict(zip(self.texts, values, strict=True))))
             act()
-            session.compare(problem)
+            session.compare(problem, essence=essence)
 
         start, job = time.monotonic(), Job(title, work)
         visit.job = job

@@ -153,8 +153,12 @@ class Session:
             raise ValueError(f"undo {number}: expected the place of an edit, and there are {len(self.made)}")
         self.made = tuple(made for made in self.made if made is not self.made[number])
 
-    def compare(self, problem: str) -> Comparison | None:
+    def compare(self, problem: str, *, essence: bool = False) -> Comparison | None:
         """Measure the fact in the unedited model and in the model with all edits; `None` without edits.
+
+        Args:
+            problem: one of `loc_edit.PROBLEMS`.
+            essence: whether to measure essence too, for which texts about the subject are sampled.
 
         Raises:
             ValueError: the problem makes no sense for the fact.
@@ -164,7 +168,7 @@ class Session:
             fact, model = self._chosen, self.setup.model
             own = [made for made in self.made if made.fact == fact and made.problem == problem]
             request = own[-1].request if own else _posed(self.setup, fact, problem)
-            scored = score(model, fact, request, self.together, essence=False)
+            scored = score(model, fact, request, self.together, essence=essence)
             alone = replace(fact, paraphrases=(), neighbors=())
             before = generation(model, alone)["rewrite"][0].text
             with self.together.applied(model):

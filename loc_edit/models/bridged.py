@@ -137,6 +137,7 @@ def native(
         for name, weight in named_weights(model).items():
             weight.copy_(weights[name])
     model.cfg.as_in_3 = {**config, "tokenizer_prepends_bos": False}
+    model.cfg.model_name = config.get("model_name", model.cfg.model_name)
     model.cfg.default_prepend_bos = config.get("default_prepend_bos", True)
     model.cfg.tokenizer_prepends_bos = False
     give_tokenizer(model, fast)

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from loc_edit import events
 from loc_edit.models.adapter import lens
 from loc_edit.models.model import Model, logits_at
 from loc_edit.models.passes import run_layers
@@ -95,6 +96,7 @@ def continue_rows(
     new = tokens.new_zeros(len(rows), longest)
     alive = list(range(len(rows)))
     for step in range(longest):
+        events.step("decoded tokens", step, longest)
         staying = [k for k, i in enumerate(alive) if wanted[i] > step]
         if len(staying) < len(alive):
             alive, last, mask = [alive[k] for k in staying], last[staying], mask[staying]

@@ -4,6 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from loc_edit import names
+from loc_edit.cli.contents import load
+from loc_edit.cli.parsing import parse
 from loc_edit.editing.settings import FinetuneSettings, MemitSettings, RomeSettings, presets, resolve_settings
 from loc_edit.experiment.config import NAMED, BadConfig, ExperimentConfig
 
@@ -89,8 +91,13 @@ def test_every_field_survives_toml(file, tmp_path):
     assert read(file, config.to_toml()) == config
 
 
-def test_all_facts_can_be_asked_for_in_toml(file):
+def test_all_facts_can_be_asked_for_in_a_file_and_on_the_command_line(file):
     assert read(file, 'facts = "all"').facts is None
+    for command, defaults, facts in (("run", {"experiment": ExperimentConfig()}, 100), ("facts", {}, None)):
+        option = "--facts" if command == "run" else "-n"
+        for words, expected in (([option, "all"], None), ([option, "7"], 7), ([], facts)):
+            values = parse(load(command), command, words, defaults)
+            assert (values["experiment"].facts if command == "run" else values["n"]) == expected
 
 
 def test_noise_may_be_a_number(file):

@@ -427,7 +427,7 @@ def test_facts_of_one_id_are_refused(lab, tmp_path, facts):
 
 
 def test_facts_may_be_the_first_few_those_known_or_those_likely(lab, tiny, facts, monkeypatch):
-    likely = {f.fact_id: loc_edit.answers(tiny, [f])[0].p_true for f in facts}
+    likely = {answer.fact_id: answer.p_true for answer in loc_edit.answers(tiny, facts)}
     least = sorted(likely.values())[2]
     assert sorted(likely.values())[1] < least  # there is something to leave out
     kept = [fact.fact_id for fact in lab(min_probability=least).facts]

@@ -353,7 +353,7 @@ def test_an_editor_that_writes_into_the_model_ends_the_run(make_model, facts):
             model.blocks[0].attn.W_Q.add_(1e-3)
         return [loc_edit.Edit(()) for _ in requests]
 
-    with pytest.raises(loc_edit.ModelChanged, match=r"editor 'mine' changed blocks.0.attn.W_Q"):
+    with pytest.raises(loc_edit.ModelChanged, match=r"editor 'mine' changed \w+\.(h\.)?0\.\S*attn\."):
         EDITORS["mine"](model, [loc_edit.pose(facts[0], "error_injection", model)], [1], settings=NoSettings())
 
 

@@ -283,7 +283,8 @@ def test_answers_of_an_old_version_are_taken_once_and_get_their_checksums(tiny, 
     assert path.read_bytes() == data
     old[1]["known"] = not old[1]["known"]
     path.write_text("".join(json.dumps(row) + "\n" for row in old))
-    assert answers(tiny, facts, cache=tmp_path) == expected, "an answer that does not fit its fact is given again"
+    known = [answer.known for answer in answers(tiny, facts, cache=tmp_path)]
+    assert known == [answer.known for answer in expected], "an answer that does not fit its fact is given again"
 
 
 # Run folders

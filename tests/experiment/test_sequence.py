@@ -159,7 +159,7 @@ def test_a_failed_edit_is_counted_and_the_next_one_follows(grid, monkeypatch):
     rows = rows_of(find(experiment, "rome"), experiment)
     assert rows["failed"].tolist() == [0, 1]
     assert rows["reason"].tolist() == ["", f"fact {second.fact_id}: not finite"]
-    assert rows["rewrite_last"][1] > 0
+    assert rows["rewrite_last"].notna().all()
     assert rows["change"][0] == whole["change"][0] < rows["change"][1] != whole["change"][1]
 
 

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import browser as browsers
@@ -62,9 +62,10 @@ def page(chromium, served):
 
 
 def wait_for(browser, condition):
+    from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.support.ui import WebDriverWait
 
-    return WebDriverWait(browser, 20).until(condition)
+    return WebDriverWait(browser, 20, ignored_exceptions=[StaleElementReferenceException]).until(condition)
 
 
 def inside(browser, script, *given):
@@ -114,13 +115,12 @@ def write(browser, **texts):
 def pick(browser, name, label):
     """Choose from a list, which opens when its field is clicked, and may close again while the page is drawn."""
 
-    def option(b):
+    def click(b):
         options = [o for o in b.find_elements("css selector", "[role=option]") if o.text.strip().endswith(label)]
-        if not options:
-            b.find_element("css selector", f"#{name} input").click()
-        return options and options[0]
+        (options or b.find_elements("css selector", f"#{name} input"))[0].click()
+        return bool(options)
 
-    wait_for(browser, option).click()
+    wait_for(browser, click)
 
 
 def test_it_is_only_for_this_machine_and_loads_nothing_from_elsewhere(page, served):
@@ -162,6 +162,17 @@ def test_trace_edit_stack_and_take_back(page, tiny, facts):
     assert press(page, "undo").startswith("done")
     assert "Before and after" not in panel(page)
     assert page.find_element("css selector", "#undo").get_attribute("disabled")
+
+
+def test_essence_is_measured_where_it_is_ticked(page):
+    choose(page, "mother tongue")
+    pick(page, "method", "FT-1")
+    essence = "return [...document.querySelectorAll('.scores li')].find((li) => li.textContent.endsWith('essence'))"
+    assert press(page, "edit").startswith("done")
+    assert not inside(page, f"{essence}.textContent")[0].isdigit()
+    page.find_element("css selector", "#essence input").click()
+    assert press(page, "edit").startswith("done")
+    assert re.fullmatch(r"[01]\.\d\dessence", inside(page, f"{essence}.textContent"))
 
 
 def test_typed_markup_is_shown_and_does_not_run(page):
@@ -222,9 +233,35 @@ def test_it_fits_the_screen(page, width):
         frame = page.find_element("css selector", "#panel iframe").size
         needed = inside(page, "return document.documentElement.offsetHeight")
         assert abs(frame["height"] - needed) < 5
+        assert inside(page, "return document.documentElement.scrollHeight <= innerHeight")  # no bar to scroll it
         assert frame["width"] > 0.55 * min(width, 900)
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_public_address_is_made_only_on_request_and_without_one_nothing_is_served(monkeypatch):
+    import gradio
+
+    from loc_edit.explore.page import serve
+
+    asked = []
+
+    def no_network(**given):
+        asked.append(given["local_port"])
+        raise RuntimeError("no answer")
+
+    monkeypatch.setattr(gradio.networking, "setup_tunnel", no_network)
+    monkeypatch.setenv("GRADIO_SHARE", "true")
+    with gradio.Blocks() as page:
+        pass
+    address = serve(page)
+    assert urlopen(address).status == 200
+    page.close(verbose=False)
+    assert asked == []
+    with pytest.raises(ConnectionError, match="--share needs a network"):
+        serve(page, share=True)
+    with pytest.raises(URLError):
+        urlopen(f"http://127.0.0.1:{asked[0]}")
 
 
 def test_an_unknown_option_is_refused_with_the_nearest_one():

@@ -1,5 +1,6 @@
 """A visit to the playground without its page: it shows what the package computes, and gives the model back."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,7 @@ def test_it_traces_as_the_package_does(session, tiny, facts):
     noise = loc_edit.subject_noise(tiny, prompt, scale="1.5", samples=2)
     expected = loc_edit.trace(tiny, prompt, facts[0].target_true, noise=noise, window=1)
     assert torch.equal(trace.p_restored, expected.p_restored)
-    assert trace.effect.abs().max() > 1e-5
+    assert trace.effect.abs().max() > 1e-6
 
 
 def test_the_second_edit_is_made_on_top_of_the_first_and_the_model_comes_back(session, tiny, facts):
@@ -47,6 +48,15 @@ def test_before_is_the_unedited_model_and_after_has_all_edits(session, tiny, fac
         after = loc_edit.score(tiny, facts[1], request, essence=False).before
     assert compared.score.after.rewrite == pytest.approx(after.rewrite, rel=1e-4)
     assert after.rewrite != pytest.approx(before.rewrite, rel=1e-3)
+
+
+def test_essence_is_measured_only_on_request(session, tiny, facts):
+    made = session.edit(method="finetune", layer=0)
+    assert math.isnan(session.compare("error_injection").score.essence)
+    expected = loc_edit.score(tiny, facts[0], made.request, made.edit)
+    compared = session.compare("error_injection", essence=True)
+    assert compared.score.after.essence == expected.after.essence
+    assert compared.score.after.essence != compared.score.before.essence
 
 
 def test_an_edit_taken_back_leaves_the_others(session, facts):
@@ -85,7 +95,7 @@ def test_the_python_lines_do_the_same(
     session.locate(localizer, window=1)
     session.edit("fact_amplification", "finetune", 0)
     session.edit(problem, method, 1)
-    compared = session.compare(problem)
+    compared = session.compare(problem, essence=method == "finetune")
     lines = python_lines(session)
     monkeypatch.setattr(loc_edit, "load_model", lambda name: tiny)
     monkeypatch.setattr(loc_edit, "load_facts", lambda name, seed: facts)

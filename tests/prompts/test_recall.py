@@ -171,6 +171,8 @@ def test_a_stopped_call_goes_on_from_its_cache(tiny, many, cache, forwards):
     n = len(forwards)
 
     def stop(event):
+        if event.name == events.STEP:
+            return
         assert (event.name, event.fields["task"], event.fields["total"]) == ("progress", "answers", len(many))
         assert event.fields["found"] == 0
         if event.fields["done"] >= 3:
@@ -189,6 +191,7 @@ def test_a_stopped_call_goes_on_from_its_cache(tiny, many, cache, forwards):
     assert [a.text for a in found] == [a.text for a in whole]
     assert [a.p_true for a in found] == pytest.approx([a.p_true for a in whole], rel=1e-5)  # batches were smaller
     assert sum(forwards[n:]) == len(many) - stopped_after
+    heard = [event for event in heard if event.name != events.STEP]
     assert heard[-1].fields["done"] == len(many)
     assert {event.fields["found"] for event in heard} == {stopped_after}
     n = len(forwards)
