@@ -140,7 +140,8 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     known = {effect: truth(effect) for effect in rows["effect"].unique()}
     margins = {question.size: question.margin for question in QUESTIONS.values()}
     table = []
-    for (effect, n_facts, n_relations), cell in rows.groupby(["effect", "n_facts", "n_relations"], sort=False):
+    rows = rows.assign(effect=pd.Categorical(rows["effect"], list(SLOPES)))
+    for (effect, n_facts, n_relations), cell in rows.groupby(["effect", "n_facts", "n_relations"], observed=True):
         condition = {"effect": effect, "facts": n_facts, "relations": n_relations, "data_sets": len(cell)}
         for name in INTERVALS:
             middle = cell[f"{name}_corrected" if name == "added" else name]
