@@ -74,7 +74,7 @@ def plot_planted_edits(data: pd.DataFrame) -> Figure:
             wide = rows.pivot(index="group", columns="layer", values="mean").reindex(index=groups, columns=layers)
             means = 100 * wide.to_numpy(dtype=float)
             texts = [[f"{x:.0f}" if wide_cells and not np.isnan(x) else "" for x in row] for row in means]
-            image = matrix(ax, means, texts, 100)
+            image = matrix(ax, means, texts, 100.0)
             for group, layer in rows.loc[rows["planted"], ["group", "layer"]].to_numpy():
                 corner = layers.index(layer) - 0.5, groups.index(group) - 0.5
                 frame = Rectangle(corner, 1, 1, fill=False, edgecolor=ORANGE, linewidth=1.5, clip_on=False, zorder=3)
