@@ -24,6 +24,8 @@ Count = Annotated[int, Ge(1)]
 """How many of something that there must be."""
 Index = Annotated[int, Ge(0)]
 """A layer or a position, or how many of something that there may be."""
+Samples = Annotated[int, Ge(1), Le(100_000)]
+"""How many random draws a mean is taken over; more would be of no use, and would not fit into memory."""
 Window = Annotated[int, Ge(1), Le(128)]
 """How many layers are taken together; no model of today has more than 128."""
 Id = Annotated[int, Ge(0), Lt(2**63)]

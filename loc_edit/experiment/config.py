@@ -10,7 +10,7 @@ import tyro
 from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from loc_edit.arguments import Count, Id, Index, NonNegative, Probability, Ridge, Window, fits, fitted
+from loc_edit.arguments import Count, Id, Index, NonNegative, Probability, Ridge, Samples, Window, fits, fitted
 from loc_edit.editing.settings import Settings, preset_of, presets, resolve_settings
 from loc_edit.experiment.plugins import check_loaded, load_installed, load_plugins
 from loc_edit.names import LOCALIZERS, METHODS, PROBLEMS, SCORES, TRACING, nearest, parse_method, scores_of
@@ -93,7 +93,7 @@ class ExperimentConfig(BaseModel):
     noise: str = "s3"
     """Subject noise: a standard deviation, or s3 for three standard deviations of the subjects' embeddings; u0.2 or us3
     (uniform), m1 (full covariance), swap (other facts' subjects)."""
-    noise_samples: Count = 10
+    noise_samples: Samples = 10
     """Noise samples per fact."""
     corpus: str = "builtin"
     """Texts for the key statistics."""

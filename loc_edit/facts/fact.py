@@ -74,6 +74,11 @@ class Fact:
         return short_hash(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")))
 
 
+def half_character(text: str) -> bool:
+    """Whether a text has a lone surrogate, which no tokenizer and no file takes."""
+    return not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def check_types(values: Mapping[str, Any]) -> None:
     """Refuse fields of the wrong type.
 
@@ -96,5 +101,5 @@ def check_types(values: Mapping[str, Any]) -> None:
             right, expected = isinstance(value, str) or (name == "target_new" and value is None), "a text"
         if not right:
             raise BadFact(f"{fact}: expected {name} to be {expected}, got {value!r}")
-        if any("\ud800" <= char <= "\udfff" for text in texts if not text.isascii() for char in text):
+        if any(map(half_character, texts)):
             raise BadFact(f"{fact}: {name} contains half a character (a lone surrogate): {value!r}")

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from loc_edit.arguments import Count, checked
+from loc_edit.arguments import Samples, checked
 from loc_edit.localization.hooks import site_name
 from loc_edit.localization.question import Grids, Questions
 from loc_edit.localization.sweep import Patch, Units
@@ -40,7 +40,7 @@ def mean_ablation(questions: Questions) -> Grids:
 
 
 @checked
-def resample_ablation(questions: Questions, samples: Count = 10, seed: int = 0) -> Grids:
+def resample_ablation(questions: Questions, samples: Samples = 10, seed: int = 0) -> Grids:
     """How much the clean run loses when a cell's output comes from another prompt, at a position of the same kind.
 
     The kinds are: before the subject, inside it, its last token, after it, the prompt's last token.  Prompts and

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from loc_edit.arguments import checked
-from loc_edit.facts.fact import Fact
+from loc_edit.facts.fact import Fact, half_character
 from loc_edit.models.model import Model, tokenizer
 
 
@@ -192,10 +192,12 @@ def target_tokens(model: Model, text: str, target: str) -> Int[Tensor, " target"
     `" " + target` without a leading token for the space alone.  Source: spec section 0.
 
     Raises:
-        BadPrompt: the target is empty, or the tokenizer has no tokens for part of it.
+        BadPrompt: the target is empty, has half a character, or the tokenizer has no tokens for part of it.
     """
     if not target.strip():
         raise BadPrompt(f"target {target!r} after {text!r} is empty")
+    if half_character(target):
+        raise BadPrompt(f"target {target!r} after {text!r} contains half a character (a lone surrogate)")
     return _target(model, text, target, *_encodings(model, [text, f"{text} {target}"]))
 
 

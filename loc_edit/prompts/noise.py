@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loc_edit.arguments import Count, checked
+from loc_edit.arguments import Samples, checked
 from loc_edit.facts.fact import Fact
 from loc_edit.files import short_hash
 from loc_edit.models.adapter import lens
@@ -44,7 +44,7 @@ def subject_noise(
     *,
     scale: str | float = "s3",
     facts: Sequence[Fact] | None = None,
-    samples: Count = 10,
+    samples: Samples = 10,
     seed: int = 0,
 ) -> Float[Tensor, "sample subject d_model"]:
     """Noise for the embeddings of the prompt's subject, drawn once per (seed, fact).
@@ -57,7 +57,7 @@ def subject_noise(
             (squared) the full covariance of the subjects' embeddings; `"swap"`, the difference between the embeddings
             of other facts' subjects and of this subject.
         facts: the data set, whose subjects the rules `s`, `us`, `m` and `swap` need.
-        samples: number of samples K >= 1; `swap` gives fewer if fewer subjects fit.
+        samples: number of samples K, 1 to 100,000; `swap` gives fewer if fewer subjects fit.
         seed: with the fact's id, the generator's seed.
 
     Returns:

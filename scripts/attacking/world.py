@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from transformers.utils.logging import disable_progress_bar
 
 import loc_edit
 from loc_edit.experiment.experiment import Experiment
@@ -63,6 +64,7 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         logging.disable(logging.WARNING)
+        disable_progress_bar()
         self.folder, self.whole = folder, folder / "whole"
         self.whole.mkdir()
         self.facts = loc_edit.load_facts()[:60:20]

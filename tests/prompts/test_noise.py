@@ -58,12 +58,13 @@ def test_a_meaningless_noise_scale_is_refused(tiny, facts, scale):
         loc_edit.noise_scale(tiny, scale, facts)
 
 
-def test_s3_needs_a_data_set_and_samples_are_positive(tiny, facts):
+def test_s3_needs_a_data_set_and_samples_are_positive_and_few(tiny, facts):
     for nothing in (None, []):
         with pytest.raises(ValueError, match="give facts="):
             loc_edit.noise_scale(tiny, "s3", nothing)
-    with pytest.raises(ValueError, match=r"samples to be .*got 0"):
-        loc_edit.subject_noise(tiny, loc_edit.encode(tiny, facts[0]), scale=1.0, samples=0)
+    for samples in (0, 100_001):
+        with pytest.raises(ValueError, match=f"samples to be .*got {samples}"):
+            loc_edit.subject_noise(tiny, loc_edit.encode(tiny, facts[0]), scale=1.0, samples=samples)
 
 
 def test_uniform_noise_fills_its_box(tiny, facts):

@@ -117,6 +117,8 @@ def test_a_template_without_braces_or_with_two_is_refused_by_the_fact():
 def test_an_empty_target_and_a_long_prompt_are_refused(tiny):
     with pytest.raises(BadPrompt, match="empty"):
         loc_edit.target_tokens(tiny, "Rome is in", "  ")
+    with pytest.raises(BadPrompt, match="half a character"):
+        loc_edit.target_tokens(tiny, "Rome is in", "\ud800")
     fact = loc_edit.Fact(template="{} is " + "q" * 80, subject="Rome", target_true="Italy", fact_id=9)
     with pytest.raises(BadPrompt, match=r"fact 9: prompt of .* does not fit the context of 64"):
         loc_edit.encode(tiny, fact)
