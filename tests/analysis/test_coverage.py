@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+pytestmark = pytest.mark.slow
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 DATA_SETS = 80
 
@@ -33,7 +34,6 @@ def table(simulation):
     return simulation.summarize(pd.DataFrame(rows))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["added", "partial", "within", "within_r", "gain", "slope"])
 def test_each_end_of_an_interval_misses_seldom(table, name):
     cells = table[table["statistic"] == name]
@@ -56,7 +56,6 @@ def test_p_values_keep_their_level_without_an_effect_and_find_one(table):
     assert (p.loc["medium", ["p_permutation", "p_clustered"]] >= 40).all()
 
 
-@pytest.mark.slow
 def test_the_study_continues_and_writes_table_and_figure(simulation, tmp_path, monkeypatch):
     monkeypatch.setattr(simulation, "conditions", lambda: [simulation.Condition(10, 0, "none")])
     monkeypatch.setattr(simulation, "MANY", 2000)
