@@ -87,17 +87,16 @@ def comparisons(
 
     added = "what each localizer adds to the R^2 of the layer"
     where = "where to edit, by each localizer"
-    return [
+    made = [
         Comparison("where to edit", "layer_choices", choices, "layer_choice"),
         Comparison(added, "localizer_matrix", matrix, "localizer_matrix"),
         Comparison(where, "localizer_choices", peaks, "localizer_choice"),
-        *(
-            planted_comparisons(rows.localized, rows.edits, planted_in(run))
-            if run and run.config.get("planted")
-            else ()
-        ),
-        *(sequence_comparisons(in_sequence) if in_sequence is not None and len(in_sequence) else ()),
     ]
+    if run and run.config.get("planted"):
+        made += planted_comparisons(rows.localized, rows.edits, planted_in(run))
+    if in_sequence is not None and len(in_sequence):
+        made += sequence_comparisons(in_sequence)
+    return made
 
 
 def sequence_comparisons(rows: pd.DataFrame) -> list[Comparison]:

@@ -67,7 +67,7 @@ def _agrees(sketch: list[float], known: dict[str, list[float]]) -> bool:
 
 
 def recorded_key_stats(folder: Path) -> Record:
-    """Reads the record in a run's folder; in that of an old run the sketches are empty.
+    """Reads the record in a run's folder; the record of an old run has empty sketches.
 
     Raises:
         Damaged: the file is damaged, or was edited.

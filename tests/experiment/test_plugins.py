@@ -23,6 +23,7 @@ from loc_edit.experiment import plugins
 from loc_edit.experiment.config import BadConfig, ExperimentConfig
 from loc_edit.experiment.plugins import Plugin, load_plugins, to_send
 from loc_edit.localization.contract import EFFECTS
+from loc_edit.models.adapter import VERSION
 from loc_edit.names import method_label, problem_label
 
 pytestmark = pytest.mark.usefixtures("registries")
@@ -353,7 +354,8 @@ def test_an_editor_that_writes_into_the_model_ends_the_run(make_model, facts):
             model.blocks[0].attn.W_Q.add_(1e-3)
         return [loc_edit.Edit(()) for _ in requests]
 
-    with pytest.raises(loc_edit.ModelChanged, match=r"editor 'mine' changed \w+\.(h\.)?0\.\S*attn\."):
+    weight = r"blocks.0.attn.W_Q" if VERSION < 4 else r"\w+\.(h\.)?0\.\S*attn\."
+    with pytest.raises(loc_edit.ModelChanged, match=f"editor 'mine' changed {weight}"):
         EDITORS["mine"](model, [loc_edit.pose(facts[0], "error_injection", model)], [1], settings=NoSettings())
 
 

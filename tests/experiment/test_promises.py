@@ -21,6 +21,7 @@ from loc_edit.files import Damaged, page_fits, read_json, signed, signed_page, u
 from loc_edit.keys import compute
 from loc_edit.keys.disk import TensorFile
 from loc_edit.keys.moments import BadKeyStats, KeyStats
+from loc_edit.models.adapter import VERSION
 from loc_edit.models.catalog import gguf_directory
 from loc_edit.prompts import recall
 from loc_edit.prompts.recall import answers
@@ -283,8 +284,11 @@ def test_answers_of_an_old_version_are_taken_once_and_get_their_checksums(tiny, 
     assert path.read_bytes() == data
     old[1]["known"] = not old[1]["known"]
     path.write_text("".join(json.dumps(row) + "\n" for row in old))
-    known = [answer.known for answer in answers(tiny, facts, cache=tmp_path)]
-    assert known == [answer.known for answer in expected], "an answer that does not fit its fact is given again"
+    again = answers(tiny, facts, cache=tmp_path)
+    assert [a.known for a in again] == [a.known for a in expected], (
+        "an answer that does not fit its fact is given again"
+    )
+    assert VERSION >= 4 or again == expected  # a bridge rounds a fact that is alone otherwise
 
 
 # Run folders

@@ -17,6 +17,7 @@ from loc_edit.experiment import sequence
 from loc_edit.experiment.batch import Batch
 from loc_edit.experiment.sequence import SequenceCell, checkpoints, sequence_of
 from loc_edit.facts.loading import save_facts
+from loc_edit.models.adapter import VERSION
 from loc_edit.scoring.scores import share_of_change
 
 METHODS = ("rome", "memit-2", "alphaedit-2", "finetune-1")
@@ -160,6 +161,7 @@ def test_a_failed_edit_is_counted_and_the_next_one_follows(grid, monkeypatch):
     assert rows["failed"].tolist() == [0, 1]
     assert rows["reason"].tolist() == ["", f"fact {second.fact_id}: not finite"]
     assert rows["rewrite_last"].notna().all()
+    assert VERSION >= 4 or rows["rewrite_last"][1] > 0  # with the random weights of version 3
     assert rows["change"][0] == whole["change"][0] < rows["change"][1] != whole["change"][1]
 
 

@@ -10,6 +10,7 @@ import loc_edit
 from loc_edit.editing.update import Edit
 from loc_edit.explore.lines import python_lines
 from loc_edit.explore.session import Session, fact_of_texts, texts_of_fact
+from loc_edit.models.adapter import VERSION
 from loc_edit.models.identity import checksums
 
 
@@ -19,7 +20,7 @@ def test_it_traces_as_the_package_does(session, tiny, facts):
     noise = loc_edit.subject_noise(tiny, prompt, scale="1.5", samples=2)
     expected = loc_edit.trace(tiny, prompt, facts[0].target_true, noise=noise, window=1)
     assert torch.equal(trace.p_restored, expected.p_restored)
-    assert trace.effect.abs().max() > 1e-6
+    assert trace.effect.abs().max() > (1e-5 if VERSION < 4 else 1e-6)  # their random weights differ
 
 
 def test_the_second_edit_is_made_on_top_of_the_first_and_the_model_comes_back(session, tiny, facts):

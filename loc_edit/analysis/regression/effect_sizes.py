@@ -109,7 +109,8 @@ def _out_of_sample(profiles: Profiles, added: Interval, resampling: Resampling) 
     """The cross-validated added R^2, with the interval of the added R^2 minus the cost of estimating the lines.
 
     In the sample the lines gain by chance what they lose on other facts, so the cost is half of the difference.  It is
-    uncertain itself, so the lower end allows for twice as much, or with few units for the upper limit of a variance.
+    uncertain itself, as a variance estimated from so many units is, so the lower end allows for the upper limit of such
+    a variance, and for twice the cost at least.
     """
     found = out_of_sample(profiles, resampling)
     if not np.isfinite(found):
