@@ -4,10 +4,11 @@
     python scripts/mutants.py [--rooms editing store] [--seed 0] [--minutes 60] [--workers 2] [--out mutants.csv]
 
 Each mutant is a random change at a random place of one of the rooms: an operator, a comparison, a number, a condition,
-a decorator (the changes are those of cosmic-ray).  Annotations are left out, and so are figures, which are judged by
-eye.  A mutant is killed if one of the tests of these rooms fails that run its line, tried from the quickest on, without
-those marked `long`.  Mutants are tried in copies of the working tree, by processes forked from one that has imported
-torch already.  Which tests run which lines is found out first, by coverage.py; `--map FILE` keeps it.
+a decorator (the changes are those of cosmic-ray).  Annotations are left out, as is `strict=True` of a zip, which no
+input makes fail, and so are figures, which are judged by eye.  A mutant is killed if one of the tests of these rooms
+fails that run its line, tried from the quickest on, without those marked `long`.  Mutants are tried in copies of the
+working tree, by processes forked from one that has imported torch already.  Which tests run which lines is found out
+first, by coverage.py; `--map FILE` keeps it.
 
 Prints what became of each mutant, and the share that was killed by room.  The places depend on the seed and the code
 alone; a table that `--out` names is gone on with.
@@ -101,7 +102,7 @@ def mutants(rooms: list[str], seed: int) -> list[Mutant]:
 
 
 def _places(source: str) -> Iterator[tuple[str, int, tuple[int, int]]]:
-    """(operator, occurrence, (line, column)) of each place outside annotations."""
+    """(operator, occurrence, (line, column)) of each place outside annotations and `strict=`."""
     from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.plugins import get_operator, operator_names
 
@@ -113,14 +114,16 @@ def _places(source: str) -> Iterator[tuple[str, int, tuple[int, int]]]:
         for node in nodes:
             for start, _ in operator.mutation_positions(node):
                 occurrence += 1
-                if not _in_annotation(node):
+                if not _left_out(node):
                     yield name, occurrence, start
 
 
-def _in_annotation(node) -> bool:
-    """Whether a node of the syntax tree is part of an annotation, which runs nothing."""
+def _left_out(node) -> bool:
+    """Whether a node of the syntax tree is part of an annotation, which runs nothing, or of `strict=`."""
     while node.parent is not None:
         parent = node.parent
+        if parent.type == "argument" and parent.children[0].value == "strict":
+            return True
         if parent.type == "tfpdef" or (parent.type == "annassign" and node is parent.children[1]):
             return True
         if parent.type == "funcdef" and node is parent.annotation:
@@ -206,11 +209,14 @@ def _pytest(tree: Path, tests: list[str], log: Path) -> None:
     sys.exit(int(pytest.main([*tests, "-x", "-p", "no:cacheprovider", "--durations=0", "--tb=no"])))
 
 
-def judge(tree: Path, mutant: Mutant, runs: dict[str, dict[str, list[str]]]) -> Outcome:
-    """Tries one mutant in a copy of the tree."""
+def judge(tree: Path, mutant: Mutant, runs: dict[str, dict[str, list[str]]]) -> Outcome | None:
+    """Tries one mutant in a copy of the tree; None if cosmic-ray cannot make it."""
     path, start = tree / mutant.file, time.monotonic()
     source = path.read_text(encoding="utf-8")
-    changed = mutant.code(source)
+    try:
+        changed = mutant.code(source)
+    except AttributeError:  # an exception with a dotted name
+        return None
     changes = [line for line in difflib.ndiff(source.splitlines(), changed.splitlines()) if line[0] in "-+"]
     before, after = (" ".join(line[2:].strip() for line in changes if line[0] == sign) for sign in "-+")
     path.write_text(changed, encoding="utf-8")
@@ -234,11 +240,14 @@ def work(todo: list[Mutant], runs: dict[str, dict[str, list[str]]], deadline: fl
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         tree = copy_tree(Path(folder))
-        for mutant in todo:
-            if time.monotonic() > deadline:
-                break
-            queue.put(judge(tree, mutant, runs))
-    queue.put(None)
+        try:
+            for mutant in todo:
+                if time.monotonic() > deadline:
+                    break
+                if found := judge(tree, mutant, runs):
+                    queue.put(found)
+        finally:
+            queue.put(None)
 
 
 def main() -> None:

@@ -1,8 +1,10 @@
 """The documentation names what exists, and its Python runs; `.ci/run` builds it with warnings as errors."""
 
+import json
 import re
 import shlex
 import tomllib
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -151,8 +153,11 @@ def reader(tmp_path_factory):
             "corpus_tokens = 2000\nworkers = 1\nout = 'runs/demo'\n"
         )
         loc_edit.Experiment.from_toml("my.toml").run()
-        for name in ("localizers", "mine"):
+        for name in ("localizers", "mine", "gptj", "gpt2-xl"):
             Path("runs", name).symlink_to("demo")
+        for name in ("mine.json", "counterfact.json"):
+            Path(name).write_text(json.dumps([asdict(some) for some in facts[:100]]))
+        Path("texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         yield {
             "loc_edit": loc_edit, "model": model, "facts": facts, "fact": fact, "prompt": prompts[0],
             "prompts": prompts, "targets": [fact.target_true, other.target_true], "noise": noises[0], "noises": noises,
@@ -173,6 +178,47 @@ def test_the_python_of_a_page_runs(page, reader):
             block = block.replace(example, own)
         exec(block, names)
     assert loc_edit.fingerprint(reader["model"]) == before
+
+
+WANTS = {
+    "explore": "serves a page until it is stopped; tests/explore",
+    "benchmark": "minutes; tests/experiment/test_benchmark.py",
+    "ray": "wants a cluster; tests/experiment/test_ray.py",
+    "gpt2": "wants a network",
+    "smollm2": "wants a download; tests/models/test_real_models.py",
+    "gemma3-270m": "wants a download; tests/models/test_real_models.py",
+    "DIR": "wants a model of the reader's",
+    "runs/gpt2-xl": "wants the run of a second model; tests/analysis/test_analyze.py",
+}
+"""Words of commands that are not run, and why."""
+LESS = {
+    "run": "--facts 2 --layers 1 3 --corpus-tokens 2000 --no-essence --workers 1",
+    "edit": "--corpus-tokens 2000",
+    "choose-layer": "--facts 3 --layers 1 3",
+    "plant": "--facts 2 --kept 4 --layers 1 --steps 100",
+    "stats": "--tokens 2000",
+    "sequences": "--sequence 2",
+}
+"""Options that make a command, or those of a page, quick."""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("registries")
+@pytest.mark.parametrize("page", [page for page in PAGES if any(commands(page))], ids=lambda page: page.stem)
+def test_the_commands_of_a_page_run(page, reader):
+    ran = []
+    for name, *words in commands(page):
+        if WANTS.keys() & {name, *words}:
+            continue
+        words = [str(Path.home() / word[2:]) if word.startswith("~/") else word for word in words]
+        words = [str(ROOT / word) if word.startswith(("scripts/", "examples/")) else word for word in words]
+        words += [*LESS.get(name, "").split(), *LESS.get(page.stem, "").split()]
+        words += ["--out", f"runs/{page.stem}-{len(ran)}"] if name == "run" else []
+        result = call(name, *words)
+        assert result.status == 0, (name, words, result.err)
+        ran.append(name)
+    if not ran:
+        pytest.skip("wants what is not here")
 
 
 @pytest.fixture

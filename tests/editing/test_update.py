@@ -6,6 +6,7 @@ from itertools import permutations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import loc_edit
 from loc_edit import Edit, EditMismatch, EditStack, WeightUpdate
@@ -313,6 +314,33 @@ def test_files_that_are_no_edits_are_refused(tiny, tmp_path):
     loc_edit.KeyStats.from_moments({0: torch.eye(3)}, n_tokens=9).save(tmp_path / "stats")
     with pytest.raises(ValueError, match=r"expected format 'loc_edit\.edit/1', got"):
         Edit.load(tmp_path / "stats")
+
+
+FACTORS = {"0.1.left": torch.ones(24, 1), "0.1.right": torch.ones(1, 16)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "about"),
+    [
+        ({"0.1.left": torch.full((24, 1), float("nan"))}, "{}"),
+        ({"0.1.left": torch.ones(24, 2)}, "{}"),
+        ({"0.1": torch.ones(3)}, "{}"),
+        ({"first.1.bias": torch.ones(16)}, "{}"),
+        ({"0.1.middle": torch.ones(3)}, "{}"),
+        ({"embed.W_E/middle": torch.ones(3)}, "{}"),
+        ({}, "{"),
+        ({}, "[]"),
+        ({}, None),
+    ],
+)
+def test_a_damaged_edit_is_refused_by_the_name_of_its_file(tmp_path, changes, about):
+    path, metadata = tmp_path / "e.safetensors", {"format": "loc_edit.edit/1", "about": "{}"}
+    save_file(FACTORS, path, metadata)
+    assert Edit.load(path).layers == (1,)
+    metadata = {name: value for name, value in (metadata | {"about": about}).items() if value is not None}
+    save_file(FACTORS | changes, path, metadata)
+    with pytest.raises(ValueError, match=r"e\.safetensors: expected a saved edit, got one that is damaged"):
+        Edit.load(path)
 
 
 def test_written_for_good(make_model, tokens):

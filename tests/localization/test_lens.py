@@ -66,8 +66,11 @@ def test_a_fit_on_few_tokens_is_the_lens_with_the_mean_added_and_on_none_an_erro
     fitter.add(stream)
     assert fitter.fit().weight.abs().max() < 1e-3
     torch.testing.assert_close(fitter.fit().translated(stream[0], 0), stream[-1], rtol=1e-3, atol=1e-3)
-    with pytest.raises(ValueError, match="at least 2 tokens to be fitted on, got 0"):
-        Fitter(deep).fit()
+    for n in (0, 1):
+        fitter = Fitter(deep)
+        fitter.add(stream[:, :n])
+        with pytest.raises(ValueError, match=f"at least 2 tokens to be fitted on, got {n}"):
+            fitter.fit()
 
 
 def test_translators_are_kept_until_the_model_or_the_prompts_change(make_model, facts, monkeypatch):
