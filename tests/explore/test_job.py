@@ -89,6 +89,24 @@ def test_a_stop_leaves_the_model_as_it_was(session, tiny, act):
     assert session.made == made
 
 
+def test_a_stop_while_texts_are_decoded_takes_nothing_and_leaves_nothing(session, tiny):
+    session.edit(method="finetune", layer=0)
+    clean, made, changed = checksums(tiny), session.made, []
+
+    def stop_in_the_edited_model(event):
+        if event.name == "step" and event.fields["task"] == "decoded tokens":
+            changed.append(checksums(tiny) != clean)
+            if changed[-1]:
+                raise Cancelled
+
+    with pytest.raises(Cancelled), events.listening(stop_in_the_edited_model):
+        session.compare("error_injection", essence=True)
+    assert changed[-1] and not all(changed)  # stopped after the texts of the unedited model
+    assert checksums(tiny) == clean
+    assert session.made == made
+    assert session.comparison is None
+
+
 def test_a_run_s_log_has_no_steps(tmp_path):
     from loc_edit.experiment.run_log import _LogFile
 
