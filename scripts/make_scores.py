@@ -1,9 +1,11 @@
-"""Make `figures/erasure/`: whether an erased fact is gone, by edited layer and by what localizers say.
+"""Make `figures/erasure/` or `figures/after_edits/`: further scores by edited layer and by what localizers say.
 
-python scripts/make_erasure.py                      # built-in model, 60 facts: about an hour on one core
-python scripts/make_erasure.py --no-run             # from the rows that are there
+python scripts/make_scores.py erasure               # built-in model, 60 facts: about an hour on one core
+python scripts/make_scores.py after_edits           # built-in model, 100 facts: about an hour on one core
+python scripts/make_scores.py erasure --no-run      # from the rows that are there
 
-Erased facts are asked for in other formats and taught again; injected facts are asked for in other formats.
+In `erasure`, erased facts are asked for in other formats and taught again, and injected facts are asked for in other
+formats.  In `after_edits`, the edited model writes, its weights are rounded and merged, and the fact is traced again.
 """
 
 import argparse
@@ -20,11 +22,13 @@ from loc_edit.analysis.tables.summaries import mean_scores
 from loc_edit.events import ProgressLines, listening
 from loc_edit.names import scores_of
 
-CONFIGURATION = Path(__file__).parent / "experiments" / "erasure.toml"
-STUDIES = {"fact_erasure": ("formats", "relearning"), "error_injection": ("formats",)}
-"""By problem, what its edits are scored by."""
-FIGURES = Path(__file__).parents[1] / "figures" / "erasure"
-
+EXPERIMENTS = Path(__file__).parent / "experiments"
+STUDIES = {
+    "erasure": {"fact_erasure": ("formats", "relearning"), "error_injection": ("formats",)},
+    "after_edits": {"error_injection": ("generation", "survival", "movement")},
+}
+"""By configuration and problem, what the edits are scored by; each problem is a run."""
+FIGURES = Path(__file__).parents[1] / "figures"
 
 SCORED = 0.8
 """The least share of edits that have a score, for a layer to be compared: nothing returns where nothing was lost."""
@@ -38,16 +42,18 @@ def where_scored(edits: pd.DataFrame, outcome: str) -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--facts", type=int, help="fewer or more facts than the configuration has")
-    parser.add_argument("--runs", type=Path, default=Path("runs/erasure"), help="the folder of the two runs")
-    parser.add_argument("--out", type=Path, default=FIGURES, help="the folder of the tables")
+    parser.add_argument("--runs", type=Path, help="the folder with a run for each problem; default: runs/STUDY")
+    parser.add_argument("--out", type=Path, help="the folder of the tables; default: figures/STUDY")
     parser.add_argument("--workers", type=int, help="processes; default: as many as cores and memory allow")
     parser.add_argument("--no-run", action="store_true", help="compute nothing, make the tables of what is there")
     args = parser.parse_args()
-    config = loc_edit.ExperimentConfig.from_toml(CONFIGURATION)
+    config = loc_edit.ExperimentConfig.from_toml(EXPERIMENTS / f"{args.study}.toml")
+    out = args.out or FIGURES / args.study
     by_layer, choices, verdicts = [], [], []
-    for problem, scores in STUDIES.items():
-        folder = args.runs / problem
+    for problem, scores in STUDIES[args.study].items():
+        folder = (args.runs or Path("runs") / args.study) / problem
         if not args.no_run:
             changes = {"problems": (problem,), "scores": scores, "facts": args.facts or config.facts}
             experiment = loc_edit.Experiment(config.model_copy(update=changes))
@@ -71,8 +77,8 @@ def main() -> None:
         verdicts.append(verdict[verdict["outcome"].isin(outcomes)])
     tables = {"scores_by_layer": by_layer, "localizer_choices": choices, "verdict": verdicts}
     for name, parts in tables.items():
-        write_table(pd.concat(parts, ignore_index=True), args.out, name)
-    print(f"{args.out}: {', '.join(tables)}")
+        write_table(pd.concat(parts, ignore_index=True), out, name)
+    print(f"{out}: {', '.join(tables)}")
 
 
 if __name__ == "__main__":
