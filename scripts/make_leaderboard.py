@@ -2,6 +2,7 @@
 
 python scripts/make_leaderboard.py              # grades what has no file yet, in half an hour or so, and ranks
 python scripts/make_leaderboard.py --no-run     # ranks the files that are there
+python scripts/make_leaderboard.py --no-run --rules smollm2     # and compares rules on the edits in figures/smollm2/run
 
 A file in `figures/leaderboard/` is what `loc-edit benchmark --split held_out --submit FILE` writes; add yours.
 """
@@ -13,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from make_figures import CONFIGURATIONS, EXPERIMENTS
 
 import loc_edit
 from loc_edit.analysis.figures.leaderboard import plot_leaderboard
 from loc_edit.analysis.tables.paper import markdown, rounded, write_table
 from loc_edit.cli.main import main as run_command
 from loc_edit.experiment.benchmark import Benchmark
+from loc_edit.experiment.choosing import compare_rules
+from loc_edit.experiment.setup import Setup
 from loc_edit.views.style import save
 
 ROOT = Path(__file__).parents[1]
@@ -73,10 +77,19 @@ def ranked(kind: str) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["model", *by], ascending=[True] + [False] * len(by), ignore_index=True)
 
 
+def keep_rules(model: str, found: pd.DataFrame) -> None:
+    """Put what the rules are worth on a model in the place of the model's earlier rows."""
+    rows = pd.read_csv(FOLDER.parent / "leaderboard_rules.csv")
+    found.insert(0, "model", model)
+    rows = pd.concat([rows[rows["model"] != model], found], ignore_index=True).sort_values("model", kind="stable")
+    write_table(rows, FOLDER.parent, "leaderboard_rules")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="builtin")
     parser.add_argument("--no-run", action="store_true", help="grade nothing, rank the files that are there")
+    parser.add_argument("--rules", choices=CONFIGURATIONS, help="also compare rules on this model's edits in figures/")
     args = parser.parse_args()
     names = {"localizer": list(loc_edit.LOCALIZERS), "editor": ["rome", "memit", "finetune-1", "finetune-5"]}
     for kind in names if not args.no_run else ():
@@ -94,8 +107,11 @@ def main() -> None:
             save(plot_leaderboard(own), own, FOLDER.parent, f"leaderboard_{args.model}")
         print(rows.to_string())
     if not args.no_run:
-        rules = Benchmark(args.model, "held_out").rules()
-        write_table(rules, FOLDER.parent, "leaderboard_rules")
+        keep_rules(args.model, Benchmark(args.model, "held_out").rules())
+    if args.rules:
+        run = loc_edit.load_run(FOLDER.parent / args.rules / "run")
+        config = loc_edit.ExperimentConfig.from_toml(EXPERIMENTS / f"{CONFIGURATIONS[args.rules]}.toml")
+        keep_rules(args.rules, compare_rules(Setup(config), run.traces, run.edits))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What an edit could gain at each layer to first order: the gradient of its objective, in place of trial edits."""
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from jaxtyping import Float, Int
@@ -36,15 +37,16 @@ def gradient_gains(model: Model, fact: Fact, request: EditRequest) -> Float[Tens
 
 
 def _gradients(model: Model, rows: Sequence[Row]) -> list[Tensor]:
-    """The gradient of the mean loss of some prompts and targets in each layer's `W_out`."""
+    """The gradient of the mean loss of some prompts and targets in each layer's `W_out`, one graph at a time."""
     weights = [W_out(model, layer) for layer in range(model.cfg.n_layers)]
     needed = [weight.requires_grad for weight in weights]
     try:
         with torch.enable_grad():
             for weight in weights:
                 weight.requires_grad_()
-            loss = torch.stack([_loss(model, *row) for row in rows]).mean()
-            return [gradient.float() for gradient in torch.autograd.grad(loss, weights)]
+            parts = (torch.autograd.grad(_loss(model, *row) / len(rows), weights) for row in rows)
+            total = reduce(lambda sums, new: tuple(map(torch.add, sums, new)), parts)
+            return [gradient.float() for gradient in total]
     finally:
         for weight, before in zip(weights, needed, strict=True):
             weight.requires_grad_(before)

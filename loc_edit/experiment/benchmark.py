@@ -17,13 +17,10 @@ from loc_edit.analysis.regression.effect_sizes import within_facts
 from loc_edit.analysis.regression.localizers import CONTROL, localizer_choices, localizer_matrix
 from loc_edit.analysis.regression.planted import planted_accuracy
 from loc_edit.analysis.regression.profiles import Profiles
-from loc_edit.analysis.regression.rules import layer_rules
 from loc_edit.analysis.run import Run
-from loc_edit.analysis.tables.localized import localizers_in
-from loc_edit.analysis.tables.rows import EffectDefinition, by_combination, by_layer, join_by_localizer
+from loc_edit.analysis.tables.rows import EffectDefinition, by_combination, join_by_localizer
 from loc_edit.analysis.tables.summaries import mean_scores
-from loc_edit.experiment.batch import Batch
-from loc_edit.experiment.choosing import GRADIENT, gradient_rows
+from loc_edit.experiment.choosing import compare_rules
 from loc_edit.experiment.config import BadConfig, ExperimentConfig
 from loc_edit.experiment.experiment import Experiment
 from loc_edit.experiment.planting import EDIT, planted_layers
@@ -156,27 +153,12 @@ class Benchmark:
             {**summary, **_content(METHODS[method].origin)}, {"best_layers": best, "scores": means}, self.about
         )
 
-    def rules(self, *, facts: int = 10, draws: int = 200) -> pd.DataFrame:
-        """What the layer is worth that each rule chooses from a few facts of this half, judged on the others.
-
-        Args:
-            facts: how many a rule sees.
-            draws: how often they are drawn.
-
-        Returns:
-            See `layer_rules`; the rules are the package's localizers, `gradient` and `pilot`.
-        """
+    def rules(self) -> pd.DataFrame:
+        """What the layer is worth that each rule chooses from ten facts of this half: see `compare_rules`."""
         config = {"data": str(self.folder / EDITED), "localizers": "all", "problems": ()}
-        traces, window = self._run("edited", **config).traces, self.grid["config"]["windows"][0]
-        values = {
-            name: by_layer(traces, EffectDefinition(window, localizer=name)).rename(columns={"trace": "value"})
-            for name in localizers_in(traces)
-        }
-        problems = list(self.edits["problem"].unique())
+        traces, problems = self._run("edited", **config).traces, list(self.edits["problem"].unique())
         setup = Setup(ExperimentConfig.from_values({**self.grid["config"], **config, "problems": problems}))
-        batch = Batch(setup, [fact for fact in setup.data if self._has(fact.fact_id)])
-        gradients = [gradient_rows(batch, problem).assign(problem=problem) for problem in problems]
-        return layer_rules(values | {GRADIENT: pd.concat(gradients)}, self.edits, facts=facts, draws=draws)
+        return compare_rules(setup, traces, self.edits, window=self.grid["config"]["windows"][0])
 
     @property
     def _place(self) -> dict[str, Any]:

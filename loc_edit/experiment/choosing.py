@@ -10,7 +10,8 @@ import pandas as pd
 
 from loc_edit.analysis.regression.folds import chosen_by_others, splits
 from loc_edit.analysis.regression.profiles import sign_of
-from loc_edit.analysis.regression.rules import PILOT, votes
+from loc_edit.analysis.regression.rules import PILOT, layer_rules, votes
+from loc_edit.analysis.tables.localized import localizers_in
 from loc_edit.analysis.tables.rows import EffectDefinition, RowsMissing, by_layer
 from loc_edit.arguments import Count, Window, checked
 from loc_edit.editing.gradients import gradient_gains
@@ -154,6 +155,32 @@ def gradient_rows(batch: Batch, problem: str) -> pd.DataFrame:
         rows += [{"fact_id": fact.fact_id, "layer": layer, "value": gains[layer]} for layer in layers]
         progress("gradients", i + 1, len(posed.facts))
     return pd.DataFrame(rows, columns=["fact_id", "layer", "value"])
+
+
+def compare_rules(
+    setup: Setup, traces: pd.DataFrame, edits: pd.DataFrame, *, window: Window = 5, facts: int = 10, draws: int = 200
+) -> pd.DataFrame:
+    """What the layer is worth that each rule chooses from a few facts, judged on the others.
+
+    Args:
+        setup: of the run that the rows are of; its model gives the gradients.
+        traces: the rows of localizers; each localizer is a rule.
+        edits: the rows of edits; their facts are looked at.
+        window: of the localizers.
+        facts: how many a rule sees.
+        draws: how often they are drawn.
+
+    Returns:
+        See `layer_rules`; the rules are the localizers, `gradient` and `pilot`.
+    """
+    values = {
+        name: by_layer(traces, EffectDefinition(window, localizer=name)).rename(columns={"trace": "value"})
+        for name in localizers_in(traces)
+    }
+    ids = set(edits["fact_id"])
+    batch = Batch(setup, [fact for fact in setup.data if fact.fact_id in ids])
+    gradients = [gradient_rows(batch, problem).assign(problem=problem) for problem in edits["problem"].unique()]
+    return layer_rules(values | {GRADIENT: pd.concat(gradients)}, edits, facts=facts, draws=draws)
 
 
 def _worth(scores: np.ndarray, seed: int) -> dict[str, float]:

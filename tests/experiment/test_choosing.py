@@ -2,13 +2,17 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
 import loc_edit
 from loc_edit.editing.gradients import gradient_gains
-from loc_edit.experiment.config import BadConfig
+from loc_edit.experiment.batch import Batch
+from loc_edit.experiment.choosing import compare_rules
+from loc_edit.experiment.config import BadConfig, ExperimentConfig
 from loc_edit.experiment.setup import Setup
+from loc_edit.experiment.study import TraceCell, edit_cells
 from loc_edit.prompts.encoding import encode_text, target_tokens
 
 
@@ -83,3 +87,24 @@ def test_layers_and_names_are_checked(deep, facts, options):
         loc_edit.choose_layer(deep, facts, rule="gradient", layers=(9,), **options)
     with pytest.raises(BadConfig, match="unknown key 'nois'"):
         loc_edit.choose_layer(deep, facts, rule="gradient", nois="1")
+
+
+def test_rules_are_compared_on_the_facts_that_were_edited(deep, facts, options):
+    values = {"methods": ("rome",), "problems": ("error_injection",), "layers": (1, 3), "windows": (1,)}
+    config = ExperimentConfig.from_values({**values, **options, "facts": "all", "essence": False}, "a test")
+    setup = Setup(config).with_data(facts, deep)
+    batch = Batch(setup, facts)
+    traces = TraceCell("attribution", 1).rows(batch)
+    edits = pd.concat([cell.rows(batch) for cell in edit_cells(setup, "error_injection")])
+    assert len(facts) > 3
+    table = compare_rules(setup, traces, edits, window=1, facts=len(facts) - 1, draws=300).set_index("rule")
+    assert set(table.index) == {"attribution", "gradient", "pilot"}
+    scores = edits.pivot_table(index="fact_id", columns="layer", values="rewrite")
+    gains = pd.DataFrame({fact.fact_id: _gains(deep, fact, setup)[[1, 3]].numpy() for fact in facts}, index=[1, 3]).T
+    one_left_out = [scores.loc[one, gains.drop(one).mean().idxmax()] for one in scores.index]
+    assert table.loc["gradient", "mean"] == pytest.approx(sum(one_left_out) / len(one_left_out), abs=0.1)
+    assert set(table["n_facts"]) == {len(facts)}
+
+
+def _gains(model, fact, setup):
+    return gradient_gains(model, fact, setup.pose(fact, "error_injection", None))
