@@ -50,7 +50,9 @@ def main() -> None:
         with listening(ProgressLines()):
             experiment.run(run, workers=experiment.default_workers())
     compact(run)
-    found = analyze(load_run(run), folder / "new", compare_paper=True)
+    others = [make_pages.FIGURES / name / "run" for name in CONFIGURATIONS if name != args.model]
+    second = next((load_run(other) for other in others if other.is_dir()), None)  # Figure 13 is of another model
+    found = analyze(load_run(run), folder / "new", compare_paper=True, second=second)
     for old in (path for path in folder.iterdir() if path.suffix in (".csv", ".md", ".pdf", ".png", ".tex")):
         old.unlink()
     for paths in found.written.values():

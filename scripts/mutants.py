@@ -122,7 +122,7 @@ def _left_out(node) -> bool:
     """Whether a node of the syntax tree is part of an annotation, which runs nothing, or of `strict=`."""
     while node.parent is not None:
         parent = node.parent
-        if parent.type == "argument" and parent.children[0].value == "strict":
+        if parent.type == "argument" and parent.get_first_leaf().value == "strict":
             return True
         if parent.type == "tfpdef" or (parent.type == "annassign" and node is parent.children[1]):
             return True

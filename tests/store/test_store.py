@@ -713,6 +713,23 @@ def small_shards(folder: Path) -> Run:
     return run
 
 
+def test_rows_are_counted_by_cell_and_those_that_are_not_selected_apart(folder: Path) -> None:
+    small_shards(folder).close()
+    counted = load_run(folder).cells("edits")
+    assert counted["cell"].tolist() == ["cell0", "cell1"]
+    assert counted["rows"].tolist() == counted["facts"].tolist() == [12, 12]
+    assert counted["present"].tolist() == [True, True]
+    fewer = Selection({}, {"cell1": cells_of(2).edits["cell1"]}, {f: f"c{f}" for f in range(4)})
+    with Run.create(folder, {**CONFIG, "facts": 3}, PROVENANCE, fewer) as run:
+        counted = run.cells("edits")
+        assert counted["cell"].tolist() == ["cell1", "cell0"]
+        assert counted["present"].tolist() == [True, False]
+        assert counted["layer"].tolist() == [1, 0], "described by the history"
+        assert counted["rows"].tolist() == [12, 12]
+        assert len(run.edits) == 4
+        assert run.kept() == 12 + 8
+
+
 def test_compacting_saves_files_and_changes_no_row(folder: Path) -> None:
     run = small_shards(folder)
     before, facts = run.read("edits", lists=True), {f for shard in run.shards("edits") for f in shard.facts}
