@@ -259,13 +259,14 @@ def test_mean_effects_are_over_all_cells():
 def test_magnitudes_point_in_the_direction_of_the_objective():
     edits = pd.DataFrame(
         {
-            "problem": ["error_injection", "fact_erasure", "error_injection"],
-            "objective": ["raise", "lower", "raise"],
-            "rewrite_before": [[0.1], np.array([0.9]), None],
-            "rewrite_after": [[0.7], np.array([0.2]), None],
+            "problem": ["error_injection", "fact_erasure", "error_injection", "hers"],
+            "objective": ["raise", "lower", "raise", "lower"],
+            "rewrite_before": [[0.1], np.array([0.9]), None, [0.5]],
+            "rewrite_after": [[0.7], np.array([0.2]), None, [0.1]],
         }
     )
-    np.testing.assert_allclose(magnitudes(edits), [0.6, 0.7, np.nan])
+    np.testing.assert_allclose(magnitudes(edits), [0.6, 0.7, np.nan, 0.4])
+    np.testing.assert_allclose(magnitudes(edits.drop(columns="objective")), [0.6, 0.7, np.nan, -0.4])  # old rows
     with pytest.raises(RowsMissing, match="no raw probabilities"):
         magnitudes(edits[["problem"]])
 
