@@ -2,7 +2,7 @@
 
 python scripts/make_figures.py                      # built-in model: an hour or two on two cores
 python scripts/make_figures.py smollm2              # a dozen hours; stop it at any time, and it continues from there
-python scripts/make_figures.py smollm2 --no-run     # from the rows that are there
+python scripts/make_figures.py smollm2 --no-run     # from the rows that are there; Figure 13: --second RUN
 python scripts/make_figures.py --redraw             # every figure again from its CSV file, as after a change of style
 
 The rows of a real model stay in `figures/MODEL/run`, compacted, so that a reader can check every table.
@@ -31,6 +31,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", choices=CONFIGURATIONS, default="builtin")
     parser.add_argument("--run", type=Path, help="the run's folder; default: figures/MODEL/run, builtin: runs/figures")
+    parser.add_argument(
+        "--second", type=Path, help="the run of another model, for Figure 13; builtin: figures/smollm2/run"
+    )
     parser.add_argument("--facts", type=int, help="fewer or more facts than the configuration has")
     parser.add_argument("--out", type=Path, help="the folder of tables and figures; default: figures/MODEL")
     parser.add_argument("--workers", type=int, help="processes; default: as many as cores and memory allow")
@@ -42,7 +45,9 @@ def main() -> None:
             print(f"{place}: {len(redraw(place)) // 2} figures")
         return
     folder = args.out or make_pages.FIGURES / args.model
-    run = args.run or (Path("runs/figures") if args.model == "builtin" else folder / "run")
+    if args.model == "builtin":
+        args.run, args.second = args.run or Path("runs/figures"), args.second or make_pages.FIGURES / "smollm2" / "run"
+    run = args.run or folder / "run"
     config = ExperimentConfig.from_toml(EXPERIMENTS / f"{CONFIGURATIONS[args.model]}.toml")
     if not args.no_run:
         changes = {"workers": args.workers, "facts": args.facts or config.facts}
@@ -50,8 +55,7 @@ def main() -> None:
         with listening(ProgressLines()):
             experiment.run(run, workers=experiment.default_workers())
     compact(run)
-    others = [make_pages.FIGURES / name / "run" for name in CONFIGURATIONS if name != args.model]
-    second = next((load_run(other) for other in others if other.is_dir()), None)  # Figure 13 is of another model
+    second = load_run(args.second) if args.second else None
     found = analyze(load_run(run), folder / "new", compare_paper=True, second=second)
     for old in (path for path in folder.iterdir() if path.suffix in (".csv", ".md", ".pdf", ".png", ".tex")):
         old.unlink()

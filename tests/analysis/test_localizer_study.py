@@ -14,7 +14,7 @@ from loc_edit.analysis.regression.localizers import localizer_matrix
 from loc_edit.analysis.regression.ols import fits
 from loc_edit.analysis.regression.statistics import sensitivity
 from loc_edit.analysis.run import Run, load_run
-from loc_edit.analysis.tables.localized import of_localizer
+from loc_edit.analysis.tables.localized import localizers_in, of_localizer
 from loc_edit.analysis.tables.rows import RowsMissing, StudyRows, join_by_localizer
 from loc_edit.analysis.tables.summaries import mean_effects
 
@@ -232,3 +232,15 @@ def test_the_report_shows_the_study(run, tmp_path):
     page = loc_edit.write_report(run, tmp_path / "page.html", draws=20).read_text()
     assert "What each localizer adds to the R\u00b2 of the layer" in page
     assert "attribution, 5 (mlp_out)" in page
+
+
+def test_rows_without_a_localizer_are_causal_tracing_s():
+    old = pd.DataFrame({"fact_id": [0, 1], "window": [5, 5]})
+    pd.testing.assert_frame_equal(of_localizer(old), old)
+    assert of_localizer(old, "attribution").empty
+    assert localizers_in(old) == ["causal_tracing"]
+    assert localizers_in(old.head(0)) == []
+    several = old.assign(localizer=["mine", "attribution"])
+    assert of_localizer(several, "mine")["fact_id"].tolist() == [0]
+    assert of_localizer(several).empty
+    assert localizers_in(several) == ["attribution", "mine"]
