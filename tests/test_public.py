@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+from dataclasses import is_dataclass
 
 import pandas as pd
 import pytest
@@ -89,6 +90,12 @@ def test_every_public_name_can_be_had_and_says_what_it_is():
         if callable(value):
             assert value.__doc__, name
     assert len(set(loc_edit.__all__)) == len(loc_edit.__all__)
+
+
+def test_records_cannot_be_changed():
+    records = [value for value in map(loc_edit.__getattr__, loc_edit.__all__) if is_dataclass(value)]
+    assert len(records) > 20
+    assert not [record.__name__ for record in records if not record.__dataclass_params__.frozen]
 
 
 def test_other_names_are_refused():

@@ -30,9 +30,9 @@ from loc_edit.files import Damaged, StoreError, short_hash, write_json
 from loc_edit.store import compacting, shards
 from loc_edit.store.folder import BadRun, RunMismatch
 from loc_edit.store.lock import FolderLock, RunLocked, lock_holder
-from loc_edit.store.rows import SCHEMA_VERSION, BadRows
+from loc_edit.store.rows import IDENTITIES, SCHEMA_VERSION, BadRows
 from loc_edit.store.selection import Selection
-from loc_edit.store.settings import cell_key
+from loc_edit.store.settings import cell_key, describe, differences
 
 CONFIG: dict[str, Any] = {"facts": 4, "layers": [0, 1], "rome": {"lr": 0.5, "clamp": None}}
 PROVENANCE = {"model_fingerprint": "abc", "seed": 0, "torch": "2"}
@@ -693,6 +693,29 @@ def test_the_store_needs_no_torch() -> None:
     subprocess.run(
         [sys.executable, "-c", "import loc_edit.store.run, sys; assert 'torch' not in sys.modules"], check=True
     )
+
+
+def test_rows_of_very_many_identities_are_sorted_and_told_apart(folder: Path) -> None:
+    n, names = 3000, ["problem", "method", "layer", "window", "fact_id", "seed"]
+    draws = np.random.default_rng(0)
+    columns = {name: draws.permutation(n) for name in names}  # more combinations than a 64-bit number can count
+    rows = pd.DataFrame(columns | {"status": "done"}).astype({"problem": str, "method": str})
+    with create(folder) as run:
+        with pytest.raises(BadRows, match="two rows have the key"):
+            run.write("edits", "u", pd.concat([rows, rows.tail(1)]))
+        run.write("edits", "u", rows)
+        found = run.edits
+    assert len(found) == n
+    in_order = [name for name in IDENTITIES["edits"] if name in names]
+    pd.testing.assert_frame_equal(found[names], found.sort_values(in_order, kind="stable")[names])
+    assert sorted(found["fact_id"]) == list(range(n))
+
+
+@pytest.mark.parametrize(("length", "shown"), [(80, "x" * 78), (81, "... (81 characters)")])
+def test_long_settings_are_shortened(length: int, shown: str) -> None:
+    text = describe(differences({"lr": "x" * (length - 2)}, {"lr": 1}))  # two quotation marks more
+    assert shown in text
+    assert text.startswith("lr is ")
 
 
 # --- many small shards as few large ones
