@@ -84,6 +84,14 @@ def test_within_facts_is_the_regression_with_fixed_effects_of_layer_and_fact():
     assert within_facts(Profiles.of(easy.assign(rewrite=-easy["rewrite"])))[1].middle == pytest.approx(-r.middle)
 
 
+def test_a_profile_that_all_facts_share_says_nothing_within_a_fact():
+    frame = dependent_rows(30, 4, slope=0.2, rng=1)
+    shared = frame.assign(trace=frame["layer"] / 7.0)
+    for interval in within_facts(Profiles.of(shared)):
+        assert np.isnan([interval.middle, interval.low, interval.high]).all()
+    assert all(np.isfinite(interval.middle) for interval in within_facts(Profiles.of(frame)))
+
+
 def test_covariates_are_taken_off_as_in_a_regression_with_them():
     rng = np.random.default_rng(0)
     frame = dependent_rows(30, 4, slope=0.2, rng=1)
