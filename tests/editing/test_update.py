@@ -169,6 +169,17 @@ def test_edits_are_undone_exactly_in_any_order(tiny, order):
     assert same_bits(tiny, before)
 
 
+def test_undo_without_a_name_takes_the_last_edit_back(tiny):
+    before, edits = weights(tiny), [random_edit(tiny, seed=seed) for seed in range(3)]
+    stack = EditStack(tiny)
+    for edit in edits:
+        stack.apply(edit)
+    for n_left in (2, 1, 0):
+        stack.undo()
+        assert list(stack.edits) == edits[:n_left]
+    assert same_bits(tiny, before)
+
+
 def test_an_edit_made_on_top_of_another_outlives_it(deep, facts, stats_of, contexts):
     before = weights(deep)
     one, other = (loc_edit.pose(fact, "error_injection", deep) for fact in facts[:2])
