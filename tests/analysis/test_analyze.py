@@ -65,6 +65,13 @@ def test_runs_of_other_problems_add_up(make, tmp_path):
     assert analysis.fits["problem"].tolist() == ["error_injection", "fact_forcing"]
 
 
+def test_a_method_that_one_run_lacks_does_not_count(make):
+    both = SETTINGS | {"memit-5": {"error_injection": {"lr": 0.3}}}
+    fewer, more = make("fewer", range(4)), make("more", range(4, 8), settings=both)
+    for runs in ([fewer, more], [more, fewer]):
+        assert set(gather(runs)[1]["fact_id"]) == set(range(8))
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

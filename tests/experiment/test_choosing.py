@@ -22,9 +22,12 @@ def options(stats_of, deep, monkeypatch):
     return {"noise": "1.5", "noise_samples": 2, "settings": {"rome": {"steps": 3}}, "preset": "none"}
 
 
-def test_a_gradient_gain_is_the_slope_of_the_loss(deep, facts):
-    fact = next(fact for fact in facts if fact.paraphrases)
+@pytest.mark.parametrize("n_tokens", [1, 2])
+def test_a_gradient_gain_is_the_slope_of_the_loss(deep, facts, n_tokens):
+    target = {1: "Rome", 2: "Paris in"}[n_tokens]
+    fact = replace(next(fact for fact in facts if fact.paraphrases), target_new=target)
     request = loc_edit.pose(fact, "error_injection", deep)
+    assert len(request.target_tokens) == n_tokens
     gains = gradient_gains(deep, fact, request)
     assert gains.shape == (deep.cfg.n_layers,)
 
