@@ -1,4 +1,4 @@
-"""Make `figures/erasure/` or `figures/after_edits/`: further scores by edited layer and by what localizers say.
+"""Make `figures/erasure/` or `figures/after_edits/`: further scores by edited layer, and by what localizers say.
 
 python scripts/make_scores.py erasure               # built-in model, 60 facts: about an hour on one core
 python scripts/make_scores.py after_edits           # built-in model, 100 facts: about an hour on one core
@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 import loc_edit
+from loc_edit.analysis.comparisons import further_scores, write_comparisons
 from loc_edit.analysis.regression.localizers import localizer_choices
 from loc_edit.analysis.regression.paper import resampled_tables
 from loc_edit.analysis.tables.paper import write_table
@@ -65,6 +66,7 @@ def main() -> None:
         run = loc_edit.load_run(folder)
         outcomes = ["rewrite", "paraphrase", *(name for scorer in scores for name in scores_of(scorer))]
         by_layer.append(mean_scores(run.edits, outcomes))
+        write_comparisons(further_scores(run.edits), out, out)
         for outcome in outcomes:
             try:
                 choices.append(

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from loc_edit.analysis.figures.choices import plot_layer_choices
+from loc_edit.analysis.figures.editing import scores_by_layer
 from loc_edit.analysis.figures.localizers import plot_localizer_choices, plot_localizer_matrix
 from loc_edit.analysis.figures.planted import plot_planted_accuracy, plot_planted_edits
 from loc_edit.analysis.figures.sequences import plot_sequences
@@ -17,8 +18,10 @@ from loc_edit.analysis.regression.localizers import localizer_choices, localizer
 from loc_edit.analysis.regression.planted import Planted, planted_accuracy, planted_edits, planted_gain, planted_in
 from loc_edit.analysis.run import Run
 from loc_edit.analysis.tables.paper import make_each, write_table
-from loc_edit.analysis.tables.rows import RowsMissing, StudyRows
+from loc_edit.analysis.tables.rows import RowsMissing, StudyRows, without_controls
 from loc_edit.analysis.tables.sequences import sequences
+from loc_edit.analysis.tables.summaries import mean_scores
+from loc_edit.names import SCORES, scores_of
 from loc_edit.views.style import save
 
 
@@ -28,7 +31,7 @@ class Comparison:
 
     Attributes:
         title: what it shows.
-        table: the table's name.
+        table: the table's name; empty if the figure's numbers are enough.
         compute: the rows of both; raises `RowsMissing`.
         figure: the figure's name in `DRAWINGS`, if there is one.
     """
@@ -51,8 +54,14 @@ DRAWINGS: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "planted_accuracy": plot_planted_accuracy,
     "planted_edits": plot_planted_edits,
     "sequences": plot_sequences,
+    "scores": scores_by_layer,
 }
-"""What draws each figure of a comparison."""
+"""What draws each figure of a comparison; more of a name can follow, as in `scores_generation`."""
+
+
+def drawing_of(figure: str) -> Callable[[pd.DataFrame], Figure] | None:
+    """What draws the figure of that name; `None` if there is nothing."""
+    return DRAWINGS.get(figure) or DRAWINGS.get(figure.partition("_")[0])
 
 
 def comparisons(
@@ -92,10 +101,23 @@ def comparisons(
         Comparison(added, "localizer_matrix", matrix, "localizer_matrix"),
         Comparison(where, "localizer_choices", peaks, "localizer_choice"),
     ]
+    made += further_scores(rows.edits)
     if run and run.config.get("planted"):
         made += planted_comparisons(rows.localized, rows.edits, planted_in(run))
     if in_sequence is not None and len(in_sequence):
         made += sequence_comparisons(in_sequence)
+    return made
+
+
+def further_scores(edits: pd.DataFrame) -> list[Comparison]:
+    """Scores beside the study's by edited layer, those between 0 and 1: a figure for each scorer and problem."""
+    made = []
+    for problem, rows in without_controls(edits).groupby("problem", sort=False):
+        for scorer in dict.fromkeys(known.scorer for known in SCORES.values() if known.scorer):
+            shares = [name for name in scores_of(scorer) if (SCORES[name].low, SCORES[name].high) == (0.0, 1.0)]
+            if found := [name for name in shares if name in rows and rows[name].notna().any()]:
+                name = f"scores_{scorer}_{problem}"
+                made.append(Comparison(f"{scorer} by edited layer", "", partial(mean_scores, rows, found), name))
     return made
 
 
@@ -137,9 +159,10 @@ def write_comparisons(
 
     def write(name: str, comparison: Comparison) -> None:
         data = comparison.compute()
-        written[comparison.table] = write_table(data, tables, comparison.table)
-        if comparison.figure:
-            drawn = save(DRAWINGS[comparison.figure](data), data, figures, comparison.figure)
+        if comparison.table:
+            written[comparison.table] = write_table(data, tables, comparison.table)
+        if draw := drawing_of(comparison.figure):
+            drawn = save(draw(data), data, figures, comparison.figure)
             written[comparison.figure] = [*written.get(comparison.figure, []), *drawn]
 
     _, missing = make_each({part.name: part for part in wanted}, write)

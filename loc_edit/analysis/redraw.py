@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from loc_edit.analysis.comparisons import DRAWINGS
+from loc_edit.analysis.comparisons import drawing_of
 from loc_edit.analysis.figures.convergence import key_convergence
 from loc_edit.analysis.figures.forest import plot_forest
 from loc_edit.analysis.figures.leaderboard import plot_leaderboard
@@ -27,7 +27,7 @@ def drawing(name: str) -> Callable[[pd.DataFrame], Figure] | None:
     """What draws the figure of that name, such as `figure_6`; `None` if there is nothing."""
     if name in FIGURES:
         return FIGURES[name].draw
-    return DRAWINGS.get(name) or OTHERS.get(name) or OTHERS.get(name.partition("_")[0])
+    return drawing_of(name) or OTHERS.get(name) or OTHERS.get(name.partition("_")[0])
 
 
 def drawn_numbers(path: Path) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import tomli_w
 from matplotlib.figure import Figure
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from loc_edit.analysis.comparisons import DRAWINGS, Comparison, comparisons
+from loc_edit.analysis.comparisons import Comparison, comparisons, drawing_of
 from loc_edit.analysis.figures.paper import FIGURES, PaperFigure
 from loc_edit.analysis.regression.paper import TABLES
 from loc_edit.analysis.regression.statistics import statistics
@@ -93,9 +93,10 @@ def comparison_sections(rows: StudyRows, draws: int, run: Run) -> tuple[list[Sec
 
     def make(name: str, part: Comparison) -> None:
         data = part.compute()
-        tables.append(_table(part.table, part.title, data))
-        if part.figure:
-            figures.append(_figure(part.figure, part.title, DRAWINGS[part.figure](data)))
+        if part.table:
+            tables.append(_table(part.table, part.title, data))
+        if draw := drawing_of(part.figure):
+            figures.append(_figure(part.figure, part.title, draw(data)))
 
     parts = comparisons(rows, draws, run=run, in_sequence=run.sequences)
     _, missing = make_each({part.name: part for part in parts}, make, ValueError)

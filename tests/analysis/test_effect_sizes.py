@@ -13,7 +13,7 @@ from loc_edit.analysis.regression import folds as folds_module
 from loc_edit.analysis.regression.choices import gain_at_peak
 from loc_edit.analysis.regression.effect_sizes import SIZES, common_slope, effect_sizes, shares, within_facts
 from loc_edit.analysis.regression.folds import chosen_by_others, out_of_sample, splits
-from loc_edit.analysis.regression.intervals import jackknife_covariance, share_interval
+from loc_edit.analysis.regression.intervals import FEWEST_UNITS, jackknife_covariance, share_interval
 from loc_edit.analysis.regression.ols import fit
 from loc_edit.analysis.regression.profiles import Profiles, Resampling, Sums, explained
 
@@ -134,6 +134,13 @@ def test_the_interval_of_a_share_is_the_noncentral_one_where_errors_are_normal_a
         for end, tail in ((found.low, 0.975), (found.middle, 0.5), (found.high, 0.025)):
             assert end == 0 or below(end) == pytest.approx(tail, abs=0.02)
             assert end > 0 or below(1e-9) <= tail + 0.02
+
+
+def test_an_interval_needs_the_fewest_units():
+    draws = np.random.default_rng(0)
+    for n in (FEWEST_UNITS - 1, FEWEST_UNITS, FEWEST_UNITS + 1):
+        interval = share_interval(np.array([0.5]), 0.5 + 0.1 * draws.standard_normal((n, 1)), 0.95)
+        assert np.isfinite(interval.low) == np.isfinite(interval.high) == (n >= FEWEST_UNITS)
 
 
 @pytest.mark.parametrize("middle", [0.3, 0.9])

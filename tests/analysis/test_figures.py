@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from synthetic import edit_rows, trace_rows
 
+from loc_edit.analysis.comparisons import drawing_of, further_scores, write_comparisons
 from loc_edit.analysis.figures.editing import scatter, scores_by_layer
 from loc_edit.analysis.figures.explained import r2_bars
 from loc_edit.analysis.figures.localization import fact_heatmap, peak_layers
@@ -205,3 +206,23 @@ def test_numbers_on_the_layer_axis_do_not_touch():
         boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
         assert len(boxes) >= min(len(data), 4)
         assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+
+
+def test_further_scores_have_a_figure_for_each_scorer_and_problem(edits, tmp_path, quick_files):
+    shares = {"generation_rewrite": 0.5, "generation_paraphrase_anywhere": 0.25, "movement_to_edit": 1.0}
+    scored = edits.assign(**shares, generation_entropy=-0.1, survival_int8=np.nan)
+    problems = sorted(scored["problem"].unique())
+    assert problems
+    made = {part.figure: part for part in further_scores(scored)}
+    assert sorted(made) == [
+        f"scores_{scorer}_{problem}" for scorer in ("generation", "movement") for problem in problems
+    ]
+    data = made[f"scores_generation_{problems[0]}"].compute()
+    assert set(data["problem"]) == {problems[0]}
+    assert dict(zip(data["outcome"], data["mean"], strict=True)) == {name: shares[name] for name in list(shares)[:2]}
+    figure = drawing_of(f"scores_generation_{problems[0]}")(data)
+    assert [ax.get_title(loc="left") or ax.get_title() for ax in figure.axes[:2]] == ["Rewrite", "Paraphrase anywhere"]
+    written, missing = write_comparisons(list(made.values()), tmp_path, tmp_path)
+    assert sorted(written) == sorted(made)
+    assert missing == {}
+    assert further_scores(edits) == []

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from loc_edit.analysis.tables.rows import is_control, method_labels, require, without_controls
-from loc_edit.names import SCORES, method_label, problem_label, score_label
+from loc_edit.names import SCORES, capitalized, method_label, problem_label, score_label
 from loc_edit.views.style import (
     BLUE,
     DOUBLE,
@@ -58,7 +58,7 @@ def scatter(data: pd.DataFrame, outcome: str = "rewrite", regressor: str = "trac
 
 
 def scores_by_layer(data: pd.DataFrame) -> Figure:
-    """Mean scores against the edited layer, a line per method, a panel per problem x score (Figures 7 to 9).
+    """Mean scores against the edited layer, a line per method, a panel per problem x score (Figures 7 to 9 and others).
 
     Args:
         data: `problem, method, window, layer, outcome, mean, low, high`, see `mean_scores`.  Controls among the
@@ -68,7 +68,7 @@ def scores_by_layer(data: pd.DataFrame) -> Figure:
     with styled():
         problems, outcomes = list(data["problem"].unique()), list(data["outcome"].unique())
         grid = [(problem, outcome) for problem in problems for outcome in outcomes]
-        columns = len(outcomes) if len(outcomes) > 1 else None
+        columns = None if len(outcomes) == 1 else len(outcomes) if len(problems) > 1 else 3
         height = 1.7 if len(grid) == 1 else 1.4
         figure, axes = panels(len(grid), columns=columns, height=height, sharex=True, sharey=True)
         styles = series(method_labels(without_controls(data)))
@@ -76,11 +76,11 @@ def scores_by_layer(data: pd.DataFrame) -> Figure:
             cell = data[(data["problem"] == problem) & (data["outcome"] == outcome)]
             _control_lines(ax, cell[is_control(cell)], styles)
             _score_lines(ax, without_controls(cell), styles)
-            ax.set_title(problem_label(problem) + (f": {outcome}" if len(outcomes) > 1 else ""))
+            ax.set_title(_panel_title(problem, outcome, alone=len(outcomes) == 1))
             layer_ticks(ax, without_controls(data)["layer"])
         lowest = float(np.nanmin(data[["mean", "low"]].to_numpy(dtype=float)))
         # Where all scores are high, they fill the panels.
-        bottom = math.floor(10 * lowest) / 10 if lowest > 0.5 else 0.0
+        bottom = min(0.9, math.floor(10 * lowest) / 10) if lowest > 0.5 else 0.0
         axes[0].set_ylim(bottom - 0.03 * (1 - bottom), 1 + 0.03 * (1 - bottom))
         figure.supxlabel("Edited layer")
         figure.supylabel(f"Mean {'score (0 to 1)' if len(outcomes) > 1 else score_label(outcomes[0]).lower()}")
@@ -89,6 +89,13 @@ def scores_by_layer(data: pd.DataFrame) -> Figure:
             entries |= {str(handle.get_label()): handle for handle in ax.get_legend_handles_labels()[0]}
         legend(figure, axes, list(entries.values()))
     return figure
+
+
+def _panel_title(problem: str, outcome: str, alone: bool) -> str:
+    """The problem, and the score where there are several; the score alone if it is of a further scorer."""
+    if outcome in SCORES and (scorer := SCORES[outcome].scorer):
+        return capitalized(outcome.removeprefix(f"{scorer}_").replace("_", " "))
+    return problem_label(problem) + ("" if alone else f": {outcome}")
 
 
 def _points(ax: Axes, cell: pd.DataFrame, outcome: str, regressor: str, size: float) -> None:
