@@ -208,6 +208,7 @@ def test_numbers_on_the_layer_axis_do_not_touch():
         assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
+@pytest.mark.slow
 def test_further_scores_have_a_figure_for_each_scorer_and_problem(edits, tmp_path, quick_files):
     shares = {"generation_rewrite": 0.5, "generation_paraphrase_anywhere": 0.25, "movement_to_edit": 1.0}
     scored = edits.assign(**shares, generation_entropy=-0.1, survival_int8=np.nan)
