@@ -194,6 +194,10 @@ def test_a_good_localizer_gains_and_one_unit_is_a_relation():
     gain = gain_at_peak(Profiles.of(frame), Resampling(300))
     assert gain.low < 0.075 < gain.high
     assert gain.low > 0.05
+    for draws in (0, 1):
+        alone = gain_at_peak(Profiles.of(frame), Resampling(draws))
+        assert alone.middle == pytest.approx(gain.middle)
+        assert np.isnan([alone.low, alone.high]).all()
     related = frame.assign(relation=frame["fact_id"] % 12)
     related["rewrite"] += 0.1 * (frame["layer"] == 0)  # so that the choice of the one layer is clear
     related["rewrite"] += 0.3 * rng.normal(size=12)[related["relation"]] * peak

@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from loc_edit.analysis.regression.folds import TIE, chosen_by_others, splits
-from loc_edit.analysis.regression.intervals import Interval, t_interval
+from loc_edit.analysis.regression.intervals import FEWEST_UNITS, Interval, t_interval
 from loc_edit.analysis.regression.profiles import DEFAULTS, NAN, Profiles, Resampling
 from loc_edit.analysis.tables.rows import RowsMissing, by_combination, in_paper_order, refuse_repeated_edits, require
 
@@ -117,7 +117,7 @@ def _weights(profiles: Profiles, resampling: Resampling) -> NDArray[np.float64]:
 
 def _interval(means: NDArray[np.float64], profiles: Profiles, resampling: Resampling) -> Interval:
     """Of the first mean, with the deviation of the others as its standard error."""
-    n_units = int(profiles.units().max()) + 1
-    error = float(means[1:].std()) if resampling.draws > 1 else NAN
-    interval = t_interval(float(means[0]), error, n_units, resampling.level)
-    return interval if n_units >= 3 and resampling.draws > 1 else Interval(float(means[0]))
+    n_units, middle = int(profiles.units().max()) + 1, float(means[0])
+    if n_units < FEWEST_UNITS or resampling.draws < 2:
+        return Interval(middle)
+    return t_interval(middle, float(means[1:].std()), n_units, resampling.level)
