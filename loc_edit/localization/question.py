@@ -279,7 +279,7 @@ class Question(TargetedPrompt):
             changes[-1][:, start:] -= noisy
         return changes
 
-    def trace(self, effect: Float[Tensor, "layer pos"], localizer: str, batch_size: int = 0, reason: str = "") -> Trace:
+    def trace(self, effect: Float[Tensor, "layer pos"], localizer: str, batch_size: int, reason: str) -> Trace:
         """The trace of a localizer that measured this effect, in units of the metric; if it is NaN, the log says so."""
         traced = Trace(
             self.prompt,

@@ -62,6 +62,16 @@ def test_a_by_product_of_the_prompts_length_is_taken_off():
     assert found.loc["prompt length", "partial_low"] < 0.01
 
 
+@pytest.mark.parametrize(
+    ("lengths", "reason"), [((7, 7), "the prompts' lengths are"), ((7, 8), ""), ((7, np.nan), "the")]
+)
+def test_prompts_of_one_length_tell_nothing_of_their_length(lengths, reason):
+    frame = dependent_rows(40, rng=0)
+    found = lines(frame.assign(prompt_length=np.array(lengths)[frame["fact_id"] % 2]), "prompt length")
+    assert found.loc["prompt length", "reason"].startswith(reason)
+    assert np.isfinite(found.loc["prompt length", "p"]) == (reason == "")
+
+
 @pytest.mark.slow
 def test_what_relations_share_is_taken_off():
     rng = np.random.default_rng(2)

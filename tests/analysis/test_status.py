@@ -12,7 +12,7 @@ import pytest
 
 import loc_edit
 from loc_edit.analysis.run import Run, load_run
-from loc_edit.analysis.status import grouped_reasons, reason_lines, run_progress
+from loc_edit.analysis.status import failed_cells, grouped_reasons, reason_lines, run_progress
 from loc_edit.analysis.tables.rows import without_controls
 from loc_edit.cli.main import main
 from loc_edit.experiment.experiment import Experiment
@@ -421,3 +421,11 @@ def test_a_plan_counts_the_time_for_key_statistics_unless_they_are_in_the_cache(
     assert lab(**{**options, "corpus_tokens": 99}).plan().statistics > 0
     assert lab(**{**options, "corpus": "identity"}).plan().statistics == 0
     assert lab(**{**options, "methods": ("finetune-1",)}).plan().statistics == 0
+
+
+def test_a_cell_has_failed_when_edits_failed_and_none_is_done():
+    statuses = {0: ("failed", "skipped"), 1: ("failed", "done"), 2: ("skipped", "skipped"), 3: ("done", "done")}
+    about = {"problem": "error_injection", "method": "memit", "window": 5}
+    edits = pd.DataFrame([about | {"layer": n, "status": one} for n, both in statuses.items() for one in both])
+    assert failed_cells(edits) == ["Error injection, MEMIT, layer 0"]
+    assert failed_cells(edits[edits["layer"] > 0]) == []

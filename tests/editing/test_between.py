@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import loc_edit
 from loc_edit import Edit, EditMismatch
+from loc_edit.editing.changes import MOST_RANK, parts
 from loc_edit.editing.update import edit_hooks
 from loc_edit.models.adapter import VERSION, lens
 from loc_edit.scoring.measuring import Meter
@@ -153,3 +154,10 @@ def test_what_is_no_edit_is_refused(deep, tiny):
     edit = Edit.between(deep, {"ln_final.w": deep.ln_final.w + 1})
     with pytest.raises(EditMismatch, match="scoring without writing weights knows changes of W_out"):
         edit_hooks(deep, [edit], torch.zeros(1).long())
+
+
+@pytest.mark.parametrize("rank", [MOST_RANK, MOST_RANK + 1])
+def test_a_change_of_a_higher_rank_is_kept_whole(rank):
+    draws = torch.Generator().manual_seed(0)
+    change = torch.randn(150, rank, generator=draws) @ torch.randn(rank, 140, generator=draws)
+    assert set(parts(change)) == ({"left", "right"} if rank == MOST_RANK else {"full"})

@@ -172,3 +172,9 @@ def test_tuned_settings_are_those_of_grids_and_the_defaults_for_an_unknown_model
     )
     with pytest.raises(ValueError, match="finetuned"):
         loc_edit.tuned_settings("smollm2", "finetuned")
+
+
+def test_weight_decay_has_no_place_of_its_own():
+    assert loc_edit.FinetuneSettings(1, 1e-4, 1e-3, False, weight_decay=0.5).weight_decay == 0.5
+    with pytest.raises(TypeError):
+        loc_edit.FinetuneSettings(1, 1e-4, 1e-3, False, 0.5)

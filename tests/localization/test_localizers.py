@@ -42,6 +42,7 @@ def test_every_localizer_gives_a_trace_of_the_same_question(shapes, facts, name,
     if "ablation" not in name:  # the cells before the subject are the same in both runs
         before = found.effect[:, : prompt.subject.start]
         assert before.numel() == 0 or before.abs().max() < 1e-6
+    assert found.batch_size >= 0
     frame = found.to_frame()
     assert len(frame) == found.p_restored.numel()
 
