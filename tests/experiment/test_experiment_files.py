@@ -24,6 +24,7 @@ def config(name):
 def test_there_are_files_and_no_other_than_these():
     of_the_paper, of_the_builtin_model = ["paper_gpt2xl", "paper_gptj"], ["full", "localizers", "sequence", "small"]
     names = [
+        "after_edits",
         *(f"builtin_{name}" for name in of_the_builtin_model),
         "erasure",
         "gemma3",
@@ -74,6 +75,13 @@ def test_the_study_of_localizers():
 def test_a_study_that_was_fixed_before_the_last_localizers_came_keeps_to_the_ten_it_had():
     later = {"relp", "layer_integrated_gradients", "logit_lens", "tuned_lens"}
     assert set(names.LOCALIZERS) - set(config("smollm2").localizers) == later
+
+
+def test_what_is_asked_after_edits():
+    found = config("after_edits")
+    assert (found.methods, found.facts, found.layers) == (STUDY, 100, None)
+    assert found.scores == ("generation", "survival", "movement")
+    assert set(found.windows) == {1, 5}, "the edited model is traced with window 1"
 
 
 def test_the_sequence_of_edits():
