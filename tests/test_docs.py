@@ -188,6 +188,7 @@ WANTS = {
     "smollm2": "wants a download; tests/models/test_real_models.py",
     "gemma3-270m": "wants a download; tests/models/test_real_models.py",
     "DIR": "wants a model of the reader's",
+    "scripts/experiments/builtin_sequence.toml": "a minute; tests/experiment/test_sequence.py",
     "runs/gpt2-xl": "wants the run of a second model; tests/analysis/test_analyze.py",
 }
 """Words of commands that are not run, and why."""
@@ -200,12 +201,23 @@ LESS = {
     "sequences": "--sequence 2",
 }
 """Options that make a command, or those of a page, quick."""
+MINUTES = {"commands", "configuration", "erasure", "gallery", "localizers"}
+"""Pages whose commands take a minute and more all the same."""
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("registries")
-@pytest.mark.parametrize("page", [page for page in PAGES if any(commands(page))], ids=lambda page: page.stem)
-def test_the_commands_of_a_page_run(page, reader):
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.long if page.stem in MINUTES else (), id=page.stem)
+        for page in PAGES
+        if any(commands(page))
+    ],
+)
+def test_the_commands_of_a_page_run(page, reader, monkeypatch):
+    for module in ("figures.paper", "comparisons"):  # pictures take half of the time, and have tests of their own
+        monkeypatch.setattr(f"loc_edit.analysis.{module}.save", lambda figure, data, folder, name: [])
     ran = []
     for name, *words in commands(page):
         if WANTS.keys() & {name, *words}:
