@@ -45,9 +45,9 @@ def main() -> None:
             print(f"{place}: {len(redraw(place)) // 2} figures")
         return
     folder = args.out or make_pages.FIGURES / args.model
-    if args.model == "builtin":
-        args.run, args.second = args.run or Path("runs/figures"), args.second or make_pages.FIGURES / "smollm2" / "run"
-    run = args.run or folder / "run"
+    is_builtin = args.model == "builtin"
+    run = args.run or (Path("runs/figures") if is_builtin else folder / "run")
+    second = args.second or (make_pages.FIGURES / "smollm2" / "run" if is_builtin else None)
     config = ExperimentConfig.from_toml(EXPERIMENTS / f"{CONFIGURATIONS[args.model]}.toml")
     if not args.no_run:
         changes = {"workers": args.workers, "facts": args.facts or config.facts}
@@ -55,8 +55,7 @@ def main() -> None:
         with listening(ProgressLines()):
             experiment.run(run, workers=experiment.default_workers())
     compact(run)
-    second = load_run(args.second) if args.second else None
-    found = analyze(load_run(run), folder / "new", compare_paper=True, second=second)
+    found = analyze(load_run(run), folder / "new", compare_paper=True, second=load_run(second) if second else None)
     for old in (path for path in folder.iterdir() if path.suffix in (".csv", ".md", ".pdf", ".png", ".tex")):
         old.unlink()
     for paths in found.written.values():

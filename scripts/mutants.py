@@ -4,8 +4,8 @@
     python scripts/mutants.py [--rooms editing store] [--seed 0] [--minutes 60] [--workers 2] [--out mutants.csv]
 
 Each mutant is a random change at a random place of one of the rooms: an operator, a comparison, a number, a condition,
-a decorator (the changes are those of cosmic-ray).  Annotations are left out, as is `strict=True` of a zip, which no
-input makes fail, and so are figures, which are judged by eye.  A mutant is killed if one of the tests of these rooms
+a decorator (the changes are those of cosmic-ray).  Left out are annotations; `strict=True` of a zip, which never fails;
+and figures, which are judged by eye.  A mutant is killed if one of the tests of these rooms
 fails that run its line, tried from the quickest on, without those marked `long`.  Mutants are tried in copies of the
 working tree, by processes forked from one that has imported torch already.  Which tests run which lines is found out
 first, by coverage.py; `--map FILE` keeps it.

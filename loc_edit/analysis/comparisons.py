@@ -1,6 +1,6 @@
 """Compares ways to choose the layer, and localizers, in tables and figures: what goes beyond the paper's own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,9 +59,11 @@ DRAWINGS: dict[str, Callable[[pd.DataFrame], Figure]] = {
 """What draws each figure of a comparison; more of a name can follow, as in `scores_generation`."""
 
 
-def drawing_of(figure: str) -> Callable[[pd.DataFrame], Figure] | None:
+def drawing_of(
+    figure: str, drawings: Mapping[str, Callable[[pd.DataFrame], Figure]] = DRAWINGS
+) -> Callable[[pd.DataFrame], Figure] | None:
     """What draws the figure of that name; `None` if there is nothing."""
-    return DRAWINGS.get(figure) or DRAWINGS.get(figure.partition("_")[0])
+    return drawings.get(figure) or drawings.get(figure.partition("_")[0])
 
 
 def comparisons(

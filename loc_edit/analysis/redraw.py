@@ -27,7 +27,7 @@ def drawing(name: str) -> Callable[[pd.DataFrame], Figure] | None:
     """What draws the figure of that name, such as `figure_6`; `None` if there is nothing."""
     if name in FIGURES:
         return FIGURES[name].draw
-    return drawing_of(name) or OTHERS.get(name) or OTHERS.get(name.partition("_")[0])
+    return drawing_of(name) or drawing_of(name, OTHERS)
 
 
 def drawn_numbers(path: Path) -> pd.DataFrame:

@@ -117,8 +117,7 @@ def _values(setup: Setup, rule: str, problem: str, outcome: str) -> pd.DataFrame
     """The rule's values [fact, layer], the larger the better, for the facts that have one at every layer."""
     rows = pd.concat(_rows(setup, rule, problem), ignore_index=True)
     if rule in LOCALIZERS:
-        definition = EffectDefinition(int(rows["window"].iloc[0]), setup.config.site, localizer=rule)
-        rows = by_layer(rows, definition).rename(columns={"trace": "value"})
+        rows = _effects(rows, rule, int(rows["window"].iloc[0]), setup.config.site)
         rows = rows[rows["layer"].isin(setup.layers)]
     elif rule == PILOT:
         rows = rows.assign(value=rows[outcome] * sign_of(outcome))
@@ -127,6 +126,11 @@ def _values(setup: Setup, rule: str, problem: str, outcome: str) -> pd.DataFrame
         reasons = rows["reason"][rows["reason"] != ""] if "reason" in rows else pd.Series(dtype=object)
         raise RowsMissing(f"no fact has a value at every layer{': ' + reasons.iloc[0] if len(reasons) else ''}")
     return wide
+
+
+def _effects(traces: pd.DataFrame, localizer: str, window: int, site: str) -> pd.DataFrame:
+    """A localizer's effect by fact and layer, as the values of a rule."""
+    return by_layer(traces, EffectDefinition(window, site, localizer=localizer)).rename(columns={"trace": "value"})
 
 
 def _rows(setup: Setup, rule: str, problem: str) -> list[pd.DataFrame]:
@@ -173,10 +177,7 @@ def compare_rules(
     Returns:
         See `layer_rules`; the rules are the localizers, `gradient` and `pilot`.
     """
-    values = {
-        name: by_layer(traces, EffectDefinition(window, localizer=name)).rename(columns={"trace": "value"})
-        for name in localizers_in(traces)
-    }
+    values = {name: _effects(traces, name, window, setup.config.site) for name in localizers_in(traces)}
     ids = set(edits["fact_id"])
     batch = Batch(setup, [fact for fact in setup.data if fact.fact_id in ids])
     gradients = [gradient_rows(batch, problem).assign(problem=problem) for problem in edits["problem"].unique()]
