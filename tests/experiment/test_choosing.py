@@ -99,6 +99,7 @@ def test_rules_are_compared_on_the_facts_that_were_edited(deep, facts, options):
     batch = Batch(setup, facts)
     traces = TraceCell("attribution", 1).rows(batch)
     edits = pd.concat([cell.rows(batch) for cell in edit_cells(setup, "error_injection")])
+    edits = edits.assign(rewrite=0.2 + 0.6 * (edits["layer"] == 3))  # so that the layer matters
     assert len(facts) > 3
     table = compare_rules(setup, traces, edits, window=1, facts=len(facts) - 1, draws=300).set_index("rule")
     assert set(table.index) == {"attribution", "gradient", "pilot"}
@@ -106,6 +107,8 @@ def test_rules_are_compared_on_the_facts_that_were_edited(deep, facts, options):
     gains = pd.DataFrame({fact.fact_id: _gains(deep, fact, setup)[[1, 3]].numpy() for fact in facts}, index=[1, 3]).T
     one_left_out = [scores.loc[one, gains.drop(one).mean().idxmax()] for one in scores.index]
     assert table.loc["gradient", "mean"] == pytest.approx(sum(one_left_out) / len(one_left_out), abs=0.1)
+    assert table.loc["pilot", "mean"] == pytest.approx(0.8)
+    assert table.loc["gradient", "worth"] == pytest.approx((table.loc["gradient", "mean"] - 0.5) / 0.3)
     assert set(table["n_facts"]) == {len(facts)}
 
 
